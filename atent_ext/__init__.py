@@ -1,0 +1,3 @@
+"""ATENT: adversarial training by entropic regularization."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Bridges to neighbouring packages, one file each, imported only when asked for."""

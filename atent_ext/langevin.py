@@ -1,0 +1,194 @@
+"""The kernel of stochastic gradient Langevin dynamics in data space, and the one loop that runs it.
+
+    x'_{k+1} = clamp( project( x'_k + step_size * direction(grad L) + pull + noise * sqrt(2 step_size) * N(0, I) ) )
+
+PGD, FGSM, IFGSM, the inner loops of TRADES and MART, ATENT (Jagatap et al. 2022, Eqs. 8-14) and DESGD are values
+of it. Symbols: x the clean batch, x' the moving one, K the number of steps.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from atent_ext import checks
+from atent_ext.errors import BadInput
+from atent_ext.modes import frozen
+from atent_ext.norms import L2, LINF, Direction, Norm, Start, gaussian, per_example
+from atent_ext.types import Loss, Model, Radius
+
+Generator: TypeAlias = torch.Generator | None
+Pull = Literal["authors", "paper", "coordinate"]
+Project = Literal["every", "last", "never"]
+
+NEAR = 1e-3
+"""Standard deviation of the "near" start of TRADES and MART."""
+
+
+def _unit_or_random(gradient: Tensor, generator: Generator) -> Tensor:
+    # Where the gradient vanishes (TRADES starts next to the clean image, where its KL is flat) any way out will do.
+    size = per_example(LINF.size(gradient), gradient)
+    return L2.steepest(torch.where(size == 0, gaussian(gradient, generator), gradient))
+
+
+_DIRECTIONS: Mapping[str, Callable[[Tensor, Generator], Tensor]] = {
+    "sign": lambda gradient, _: LINF.steepest(gradient),
+    "unit": lambda gradient, _: L2.steepest(gradient),
+    "unit-or-random": _unit_or_random,
+    "raw": lambda gradient, _: gradient,
+}
+
+
+def _largest_coordinate(displacement: Tensor) -> Tensor:
+    """The sign of each example's entry of largest size, zero elsewhere (v1 Eq. 13)."""
+    flat = displacement.flatten(1)
+    largest = flat.abs().argmax(1, keepdim=True)
+    return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(displacement)
+
+
+# (x - x', gamma, step size) -> displacement. The authors' code, unlike the paper, does not scale the pull by the step.
+_PULLS: Mapping[str, Callable[[Tensor, float, Radius], Tensor]] = {
+    "authors": lambda back, gamma, step: gamma * back,
+    "paper": lambda back, gamma, step: step * gamma * back,
+    "coordinate": lambda back, gamma, step: gamma * _largest_coordinate(back),
+}
+
+_STARTS: Mapping[str, Callable[[Tensor, Norm, Radius, Generator], Tensor]] = {
+    "uniform": lambda x, norm, eps, generator: x + LINF.random(x, eps, generator),
+    "ball": lambda x, norm, eps, generator: x + L2.random(x, eps, generator),
+    "corner": lambda x, norm, eps, generator: x + per_example(eps, x) * gaussian(x, generator).sign(),
+    "near": lambda x, norm, eps, generator: x + NEAR * gaussian(x, generator),
+    "clean": lambda x, norm, eps, generator: x.clone(),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Langevin:
+    """One setting of the kernel.
+
+    norm: the norm of the projection. eps: radius of the ball, a number or (N,), in the units of x.
+    steps: K >= 1. step_size: length of one step along `direction`, a number or (N,).
+    direction: "sign" or "unit" (per example), "unit-or-random" (unit, random where the gradient is zero), "raw".
+    noise: the square root of the temperature (v2 Eq. 8). gamma: strength of the pull towards x; pull: its form,
+    `gamma (x - x')` ("authors"), step_size times that ("paper"), or gamma along one coordinate ("coordinate").
+    project: when x' is brought back into the ball. start: where x'_0 lies: "uniform" in the cube of half-width eps,
+    "ball" (normal, projected to the ℓ2 ball), "corner" of the cube, "near" x, or the "clean" x.
+    box: lowest and highest value of an input. box_first: clamp before projecting instead of after.
+    targeted: descend on the loss instead of ascending.
+    Raises BadInput for values that make no sense.
+    """
+
+    norm: Norm
+    eps: Radius
+    steps: int
+    step_size: Radius
+    direction: Direction
+    noise: float = 0.0
+    gamma: float = 0.0
+    pull: Pull = "authors"
+    project: Project = "every"
+    start: Start = "clean"
+    box: tuple[float, float] = (0.0, 1.0)
+    box_first: bool = False
+    targeted: bool = False
+
+    def __post_init__(self) -> None:
+        checks.steps("steps", self.steps)
+        for name in ("eps", "step_size", "noise", "gamma"):
+            checks.radius(name, getattr(self, name))
+        for name, known in (("direction", _DIRECTIONS), ("pull", _PULLS), ("start", _STARTS)):
+            if getattr(self, name) not in known:
+                raise BadInput(f"{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
+        if self.project not in ("every", "last", "never"):
+            raise BadInput(f"project is {self.project!r}; known: every, last, never")
+        if not self.box[0] < self.box[1]:
+            raise BadInput(f"box is {self.box}; its first value must be below its second")
+
+    def begin(self, x: Tensor, generator: Generator = None) -> Tensor:
+        """x'_0, inside the box; (N, ...) -> (N, ...)."""
+        return _STARTS[self.start](x, self.norm, self.eps, generator).clamp(*self.box)
+
+    @torch.no_grad()
+    def step(self, x: Tensor, moving: Tensor, gradient: Tensor, last: bool, generator: Generator = None) -> Tensor:
+        """x'_{k+1} from x'_k (`moving`) and the gradient there of the summed loss, all (N, ...)."""
+        step = per_example(self.step_size, x)
+        move = step * _DIRECTIONS[self.direction](gradient, generator)
+        moved = moving - move if self.targeted else moving + move
+        if self.gamma:
+            moved = moved + _PULLS[self.pull](x - moving, self.gamma, step)
+        if self.noise:
+            scale = math.sqrt(2) * self.noise * step**0.5
+            moved = moved + scale * gaussian(x, generator)
+        return self._confine(x, moved, last)
+
+    def _confine(self, x: Tensor, moved: Tensor, last: bool) -> Tensor:
+        if self.project == "never" or (self.project == "last" and not last):
+            return moved.clamp(*self.box)
+        if self.box_first:
+            return x + self.norm.project(moved.clamp(*self.box) - x, self.eps)
+        return (x + self.norm.project(moved - x, self.eps)).clamp(*self.box)
+
+
+Gradient: TypeAlias = Callable[[Tensor], Tensor]
+"""x' (N, ...) to the gradient of the SUM of the per-example losses there, so that no example sees the others."""
+
+
+def walk(kernel: Langevin, x: Tensor, gradient: Gradient, generator: Generator = None) -> Iterator[Tensor]:
+    """Yield x'_0, ..., x'_K. This is the only loop over steps in the project.
+
+    `gradient` is asked for x'_k only after x'_k was yielded, so that a training method may evaluate it on the way.
+    """
+    x = x.detach()
+    moving = kernel.begin(x, generator)
+    yield moving
+    for k in range(kernel.steps):
+        moving = kernel.step(x, moving, gradient(moving), k + 1 == kernel.steps, generator)
+        yield moving
+
+
+def input_gradient(model: Model, loss: Loss, target: Tensor) -> Gradient:
+    """The gradient of `loss(model(x'), target)`, summed, with respect to x' alone; leaves no gradient on the model."""
+
+    def gradient(moving: Tensor) -> Tensor:
+        with torch.enable_grad(), frozen(model):
+            leaf = moving.detach().requires_grad_()
+            return torch.autograd.grad(loss(model(leaf), target).sum(), leaf)[0]
+
+    return gradient
+
+
+def last_iterate(
+    kernel: Langevin, model: Model, x: Tensor, target: Tensor, loss: Loss, generator: Generator = None
+) -> Tensor:
+    """x'_K of one chain per example: the adversary that an attack or an adversarial objective uses, (N, ...)."""
+    return deque(walk(kernel, x, input_gradient(model, loss, target), generator), maxlen=1).pop()
+
+
+def pgd(
+    norm: Norm,
+    eps: Radius,
+    steps: int,
+    step_size: Radius,
+    *,
+    box: tuple[float, float] = (0.0, 1.0),
+    start: Start | None = None,
+) -> Langevin:
+    """Projected gradient ascent (Madry et al. 2018): no noise, no pull, projected every step, the norm's own start."""
+    return Langevin(
+        norm=norm,
+        eps=eps,
+        steps=steps,
+        step_size=step_size,
+        direction=norm.direction,
+        start=start or norm.start,
+        box=box,
+    )
+
+
+def fgsm(norm: Norm, eps: Radius, *, box: tuple[float, float] = (0.0, 1.0)) -> Langevin:
+    """The fast gradient (sign) method (Goodfellow et al. 2015): one step of size eps from the clean input."""
+    return pgd(norm, eps, 1, eps, box=box, start="clean")

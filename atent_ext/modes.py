@@ -1,0 +1,50 @@
+"""Leave the model as it was found: mode, requires_grad and random state, also after an exception."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def _modules(model: object) -> list[nn.Module]:
+    return list(model.modules()) if isinstance(model, nn.Module) else []
+
+
+def is_training(model: object) -> bool:
+    """Whether any part of the model is in train mode (a plain function never is)."""
+    return any(module.training for module in _modules(model))
+
+
+@contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """Put the model into eval mode; afterwards each module is back in its own mode (some BatchNorm may be frozen)."""
+    modes = [(module, module.training) for module in _modules(model)]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def frozen(model: object) -> Iterator[None]:
+    """Switch off the gradients of all parameters; afterwards each has the `requires_grad` it had."""
+    trainable = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global random state for the block; afterwards it is what it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

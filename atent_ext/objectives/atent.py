@@ -1,0 +1,157 @@
+"""ATENT (Jagatap et al. 2022, Algorithms 1 and 2): the gradient of the running average, exactly, at K + 1 passes.
+
+mu <- (1 - alpha) mu + alpha mean_i L_i(w; x'_j) for j = 1..K, from mu = 0, so iterate x'_j weighs
+alpha (1 - alpha)^(K - j) and x'_0 nothing; the x' are constants for w. The gradient of an average is the average of the
+gradients: each term is back-propagated and freed before the next one, and the forward pass that the average needs at
+x'_j is the one that the Langevin step from x'_j needs.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from atent_ext.errors import BadInput, TermsCollected
+from atent_ext.langevin import Langevin, Project, Pull, input_gradient, walk
+from atent_ext.losses import cross_entropy
+from atent_ext.modes import is_training
+from atent_ext.norms import Direction, Start
+from atent_ext.norms import norm as norm_called
+from atent_ext.objectives.base import Adversarial, InnerMode, Terms, inside
+from atent_ext.types import Model
+
+_SMALL = 1e-3
+"""Below this scale a float32 backward flushes too many directions to zero; the gradient is then computed apart."""
+
+_DEFAULTS: dict[str, tuple[Project, Start, float]] = {"Linf": ("last", "corner", 0.0), "L2": ("never", "ball", 0.05)}
+"""project, start and gamma where the user names none: the authors' (v2 Algorithms 1 and 2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ATENT(Adversarial):
+    """The average loss over a Langevin chain around each image.
+
+    alpha: averaging constant in (0, 1]. noise: square root of the temperature. gamma: strength of the pull (None: 0.05
+    for ℓ2, 0 for ℓ∞, whose projection replaces it). tolerance: iterates that weigh less than this share of the heaviest
+    are dropped, nothing is renormalised; 0 keeps all. direction, pull, project, start: as in `Langevin`; None takes the
+    authors' (sign, last, corner for ℓ∞; unit, never, ball for ℓ2). inner_mode "eval" costs one more pass a kept iterate
+    when the model is in train mode.
+    """
+
+    alpha: float = 0.9
+    noise: float = 1e-3
+    gamma: float | None = None
+    tolerance: float = 1e-3
+    direction: Direction | None = None
+    pull: Pull = "authors"
+    project: Project | None = None
+    start: Start | None = None
+    inner_mode: InnerMode = "train"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha <= 1:
+            raise BadInput(f"alpha is {self.alpha}; it must lie in (0, 1]")
+        if not 0 <= self.tolerance <= 0.9:
+            raise BadInput(f"tolerance is {self.tolerance}; it must lie in [0, 0.9]")
+        super().__post_init__()
+
+    @property
+    def kernel(self) -> Langevin:
+        """The Langevin chain."""
+        chosen = norm_called(self.norm)
+        project, start, gamma = _DEFAULTS[self.norm]
+        return Langevin(
+            norm=chosen,
+            eps=self.eps,
+            steps=self.steps,
+            step_size=self.step_size,
+            direction=self.direction or chosen.direction,
+            noise=self.noise,
+            gamma=gamma if self.gamma is None else self.gamma,
+            pull=self.pull,
+            project=self.project or project,
+            start=self.start or start,
+            box=self.box,
+        )
+
+    @property
+    def weights(self) -> dict[int, float]:
+        """j -> weight of iterate x'_j, for the iterates that are kept, in order."""
+        every = {j: self.alpha * (1 - self.alpha) ** (self.steps - j) for j in range(1, self.steps + 1)}
+        # 1.001: alpha 0.9 gives weights of exactly 1e-3 of the largest, and rounding must not decide about them.
+        least = 1.001 * self.tolerance * max(every.values())
+        return {j: weight for j, weight in every.items() if weight > least}
+
+    @property
+    def terms(self) -> int:
+        """How many terms a call yields: the kept iterates."""
+        return len(self.weights)
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Terms:
+        """Yield weight * mean loss at each kept iterate; raises TermsCollected if backward() did not run in between."""
+        passes = _Passes(self, model, y)
+        weights = self.weights
+        for j, moving in enumerate(walk(self.kernel, x, passes.gradient, generator)):
+            if weights.get(j):
+                yield passes.term(moving, weights[j])
+
+
+@dataclass
+class _Passes:
+    """The forward passes of one batch: each gives a term, the input gradient, or both."""
+
+    objective: ATENT
+    model: Model
+    y: Tensor
+    shared: Tensor | None = None  # x'_j as the leaf of the term that was yielded last
+    early: Tensor | None = None  # its input gradient, where it was computed before the term was yielded
+    scale: list[Tensor] = field(default_factory=list)  # what the caller's backward multiplied the losses with
+
+    def term(self, moving: Tensor, weight: float) -> Tensor:
+        """weight * mean loss at x', its graph ready for the caller's backward."""
+        leaf = moving.detach().requires_grad_()
+        losses = cross_entropy(self.model(leaf), self.y)
+        self.scale.clear()
+        losses.register_hook(self.scale.append)  # type: ignore[no-untyped-call]
+        self.shared, self.early = leaf, None
+        if self._one_graph_serves() and (self.objective.direction == "raw" or weight < _SMALL * self.objective.alpha):
+            self.early = torch.autograd.grad(losses.sum(), leaf, retain_graph=True)[0]
+            self.scale.clear()
+        return weight * losses.mean()
+
+    def gradient(self, moving: Tensor) -> Tensor:
+        """The input gradient at x', up to a factor that no direction but "raw" sees."""
+        leaf, self.shared = self.shared, None
+        if leaf is None:
+            return self._apart(moving)
+        if not self.scale:
+            raise TermsCollected(
+                "a term of ATENT was asked for before backward() ran on the last one; "
+                "write `for term in objective(model, x, y): term.backward()`"
+            )
+        if self.early is not None:
+            return self.early
+        if leaf.grad is None or not self._one_graph_serves() or self._flushed():
+            return self._apart(moving)
+        return leaf.grad
+
+    def _one_graph_serves(self) -> bool:
+        # The terms run in the caller's mode; a chain in eval mode shares their graphs only if that is the same.
+        return self.objective.inner_mode == "train" or not is_training(self.model)
+
+    def _flushed(self) -> bool:
+        """Whether the caller scaled the loss so far down that float32 may have lost directions."""
+        share = self.scale[-1].abs().amax() * len(self.y)
+        return bool(share < _SMALL * self.objective.alpha)
+
+    def _apart(self, moving: Tensor) -> Tensor:
+        with inside(self.objective.inner_mode, self.model):
+            return input_gradient(self.model, cross_entropy, self.y)(moving)

@@ -1,0 +1,35 @@
+"""PGD adversarial training (Madry et al. 2018, Eq. 2.1; v2 Algorithm 4)."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from atent_ext.langevin import Langevin
+from atent_ext.losses import cross_entropy
+from atent_ext.norms import norm
+from atent_ext.objectives.base import Adversarial, Terms
+from atent_ext.types import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGDAT(Adversarial):
+    """mean_i CE(f(x'_i), y_i) with x' from PGD on the cross-entropy, started at random in the ball."""
+
+    @property
+    def kernel(self) -> Langevin:
+        """PGD from the norm's random start."""
+        return replace(super().kernel, start=norm(self.norm).start)
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Terms:
+        """Yield the mean cross-entropy of the adversaries."""
+        x_adv = self.adversary(model, x, y, cross_entropy, generator)
+        yield cross_entropy(model(x_adv), y).mean()

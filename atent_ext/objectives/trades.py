@@ -1,0 +1,47 @@
+"""TRADES (Zhang et al. 2019, Eq. 5 and Algorithm 1)."""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atent_ext.langevin import Langevin
+from atent_ext.losses import cross_entropy, kl_divergence
+from atent_ext.objectives.base import Regularized, Terms, inside
+from atent_ext.types import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRADES(Regularized):
+    """mean_i CE(f(x_i), y_i) + beta * mean_i KL(f(x_i) ‖ f(x'_i)) with x' from PGD on that KL.
+
+    The KL is summed over the classes, and its gradient flows through both of its arguments. The clean softmax of the
+    inner loop is computed once. In ℓ2 the inner loop clamps before it projects, and a zero gradient becomes a random
+    direction, as in the authors' code; the step size there is 2 eps / steps.
+    """
+
+    beta: float = 6.0
+
+    @property
+    def kernel(self) -> Langevin:
+        """PGD from near the clean image."""
+        usual = super().kernel
+        return usual if self.norm == "Linf" else replace(usual, direction="unit-or-random", box_first=True)
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Terms:
+        """Yield the one term."""
+        with inside(self.inner_mode, model), torch.no_grad():
+            probabilities = F.softmax(model(x), 1)
+        x_adv = self.adversary(model, x, probabilities, kl_divergence, generator)
+        clean = model(x)
+        divergence = kl_divergence(model(x_adv), F.softmax(clean, 1))
+        yield cross_entropy(clean, y).mean() + self.beta * divergence.mean()

@@ -1,0 +1,223 @@
+"""Recipes: a training run as validated data, read from registry/recipes/*.yaml.
+
+A recipe is checked whole before anything runs. A file may name a `base` file beside it (`_name.yaml`), whose fields it
+overrides one by one.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from atent_ext import registry
+from atent_ext.errors import BadInput
+from atent_ext.norms import NormName
+from atent_ext.types import Objective
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all parts: unknown fields are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Threat(Section):
+    """The threat model that the run is judged by. eps in units of the images, which lie in [0, 1]."""
+
+    norm: NormName
+    eps: Annotated[float, Field(ge=0)]
+
+
+class Network(Section):
+    """A model by its registry name, with the arguments of its constructor."""
+
+    name: str
+    arguments: dict[str, Any] = {}
+
+
+class Optimizer(Section):
+    """torch.optim.SGD or Adam. weight_decay is the L2 form in both."""
+
+    name: Literal["sgd", "adam"] = "sgd"
+    lr: Positive
+    momentum: Share = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Schedule(Section):
+    """The learning rate: constant; divided by 10 at each of `milestones` (epochs); or one cycle up to lr and down to 0.
+
+    warmup: share of the training in which one-cycle rises.
+    """
+
+    name: Literal["constant", "multi-step", "one-cycle"] = "constant"
+    milestones: tuple[Count, ...] = ()
+    warmup: Share = 0.3
+
+
+class Validation(Section):
+    """How the epoch to keep is chosen: on `count` images held out of the TRAINING set, never on test images.
+
+    steps: of the PGD attack that measures robust accuracy there, each of 2.5 eps / steps.
+    select: keep the epoch of best robust accuracy, of best clean accuracy, or the last.
+    """
+
+    count: Count
+    steps: Count = 10
+    select: Literal["robust", "clean", "last"] = "robust"
+
+
+class Recipe(Section):
+    """One training run.
+
+    objective: `name` of a registered objective and its fields. eps_ramp: share of the training in which eps and step
+    size of the objective grow linearly to their values. ema: decay of an exponential moving average of the weights,
+    which is then what is validated and kept. differs: what differs from the published setting.
+    """
+
+    name: str
+    description: str
+    differs: str = ""
+    dataset: str
+    augment: Literal["none", "crop-flip"] = "none"
+    threat: Threat
+    model: Network
+    objective: dict[str, Any]
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+    epochs: Count
+    batch_size: Count
+    eps_ramp: Share = 0.0
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    validation: Validation
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Recipe":
+        self.build_objective()
+        if self.model.name not in registry.MODELS:
+            raise registry.nearest("model", self.model.name, registry.MODELS)
+        if self.dataset not in registry.DATASETS and not self.dataset.startswith("folder:"):
+            raise registry.nearest("data set", self.dataset, registry.DATASETS)
+        return self
+
+    def build_objective(self) -> Objective:
+        """The objective that the recipe names, its fields validated."""
+        given = dict(self.objective)
+        name = given.pop("name", None)
+        if name is None:
+            raise BadInput(f"objective has no name; known: {', '.join(sorted(registry.OBJECTIVES))}")
+        kind = registry.resolve("objective", str(name), registry.OBJECTIVES)
+        try:
+            return cast(Objective, TypeAdapter(kind).validate_python(given))
+        except ValidationError as error:
+            raise BadInput(_explain(error, kind, "objective.")) from None
+
+
+def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe `name` (or the YAML file at that path), with `key.subkey=value` overrides applied.
+
+    Raises BadInput for an unknown recipe or field, naming the nearest, and for a value that does not fit.
+    """
+    raw = _read(_locate(name))
+    for override in overrides:
+        _override(raw, override)
+    return parse(raw, name)
+
+
+def parse(raw: Mapping[str, Any], source: str) -> Recipe:
+    """A recipe out of plain data; `source` names it in errors."""
+    try:
+        return Recipe.model_validate(dict(raw))
+    except ValidationError as error:
+        raise BadInput(f"recipe {source}: {_explain(error, Recipe)}") from None
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML text that `load` reads back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def names() -> list[str]:
+    """The names of all shipped recipes."""
+    return [name for name in registry.files("recipe") if not name.startswith("_")]
+
+
+def _locate(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise BadInput(f"there is no recipe file {name}")
+        return Path(name)
+    shipped = registry.files("recipe")
+    if name not in shipped:
+        raise registry.nearest("recipe", name, names())
+    return shipped[name]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise BadInput(f"{path} holds no fields; a recipe is a mapping of names to values")
+    base = raw.pop("base", None)
+    return raw if base is None else _merge(_read(path.with_name(f"{base}.yaml")), raw)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise BadInput(f"--set {override!r} is not of the form key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise BadInput(f"--set {override!r}: the value is not YAML") from None
+    *parents, last = path.split(".")
+    section = raw
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise BadInput(f"--set {override!r}: {parent} has no fields")
+    section[last] = value
+
+
+def _explain(error: ValidationError, kind: Any, prefix: str = "") -> str:
+    """A pydantic error in one line: each wrong field, its value, what is needed."""
+    return "; ".join(_explain_one(dict(detail), kind, prefix) for detail in error.errors())
+
+
+def _explain_one(detail: dict[str, Any], kind: Any, prefix: str) -> str:
+    location = [str(part) for part in detail["loc"]]
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return str(registry.nearest("field", prefix + ".".join(location), _siblings(kind, location, prefix)))
+    if not location:
+        return message
+    value = "" if detail["type"] in ("missing", "missing_argument") else f" is {detail['input']!r}"
+    return f"{prefix}{'.'.join(location)}{value}: {message}"
+
+
+def _siblings(kind: Any, location: list[str], prefix: str) -> list[str]:
+    """The full names of the fields that exist where an unknown one was given."""
+    for part in location[:-1]:
+        kind = kind.model_fields[part].annotation
+        prefix += f"{part}."
+    known = [f.name for f in fields(kind)] if is_dataclass(kind) else list(kind.model_fields)
+    return [prefix + name for name in known]

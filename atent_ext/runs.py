@@ -1,0 +1,82 @@
+"""The folder of one training run: what lies in it, and who may write there.
+
+recipe.yaml      the whole recipe, defaults included          metrics.jsonl   one line per finished epoch
+weights.safetensors   the weights of the selected epoch       state.pt        what --resume goes on from
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from atent_ext import checkpoints, models, recipes
+from atent_ext.data import DataSet
+from atent_ext.errors import BadInput
+from atent_ext.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and files of one run."""
+
+    path: Path
+
+    @property
+    def weights(self) -> Path:
+        """The weights of the selected epoch, as safetensors."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """The training state after the last finished epoch."""
+        return self.path / "state.pt"
+
+    def claim(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder ready for `recipe`.
+
+        Raises BadInput if it already holds a run and neither `resume` nor `overwrite` is given, or if the run to
+        resume was made by another recipe.
+        """
+        stored = self.path / "recipe.yaml"
+        if stored.exists() and resume:
+            return self._same(self.recipe(), recipe)
+        if stored.exists() and not overwrite:
+            raise BadInput(f"{self.path} already holds a run; give --resume to go on or --overwrite to start anew")
+        if stored.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        checkpoints.write(stored, recipes.dump(recipe))
+
+    def recipe(self) -> Recipe:
+        """The recipe that the run was made by. Raises BadInput if the folder holds no run."""
+        stored = self.path / "recipe.yaml"
+        if not stored.is_file():
+            raise BadInput(f"{self.path} holds no run: there is no recipe.yaml in it")
+        return recipes.load(str(stored))
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Write all epochs' metrics, one JSON object a line."""
+        checkpoints.write(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+
+    def load_model(self, data: DataSet) -> nn.Module:
+        """The trained network of the selected epoch, in eval mode."""
+        model = build_model(self.recipe(), data)
+        checkpoints.load_weights(model, self.weights)
+        return model.eval()
+
+    def _same(self, old: Recipe, new: Recipe) -> None:
+        was, now = old.model_dump(), new.model_dump()
+        for field in (field for field in was if was[field] != now[field]):
+            raise BadInput(
+                f"{self.path} was trained with {field} = {was[field]!r}, not {now[field]!r}; "
+                "resume it with the recipe and --set values that it was started with"
+            )
+
+
+def build_model(recipe: Recipe, data: DataSet) -> nn.Module:
+    """The recipe's network, fresh, for the classes and channels of `data`."""
+    channels = data.train.images.shape[1]
+    return models.build(recipe.model.name, classes=len(data.classes), channels=channels, **recipe.model.arguments)

@@ -1,0 +1,60 @@
+"""Models whose optimum, posterior or gradient is known in closed form, and small networks to check against."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class LinearTwoClass(nn.Module):
+    """logits = (0, w . x + b): the loss of class 0 is log(1 + exp(w . x + b)), that of class 1 log(1 + exp(-...))."""
+
+    def __init__(self, shape: tuple[int, ...], seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.w = nn.Parameter(torch.randn(math.prod(shape), generator=generator, dtype=torch.float64))
+        self.b = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = x.flatten(1) @ self.w + self.b
+        return torch.stack([torch.zeros_like(score), score], 1)
+
+    def worst_loss(self, x: Tensor, y: Tensor, norm: str, eps: float) -> Tensor:
+        """The largest cross-entropy in the eps ball (no box): the score moves by eps times the dual norm of w."""
+        dual = self.w.abs().sum() if norm == "Linf" else self.w.norm()
+        sign = 1 - 2 * y.to(x.dtype)  # class 0 suffers from a higher score
+        score = x.flatten(1) @ self.w + self.b
+        return nn.functional.softplus(sign * score + eps * dual).detach()
+
+
+class SmallNet(nn.Module):
+    """A convolutional network with dropout, for gradients in float64; `passes` counts its forward passes."""
+
+    def __init__(self, classes: int = 4, dropout: float = 0.5, norm: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6) if norm else nn.Identity()
+        self.drop = nn.Dropout(dropout)
+        self.out = nn.Linear(6 * 6 * 6, classes)
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        hidden = torch.tanh(self.norm(self.conv(x)))
+        return self.out(self.drop(hidden.flatten(1)))
+
+
+def small_net(seed: int = 0, dtype: torch.dtype = torch.float64, norm: bool = False) -> SmallNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return SmallNet(norm=norm).to(dtype).eval()
+
+
+def small_batch(count: int = 7, seed: int = 1, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(count, 1, 6, 6, generator=generator, dtype=torch.float64).to(dtype)
+    return x, torch.randint(0, 4, (count,), generator=generator)
+
+
+def gradient_vector(model: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
