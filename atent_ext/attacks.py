@@ -79,6 +79,8 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
         """The last iterates of `n` independent chains per example, shape (n, N, ...); see `perturb`."""
         checks.steps("n", n)
         checks.images(x, self.clip_min, self.clip_max)
+        if len(x) == 0:  # many models cannot run on it
+            return x.new_empty((n, *x.shape))
         with evaluating(self.predict):
             y = self._labels(x, y)
             return torch.stack([self._chain(x, y) for _ in range(n)])
@@ -92,9 +94,9 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
                 raise BadInput("y is None; a targeted attack needs the target classes")
             return self._get_predicted_label(x)  # type: ignore[no-any-return]
         with torch.no_grad():
-            classes = self.predict(x[:1]).shape[1] if len(x) else None
+            classes = self.predict(x[:1]).shape[-1]  # a model that ends in squeeze() drops the batch dimension here
         checks.labels(y, len(x), classes)
-        return y.to(x.device)
+        return y.to(x.device, torch.long)
 
 
 class LinfATENTAttack(_ATENTAttack):

@@ -1,7 +1,6 @@
 """Files on disk: weights as safetensors, training state as tensors only. Nothing here ever runs code from a file."""
 
 import os
-import pickle
 import tempfile
 from collections.abc import Mapping
 from io import BytesIO
@@ -46,7 +45,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     state = _read_weights(path)
     expected = model.state_dict()
     wrong = sorted(state.keys() ^ expected.keys())
-    wrong += [name for name in state.keys() & expected.keys() if state[name].shape != expected[name].shape]
+    wrong += [name for name in state if name in expected and state[name].shape != expected[name].shape]
     if wrong:
         listed = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
         raise BadInput(f"{path} does not fit {type(model).__name__}: missing, unknown or of another shape: {listed}")
@@ -56,15 +55,27 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise BadInput(f"there is no weights file {path}")
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise BadInput(f"{path} is not a file of tensors: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise BadInput(f"{path} holds no plain state dict (name -> tensor)")
-    return dict(state)
+        except SafetensorError as error:
+            raise BadInput(f"{path} is not a whole safetensors file: {error}") from None
+    state = _load(path, "a plain state dict, as torch.save(model.state_dict(), ...) writes it, is needed")
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+        raise BadInput(f"{path} holds more than a plain state dict (name -> tensor)")
+    return state
+
+
+def _load(path: Path, remedy: str) -> dict[Any, Any]:
+    """The mapping that torch.save wrote to `path`, without running code from it."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what is not a torch file fails in many ways: KeyError, IndexError, struct.error, ...
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise BadInput(f"{path} cannot be read as tensors ({reason.partition('. ')[0][:200]}); {remedy}") from None
+    if not isinstance(found, Mapping):
+        raise BadInput(f"{path} holds a {type(found).__name__}; {remedy}")
+    return dict(found)
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> None:
@@ -76,7 +87,4 @@ def save_state(state: Mapping[str, Any], path: Path) -> None:
 
 def load_state(path: Path) -> dict[str, Any]:
     """Read what `save_state` wrote; raises BadInput for anything else."""
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError) as error:
-        raise BadInput(f"{path} is not a training state: {' '.join(str(error).split())[:200]}") from None
+    return _load(path, "a training state is needed; --overwrite starts the run anew")

@@ -1,6 +1,7 @@
 """Checks of what users hand in. Each raises BadInput that names the thing, the value and the remedy."""
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -17,14 +18,14 @@ def radius(name: str, value: Radius) -> None:
     if isinstance(value, Tensor):
         good = value.numel() > 0 and bool(torch.isfinite(value).all()) and bool((value >= 0).all())
     else:
-        good = isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+        good = isinstance(value, Real) and math.isfinite(value) and value >= 0
     if not good:
-        raise BadInput(f"{name} is {value}; it must be a finite number >= 0")
+        raise BadInput(f"{name} is {value!r}; it must be a finite number >= 0")
 
 
 def steps(name: str, value: int) -> None:
     """Refuse a number of steps that is not a whole number >= 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise BadInput(f"{name} is {value!r}; it must be a whole number >= 1")
 
 
@@ -32,14 +33,15 @@ def images(x: Tensor, low: float, high: float) -> None:
     """Refuse inputs that are not a floating-point batch inside [low, high], and say what they look like instead."""
     if not isinstance(x, Tensor) or x.dim() < 2 or not x.is_floating_point():
         found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise BadInput(f"images are {found}; a floating-point tensor of shape (N, ...) is needed")
+        raise BadInput(f"images are {found}; a floating-point tensor (N, ...) in [{low:g}, {high:g}] is needed")
     if x.numel() == 0:
         return
     least, most = (float(v) for v in torch.aminmax(x.detach()))
     if not (math.isfinite(least) and math.isfinite(most)):
         raise BadInput("images hold NaN or infinity; remove them before attacking or training")
-    room = _ROUNDING * (high - low)
-    if math.isfinite(room) and (least < low - room or most > high + room):
+    width = high - low
+    room = _ROUNDING * (width if math.isfinite(width) else 1.0)
+    if least < low - room or most > high + room:
         raise BadInput(
             f"images span [{least:.4g}, {most:.4g}], outside the box [{low:g}, {high:g}]; {_guess(least, most)}"
         )

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -73,6 +73,78 @@ def train(
     chosen = all_recipes.load(recipe, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
     images = data.load(chosen.dataset, data_root, download)
     folder = out or Path("runs") / chosen.name
-    with TrainingBar(console, chosen.name) as bar:
+    with TrainingBar(console) as bar:
         fit(chosen, images, folder, resume=resume, overwrite=overwrite, reporter=bar)
     console.print(f"trained: {folder}; score it with: atent eval {folder}", highlight=False, soft_wrap=True)
+
+
+@app.command("eval")
+def evaluate(
+    subject: Annotated[Path, typer.Argument(help="A run folder, or a weights file (.safetensors, .pt, .pth).")],
+    protocol: Annotated[str, typer.Option(help="autoattack, pgd or quick.")] = "autoattack",
+    n: Annotated[int | None, typer.Option("--n", help="Score on the first N test images [default: all].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
+    model: Annotated[str | None, typer.Option(help="For a weights file: the network's registry name.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="For a weights file: the data set.")] = None,
+    norm: Annotated[str | None, typer.Option(help="Linf or L2 [default for a run: its recipe's].")] = None,
+    eps: Annotated[float | None, typer.Option(help="Radius [default for a run: its recipe's].")] = None,
+    seed: Seed = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch; the random draws follow it.")] = 250,
+    data_root: DataRoot = None,
+    download: Download = False,
+) -> None:
+    """Score a trained model on test images: clean accuracy, attacks, and their worst case."""
+    from atent_ext import scoring
+    from atent_ext.console import report_table
+    from atent_ext.evaluation import load_protocol
+
+    chosen = load_protocol(protocol)
+    loaded = scoring.load(subject, model, dataset, norm, eps, data_root, download)
+    with console.status("scoring") as status:
+        report = scoring.score(
+            loaded,
+            chosen,
+            n=n,
+            seed=seed or 0,
+            batch_size=batch_size,
+            told=lambda outcome: status.update(f"scoring: {outcome.attack} {outcome.accuracy:.2%}"),
+        )
+    target = out or (subject if subject.is_dir() else Path("runs") / subject.stem) / f"eval-{protocol}.json"
+    scoring.save(report, target)
+    console.print(report_table(report))
+    _print_notes([report])
+    console.print(f"written: {target}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("quickstart"),
+    seed: Seed = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")] = False,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, for all five recipes.")] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Score on the first N test digits [default: all 360].")] = None,
+) -> None:
+    """Train SGD, PGD-AT, TRADES, MART and ATENT on digits, score them by AutoAttack, write table and pictures."""
+    from atent_ext.console import TrainingBar, board_table
+    from atent_ext.quickstart import quickstart as run
+
+    with TrainingBar(console) as bar:
+        reports = run(
+            out,
+            seed=seed or 0,
+            overrides=tuple(overrides or ()),
+            n=n,
+            overwrite=overwrite,
+            reporter=bar,
+            scoring_begins=bar.scoring,
+        )
+    console.print(board_table(reports))
+    _print_notes(reports)
+    console.print(f"written: {out}/results.json, leaderboard.md, accuracy_vs_eps.png, adversaries.png", highlight=False)
+
+
+def _print_notes(reports: list[dict[str, Any]]) -> None:
+    from atent_ext.console import notes
+
+    for note in notes(reports):
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)

@@ -154,11 +154,16 @@ def input_gradient(model: Model, loss: Loss, target: Tensor) -> Gradient:
     """The gradient of `loss(model(x'), target)`, summed, with respect to x' alone; leaves no gradient on the model."""
 
     def gradient(moving: Tensor) -> Tensor:
-        with torch.enable_grad(), frozen(model):
-            leaf = moving.detach().requires_grad_()
-            return torch.autograd.grad(loss(model(leaf), target).sum(), leaf)[0]
+        with torch.inference_mode(False), torch.enable_grad(), frozen(model):
+            leaf = _recordable(moving.detach()).requires_grad_()
+            return torch.autograd.grad(loss(model(leaf), _recordable(target)).sum(), leaf)[0]
 
     return gradient
+
+
+def _recordable(tensor: Tensor) -> Tensor:
+    # Autograd refuses tensors that were made under inference_mode, but not their copies made outside it.
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def last_iterate(

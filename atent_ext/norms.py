@@ -57,7 +57,7 @@ def per_example(value: Radius, x: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or value.dim() == 0:
         return cast(Tensor, value)  # broadcasts like a tensor, without a copy to the device
     if value.shape != x.shape[:1]:
-        raise BadInput(f"one value per example must have shape ({len(x)},), not {tuple(value.shape)}")
+        raise BadInput(f"a radius or step size per example must have shape ({len(x)},), not {tuple(value.shape)}")
     return value.to(x).reshape(-1, *[1] * (x.dim() - 1))
 
 

@@ -59,7 +59,7 @@ class Schedule(Section):
 
     name: Literal["constant", "multi-step", "one-cycle"] = "constant"
     milestones: tuple[Count, ...] = ()
-    warmup: Share = 0.3
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.3
 
 
 class Validation(Section):
@@ -102,7 +102,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Recipe":
-        self.build_objective()
+        objective = self.build_objective()
+        # As the objective took them: PyYAML reads 1e-3 as a text, and only an equal recipe may resume a run.
+        self.objective.update({key: getattr(objective, key) for key in self.objective if key != "name"})
         if self.model.name not in registry.MODELS:
             raise registry.nearest("model", self.model.name, registry.MODELS)
         if self.dataset not in registry.DATASETS and not self.dataset.startswith("folder:"):
@@ -162,15 +164,20 @@ def _locate(name: str) -> Path:
     return shipped[name]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that does not exist
         raise BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise BadInput(f"{path} holds no fields; a recipe is a mapping of names to values")
     base = raw.pop("base", None)
-    return raw if base is None else _merge(_read(path.with_name(f"{base}.yaml")), raw)
+    if base is None:
+        return raw
+    beside, above = (path.parent / f"{base}.yaml").resolve(), (*above, path.resolve())
+    if beside in above or not beside.is_file():
+        raise BadInput(f"{path}: base is {base!r}; it must name another recipe file beside it, without .yaml")
+    return _merge(_read(beside, above), raw)
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +194,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise BadInput(f"--set {override!r} is not of the form key=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise BadInput(f"--set {override!r}: the value is not YAML") from None
     *parents, last = path.split(".")
     section = raw

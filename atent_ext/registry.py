@@ -66,4 +66,4 @@ def files(kind: str) -> dict[str, Path]:
     folder = next((folder for folder in _FOLDERS[kind] if folder.is_dir()), None)
     if folder is None:
         raise BadInput(f"the installed package lacks its {kind} files; reinstall atent-ext")
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}

@@ -15,6 +15,7 @@ from torch import nn
 from atent_ext import checkpoints, models, recipes
 from atent_ext.data import DataSet
 from atent_ext.errors import BadInput
+from atent_ext.modes import seeded
 from atent_ext.recipes import Recipe
 
 
@@ -63,7 +64,8 @@ class RunFolder:
 
     def load_model(self, data: DataSet) -> nn.Module:
         """The trained network of the selected epoch, in eval mode."""
-        model = build_model(self.recipe(), data)
+        with seeded(0):  # the fresh weights are replaced, and the caller's random state stays as it is
+            model = build_model(self.recipe(), data)
         checkpoints.load_weights(model, self.weights)
         return model.eval()
 

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from atent_ext import checkpoints, checks
 from atent_ext.data import DataSet, Split, dataset, hold_out
-from atent_ext.errors import NonFiniteLoss
-from atent_ext.evaluation import Setting, clean_flags, robust_flags
+from atent_ext.errors import BadInput, NonFiniteLoss
+from atent_ext.evaluation import Setting, predict, robust_flags
 from atent_ext.langevin import pgd
 from atent_ext.modes import seeded
 from atent_ext.norms import norm
@@ -32,8 +32,8 @@ Metrics = dict[str, Any]
 class Reporter(Protocol):
     """Who is told how training goes; the command line shows it as a progress bar."""
 
-    def begin(self, epochs: int, steps: int, done: int) -> None:
-        """Training starts: `epochs` of `steps` each, of which `done` epochs lie behind it."""
+    def begin(self, name: str, epochs: int, steps: int, done: int) -> None:
+        """Training of recipe `name` starts: `epochs` of `steps` each, of which `done` epochs lie behind it."""
 
     def step(self, loss: float) -> None:
         """One optimizer step was made."""
@@ -45,7 +45,7 @@ class Reporter(Protocol):
 class Silent:
     """A reporter that says nothing."""
 
-    def begin(self, epochs: int, steps: int, done: int) -> None:
+    def begin(self, name: str, epochs: int, steps: int, done: int) -> None:
         """Say nothing."""
 
     def step(self, loss: float) -> None:
@@ -91,7 +91,7 @@ class _Trainer:
         self.recipe, self.held_out, self.folder = recipe, held_out, folder
         self.objective = recipe.build_objective()
         self.history: list[Metrics] = []
-        self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+        self.accelerator = _accelerator(recipe.mixed_precision)
         loader = DataLoader(dataset(rest, recipe.augment), recipe.batch_size, shuffle=True)
         optimizer = _optimizer(recipe, model)
         schedule = _schedule(recipe.schedule, optimizer, recipe.epochs, len(loader))
@@ -103,7 +103,7 @@ class _Trainer:
         self.judged: nn.Module = self.average.module if self.average else plain
 
     def run(self, reporter: Reporter) -> None:
-        reporter.begin(self.recipe.epochs, len(self.loader), len(self.history))
+        reporter.begin(self.recipe.name, self.recipe.epochs, len(self.loader), len(self.history))
         for epoch in range(len(self.history), self.recipe.epochs):
             start = time.perf_counter()
             loss = self.train(epoch, reporter)
@@ -126,7 +126,7 @@ class _Trainer:
             self.optimizer.zero_grad()
             loss = self.backpropagate(objective.terms, objective(self.model, x, y, index, generator=generator))
             if not math.isfinite(loss):
-                raise NonFiniteLoss(self.where(loss, epoch, step))
+                raise self.broken(f"the loss is {loss} at epoch {epoch + 1}, step {step + 1}")
             self.optimizer.step()
             self.schedule.step()
             if self.average:
@@ -154,16 +154,21 @@ class _Trainer:
         length = self.recipe.eps_ramp * self.recipe.epochs * len(self.loader)
         return self.objective.scaled((step + 1) / length) if step + 1 < length else self.objective
 
-    def where(self, loss: float, epoch: int, step: int) -> str:
-        kept = f"the checkpoint of epoch {epoch} is kept in {self.folder.path}" if epoch else "no epoch was finished"
-        return f"the loss is {loss} at epoch {epoch + 1}, step {step + 1}; {kept}; try a smaller optimizer.lr"
+    def broken(self, what: str) -> NonFiniteLoss:
+        done = len(self.history)
+        kept = f"the checkpoint of epoch {done} is kept in {self.folder.path}" if done else "no epoch was finished"
+        return NonFiniteLoss(f"{what}; {kept}; try a smaller optimizer.lr")
 
     def validate(self) -> Metrics:
         """Clean and robust accuracy on the held-out images."""
         threat, steps = self.recipe.threat, self.recipe.validation.steps
         kernel = pgd(norm(threat.norm), threat.eps, steps, 2.5 * threat.eps / steps)
         setting = Setting(threat, seed=self.recipe.seed)
-        clean = clean_flags(self.judged, self.held_out)
+        logits = predict(self.judged, self.held_out.images)
+        # The last step of an epoch may break the weights, and no loss has seen them yet.
+        if not bool(torch.isfinite(logits).all()):
+            raise self.broken(f"the network's outputs are not finite after epoch {len(self.history) + 1}")
+        clean = logits.argmax(1) == self.held_out.labels
         robust = robust_flags(self.judged, self.held_out, kernel, setting)
         return {"clean": float(clean.double().mean()), "robust": float(robust.double().mean())}
 
@@ -196,11 +201,24 @@ class _Trainer:
 
     def restore(self) -> None:
         state = checkpoints.load_state(self.folder.state)
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
-        self.history = state["history"]
+        try:
+            for name, part in self.parts().items():
+                part.load_state_dict(state[name])
+            self.history = state["history"]
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise BadInput(
+                f"{self.folder.state} does not fit the recipe and the data ({reason}); --overwrite starts the run anew"
+            ) from error
         if self.accelerator.is_main_process:
             self.folder.write_metrics(self.history)
+
+
+def _accelerator(precision: str) -> Accelerator:
+    try:
+        return Accelerator(mixed_precision=precision)
+    except ValueError as error:  # a device without it, or an earlier run of this process in another precision
+        raise BadInput(f"mixed_precision is {precision!r}, which cannot be had here: {error}") from error
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

@@ -225,8 +225,8 @@ def test_nonsense_is_refused_by_name(change, words):
 
 
 def test_a_radius_per_example_must_fit_the_batch():
+    x, y = small_batch(7)
     with pytest.raises(BadInput, match=r"shape \(7,\), not \(3,\)"):
-        x, y = small_batch(7)
         last_iterate(pgd(LINF, torch.full((3,), 0.1), 2, 0.1), small_net(), x, y, cross_entropy)
 
 

@@ -1,0 +1,63 @@
+"""`atent quickstart`: the five methods trained on handwritten digits, scored by AutoAttack, as a table and pictures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from atent_ext import checkpoints, data, leaderboard, plots, recipes, scoring
+from atent_ext.data import DataSet
+from atent_ext.evaluation import clean_flags, load_protocol
+from atent_ext.recipes import Threat
+from atent_ext.scoring import Report
+from atent_ext.training import Reporter, fit
+
+METHODS = ("sgd", "pgd-at", "trades", "mart", "atent")
+_SHOWN = 2
+
+
+def quickstart(
+    out: Path,
+    *,
+    seed: int = 0,
+    overrides: tuple[str, ...] = (),
+    n: int | None = None,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+    scoring_begins: Callable[[str], None] = lambda name: None,
+) -> list[Report]:
+    """Train, score and draw into `out`; returns one report per method.
+
+    `n`: score on the first n test digits only. `scoring_begins` hears the name of each recipe once it is trained.
+    Raises BadInput if `out` already holds runs and `overwrite` is not given.
+    """
+    protocol = load_protocol("autoattack")
+    digits = data.load("digits")
+    subjects, reports = {}, []
+    for method in METHODS:
+        recipe = recipes.load(f"digits-linf-{method}", [f"seed={seed}", *overrides])
+        folder = fit(recipe, digits, out / "runs" / recipe.name, overwrite=overwrite, reporter=reporter)
+        scoring_begins(recipe.name)
+        subjects[method] = scoring.from_run(folder.path)
+        reports.append(scoring.score(subjects[method], protocol, n=n, seed=seed))
+    checkpoints.write(out / "results.json", json.dumps(reports, indent=1) + "\n")
+    checkpoints.write(out / "leaderboard.md", leaderboard.markdown(reports))
+    _draw({method: subject.model for method, subject in subjects.items()}, digits, recipe.threat, n, out)
+    return reports
+
+
+def _draw(models: dict[str, nn.Module], digits: DataSet, threat: Threat, n: int | None, out: Path) -> None:
+    test = digits.test.take(n)
+    radii = [threat.eps * share / 4 for share in range(9)]
+    curves = [plots.accuracy_curve(name, model, test, threat, radii) for name, model in models.items()]
+    title = f"Digits, {len(test)} test images, PGD-20: an upper bound of robust accuracy"
+    plots.draw_curves(curves, threat, title, out / "accuracy_vs_eps.png")
+    all_right = torch.stack([clean_flags(model, test) for model in models.values()]).all(0).nonzero().flatten()
+    rows = {
+        name: [plots.portrait(model, test, int(position), threat) for position in all_right[:_SHOWN]]
+        for name, model in models.items()
+    }
+    title = f"PGD-40 at eps {threat.eps:g} on test digits that every method gets right: predicted class (probability)"
+    plots.draw_portraits(rows, digits.classes, threat, title, out / "adversaries.png")

@@ -1,0 +1,117 @@
+"""From a run folder or a weights file to a report: everything that a reader needs to know about each number."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from atent_ext import checkpoints, checks, data, models
+from atent_ext.data import Split
+from atent_ext.errors import BadInput
+from atent_ext.evaluation import Outcome, Protocol, Setting, evaluate
+from atent_ext.norms import norm as norm_called
+from atent_ext.recipes import Threat
+from atent_ext.runs import RunFolder
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, the test images it is scored on, the threat model, and `about`: where each comes from, as plain data."""
+
+    model: nn.Module
+    test: Split
+    threat: Threat
+    about: Report
+
+
+def load(
+    path: Path,
+    model: str | None = None,
+    dataset: str | None = None,
+    norm: str | None = None,
+    eps: float | None = None,
+    root: Path | None = None,
+    download: bool = False,
+) -> Subject:
+    """A run folder, or a weights file with the names of its network and data set; norm and eps override the run's.
+
+    Raises BadInput where something is missing or does not fit.
+    """
+    if path.is_dir():
+        run = from_run(path, root, download)
+        asked = _threat(norm or run.threat.norm, run.threat.eps if eps is None else eps)
+        return replace(run, threat=asked)
+    if model is None or dataset is None or eps is None:
+        raise BadInput(f"{path} is no run folder; a weights file needs --model, --dataset and --eps")
+    return from_weights(path, model, dataset, _threat(norm or "Linf", eps), root, download)
+
+
+def _threat(norm: str, eps: float) -> Threat:
+    norm_called(norm)
+    checks.radius("eps", eps)
+    return Threat.model_validate({"norm": norm, "eps": eps})
+
+
+def from_run(path: Path, root: Path | None = None, download: bool = False) -> Subject:
+    """The selected weights of a run folder, on the test split of its data set. Raises BadInput if it holds no run."""
+    folder = RunFolder(path)
+    recipe = folder.recipe()
+    images = data.load(recipe.dataset, root, download)
+    about = _about(recipe.name, recipe.model.name, folder.weights, images) | {"recipe": recipe.model_dump(mode="json")}
+    return Subject(folder.load_model(images), images.test, recipe.threat, about)
+
+
+def from_weights(
+    path: Path, model: str, dataset: str, threat: Threat, root: Path | None = None, download: bool = False
+) -> Subject:
+    """A weights file for a network of the registry. Raises BadInput for a file that is none or does not fit."""
+    images = data.load(dataset, root, download)
+    network = models.build(model, classes=len(images.classes), channels=images.test.images.shape[1])
+    checkpoints.load_weights(network, path)
+    return Subject(network.eval(), images.test, threat, _about(path.stem, model, path, images))
+
+
+def score(
+    subject: Subject,
+    protocol: Protocol,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    batch_size: int = 250,
+    told: Callable[[Outcome], None] = lambda outcome: None,
+) -> Report:
+    """Run `protocol` on the first `n` test images (None: all); `told` hears of each outcome as it comes."""
+    split = subject.test.take(n)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    setting = Setting(subject.threat, seed, batch_size)
+    outcomes = evaluate(subject.model.to(device), split, protocol, setting, told)
+    return subject.about | {
+        "split": f"test, the first {len(split)} of {len(subject.test)}",
+        "threat": subject.threat.model_dump(),
+        "protocol": protocol.name,
+        "seed": seed,
+        "batch_size": batch_size,
+        "machine": {"device": device, "threads": torch.get_num_threads(), "python": platform.python_version()},
+        "versions": {name: importlib.metadata.version(name) for name in ("atent-ext", "torch", "pyautoattack")},
+        "results": [outcome.report() for outcome in outcomes],
+    }
+
+
+def save(report: Report, path: Path) -> None:
+    """Write a report as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.write(path, json.dumps(report, indent=1) + "\n")
+
+
+def _about(name: str, model: str, weights: Path, images: data.DataSet) -> Report:
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+    return {"name": name, "model": model, "weights_sha256": digest, "data": images.name, "data_note": images.note}
