@@ -175,7 +175,7 @@ def _check(model: nn.Module, split: Split) -> None:
     if not len(split):
         raise BadInput("there are no images to evaluate on")
     checks.images(split.images, 0.0, 1.0)
-    checks.labels(split.labels, len(split), predict(model, split.images[:1]).shape[1])
+    checks.labels(split.labels, len(split.images), predict(model, split.images[:1]).shape[1])
 
 
 def _clean(model: nn.Module, split: Split, spec: AttackSpec, setting: Setting) -> Outcome:

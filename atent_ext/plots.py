@@ -80,16 +80,20 @@ def portrait(model: nn.Module, split: Split, position: int, threat: Threat, step
 def draw_portraits(
     rows: Mapping[str, Sequence[Portrait]], classes: Sequence[str], threat: Threat, title: str, path: Path
 ) -> None:
-    """One row per model; per image its clean form, the perturbation, and the adversary with what the model sees."""
+    """One row per model; per image its clean form, the perturbation, and the adversary with what the model sees.
+
+    The caption of an adversary that fools the model is bold.
+    """
     images = len(next(iter(rows.values())))
     figure, grid = _figure(1.35 * 3 * images + 0.8, 1.55 * len(rows) + 0.6, rows=len(rows), columns=3 * images)
     for line, (name, portraits) in zip(grid, rows.items(), strict=True):
         line[0].set_ylabel(name, fontsize=9)
         for position, shown in enumerate(portraits):
             clean, change, adversary = line[3 * position : 3 * position + 3]
+            fooled = shown.after[0] != shown.before[0]
             _show(clean, shown.clean, 0, 1, _caption(classes, shown.before))
             _show(change, shown.adversarial - shown.clean, -threat.eps, threat.eps, "perturbation")
-            _show(adversary, shown.adversarial, 0, 1, _caption(classes, shown.after))
+            _show(adversary, shown.adversarial, 0, 1, _caption(classes, shown.after), "bold" if fooled else "normal")
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
 
@@ -103,11 +107,11 @@ def _caption(classes: Sequence[str], verdict: tuple[int, float]) -> str:
     return f"{classes[verdict[0]]} ({verdict[1]:.0%})"
 
 
-def _show(axes: Any, image: Tensor, low: float, high: float, caption: str) -> None:
+def _show(axes: Any, image: Tensor, low: float, high: float, caption: str, weight: str = "normal") -> None:
     pixels = ((image - low) / (high - low)).clamp(0, 1).movedim(0, -1)
-    axes.imshow(pixels.squeeze(-1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
-    axes.set_title(caption, fontsize=8)
+    axes.set_title(caption, fontsize=8, fontweight=weight)
 
 
 def _pretty(name: str) -> str:

@@ -16,6 +16,8 @@ from atent_ext.training import Reporter, fit
 
 METHODS = ("sgd", "pgd-at", "trades", "mart", "atent")
 _SHOWN = 2
+SCORED = 150
+"""How many of the 360 test digits are scored by default: AutoAttack on all of them takes most of ten minutes."""
 
 
 def quickstart(
@@ -23,15 +25,15 @@ def quickstart(
     *,
     seed: int = 0,
     overrides: tuple[str, ...] = (),
-    n: int | None = None,
+    n: int | None = SCORED,
     overwrite: bool = False,
     reporter: Reporter | None = None,
     scoring_begins: Callable[[str], None] = lambda name: None,
 ) -> list[Report]:
     """Train, score and draw into `out`; returns one report per method.
 
-    `n`: score on the first n test digits only. `scoring_begins` hears the name of each recipe once it is trained.
-    Raises BadInput if `out` already holds runs and `overwrite` is not given.
+    `n`: score on the first n test digits (None: all). `scoring_begins` hears the name of each recipe once it is
+    trained. Raises BadInput if `out` already holds runs and `overwrite` is not given.
     """
     protocol = load_protocol("autoattack")
     digits = data.load("digits")
@@ -59,5 +61,5 @@ def _draw(models: dict[str, nn.Module], digits: DataSet, threat: Threat, n: int 
         name: [plots.portrait(model, test, int(position), threat) for position in all_right[:_SHOWN]]
         for name, model in models.items()
     }
-    title = f"PGD-40 at eps {threat.eps:g} on test digits that every method gets right: predicted class (probability)"
+    title = f"PGD-40 at eps {threat.eps:g} on digits that all get right: predicted class (probability), bold if fooled"
     plots.draw_portraits(rows, digits.classes, threat, title, out / "adversaries.png")

@@ -73,7 +73,7 @@ def fit(
     """
     folder = RunFolder(Path(out))
     checks.images(data.train.images, 0.0, 1.0)
-    checks.labels(data.train.labels, len(data.train), len(data.classes))
+    checks.labels(data.train.labels, len(data.train.images), len(data.classes))
     rest, held_out = hold_out(data.train, recipe.validation.count, recipe.seed)
     with seeded(recipe.seed):
         trainer = _Trainer(recipe, build_model(recipe, data), rest, held_out, folder)

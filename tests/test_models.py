@@ -11,7 +11,7 @@ from atent_ext.errors import BadInput
 
 # Weights, image size and channels of each network with 10 classes.
 NETWORKS = {
-    "digits-cnn": (122_326, 8, 1),
+    "digits-cnn": (57_110, 8, 1),
     "small-cnn": (312_202, 28, 1),  # published with TRADES and MMA
     "lenet5-madry": (3_274_634, 28, 1),
     "lenet5-advertorch": (648_226, 28, 1),

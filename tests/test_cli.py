@@ -1,0 +1,159 @@
+"""The command line, run as a user runs it."""
+
+import io
+import json
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+from rich.console import Console
+
+from atent_ext import cli
+
+SMALL = ("epochs=2", "objective.steps=2", "validation.count=60", "validation.steps=2")
+TINY = [part for change in SMALL for part in ("--set", change)]
+
+
+def shell(*arguments):
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "atent_ext", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def atent(*arguments):
+    """The command in this process, which spares the imports: the same entry point, streams and exit code."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["atent", *map(str, arguments)])
+        patch.setattr(cli, "console", Console(width=200))
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    done = atent("train", "digits-linf-atent", *TINY, "--seed", 3, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def refused(done, *words):
+    """One line on stderr, exit code 2, no traceback."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    message = done.stderr.strip()
+    assert message.count("\n") == 0
+    assert "Traceback" not in message
+    for word in words:
+        assert word in message
+
+
+def test_version():
+    done = shell("--version")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "atent-ext")
+
+
+def test_recipes_are_listed():
+    done = atent("recipes")
+    assert done.returncode == 0
+    for name in ("digits-linf-atent", "mnist-linf-atent", "mnist-l2-trades", "cifar10-l2-atent"):
+        assert name in done.stdout
+    assert "_digits-linf" not in done.stdout
+
+
+def test_train_prints_each_epoch_and_writes_the_run(run):
+    folder, output = run
+    assert "digits-linf-atent epoch 1: loss" in output
+    assert "robust" in output
+    assert {"recipe.yaml", "metrics.jsonl", "weights.safetensors", "state.pt"} <= {p.name for p in folder.iterdir()}
+    assert "seed: 3" in (folder / "recipe.yaml").read_text()
+
+
+def test_a_run_folder_is_not_overwritten_in_silence(run):
+    folder, _ = run
+    before = (folder / "weights.safetensors").read_bytes()
+    again = ["train", "digits-linf-atent", *TINY, "--seed", 3, "--out", folder]
+    refused(atent(*again), str(folder), "--resume", "--overwrite")
+    refused(atent(*again, "--set", "optimizer.lr=0.01", "--resume"), "optimizer")
+    resumed = atent(*again, "--resume")  # nothing is left to do
+    assert resumed.returncode == 0, resumed.stderr
+    assert (folder / "weights.safetensors").read_bytes() == before
+
+
+def test_eval_scores_a_run(run):
+    folder, _ = run
+    done = atent("eval", folder, "--protocol", "quick", "--n", 50)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((folder / "eval-quick.json").read_text())
+    assert [result["attack"] for result in report["results"]] == ["clean", "FGSM", "PGD-20", "worst case"]
+    assert report["threat"] == {"norm": "Linf", "eps": 0.15}
+    assert report["recipe"]["seed"] == 3
+    for result in report["results"]:
+        assert result["n"] == 50
+        assert result["correct"] == result["flags"].count("1")
+        assert f"{result['correct']}/50" in done.stdout
+    worst = report["results"][-1]["flags"]
+    assert worst == "".join(min(bits) for bits in zip(*(r["flags"] for r in report["results"][:-1]), strict=True))
+
+
+def test_eval_takes_another_radius_and_a_weights_file(run, tmp_path):
+    folder, _ = run
+    target = tmp_path / "report.json"
+    weights = folder / "weights.safetensors"
+    named = ["--model", "digits-cnn", "--dataset", "digits"]
+    done = atent("eval", weights, *named, "--eps", 0, "--protocol", "quick", "--n", 50, "--out", target)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(target.read_text())
+    clean, *attacked = (result["flags"] for result in report["results"])
+    assert attacked == [clean] * 3  # at eps 0 no attack can change anything
+
+
+def test_eval_of_bad_input(run, tmp_path):
+    folder, _ = run
+    weights = folder / "weights.safetensors"
+    refused(atent("eval", folder, "--protocol", "autoatack"), "autoatack", "autoattack")
+    refused(atent("eval", folder, "--n", 0), "n is 0")
+    refused(atent("eval", folder, "--n", 361), "361", "360")
+    refused(atent("eval", folder, "--eps", -1), "eps is -1")
+    refused(atent("eval", folder, "--norm", "L1"), "L1")
+    refused(atent("eval", tmp_path), str(tmp_path), "recipe.yaml")
+    refused(atent("eval", weights), "--model", "--dataset", "--eps")
+    missing = tmp_path / "nothing.pt"
+    refused(atent("eval", missing, "--model", "digits-cnn", "--dataset", "digits", "--eps", 0.1), str(missing))
+    refused(atent("eval", weights, "--model", "digit-cnn", "--dataset", "digits", "--eps", 0.1), "digits-cnn")
+    refused(atent("eval", weights, "--model", "small-cnn", "--dataset", "digits", "--eps", 0.1), "does not fit")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["digits-linf-atnt"], ["digits-linf-atnt", "digits-linf-atent"]),
+        (["digits-linf-atent", "--set", "epoch=3"], ["epoch", "epochs"]),
+        (["digits-linf-atent", "--set", "objective.step=3"], ["objective.step", "objective.steps"]),
+        (["digits-linf-atent", "--set", "objective.eps=-1"], ["eps is -1"]),
+        (["digits-linf-atent", "--set", "objective.steps=0"], ["steps is 0"]),
+        (["digits-linf-atent", "--set", "model.name=digits"], ["digits-cnn"]),
+        (["mnist-linf-atent", "--data-root", "nowhere"], ["nowhere", "--download"]),
+    ],
+)
+def test_train_of_bad_input(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(atent("train", *arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_explodes_is_one_line(tmp_path):
+    done = atent("train", "digits-linf-sgd", "--set", "optimizer.lr=1e30", "--set", "epochs=2", "--out", tmp_path / "r")
+    refused(done, "epoch 1", "step", "optimizer.lr")
+
+
+def test_a_process_refuses_bad_input_the_same_way():
+    refused(shell("train", "digits-linf-atnt"), "digits-linf-atnt", "digits-linf-atent")
+    unknown = shell("train", "--fast")
+    assert unknown.returncode == 2
+    assert "Traceback" not in unknown.stderr
