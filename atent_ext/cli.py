@@ -8,17 +8,17 @@ import typer
 from rich.console import Console
 
 from atent_ext import __version__
-from atent_ext.errors import AtentError
+from atent_ext.errors import AtentError, BadInput
 
 app = typer.Typer(
     name="atent", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-console = Console()
+console = Console(markup=False, highlight=False)
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.")]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Folder with the data sets [default: $ATENT_DATA].")]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision fetch missing data.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random draw.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of every random draw.")]
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
 def version(show: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     """ATENT: adversarial training by entropic regularization, trained and scored beside its rivals."""
     if show:
-        console.print(f"atent-ext {__version__}", highlight=False)
+        console.print(f"atent-ext {__version__}")
         raise typer.Exit
 
 
@@ -64,18 +64,26 @@ def train(
     data_root: DataRoot = None,
     download: Download = False,
 ) -> None:
-    """Train a model by a recipe; the run folder is runs/RECIPE unless --out says otherwise."""
+    """Train a model by a recipe; the run folder is runs/RECIPE unless --out says otherwise.
+
+    --resume without --set and --seed takes those that the run was started with.
+    """
     from atent_ext import data
     from atent_ext import recipes as all_recipes
     from atent_ext.console import TrainingBar
+    from atent_ext.runs import RunFolder
     from atent_ext.training import fit
 
-    chosen = all_recipes.load(recipe, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
-    images = data.load(chosen.dataset, data_root, download)
+    changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
+    chosen = all_recipes.load(recipe, changes)
     folder = out or Path("runs") / chosen.name
+    if resume and not changes:  # the options of the first call need not be given again
+        stored = RunFolder(folder).recipe()
+        chosen = stored if stored.name == chosen.name else chosen
+    images = data.load(chosen.dataset, data_root, download)
     with TrainingBar(console) as bar:
         fit(chosen, images, folder, resume=resume, overwrite=overwrite, reporter=bar)
-    console.print(f"trained: {folder}; score it with: atent eval {folder}", highlight=False, soft_wrap=True)
+    console.print(f"trained: {folder}; score it with: atent eval {folder}", soft_wrap=True)
 
 
 @app.command("eval")
@@ -100,6 +108,9 @@ def evaluate(
 
     chosen = load_protocol(protocol)
     loaded = scoring.load(subject, model, dataset, norm, eps, data_root, download)
+    target = out or scoring.default_path(subject, loaded, chosen, n, seed or 0)
+    if target.is_dir():
+        raise BadInput(f"--out {target} is a folder; name the JSON file to write")
     with console.status("scoring") as status:
         report = scoring.score(
             loaded,
@@ -107,13 +118,12 @@ def evaluate(
             n=n,
             seed=seed or 0,
             batch_size=batch_size,
-            told=lambda outcome: status.update(f"scoring: {outcome.attack} {outcome.accuracy:.2%}"),
+            busy=lambda text: status.update(f"scoring: {text}"),
         )
-    target = out or (subject if subject.is_dir() else Path("runs") / subject.stem) / f"eval-{protocol}.json"
     scoring.save(report, target)
     console.print(report_table(report))
     _print_notes([report])
-    console.print(f"written: {target}", highlight=False, soft_wrap=True)
+    console.print(f"written: {target}", soft_wrap=True)
 
 
 @app.command()
@@ -122,7 +132,7 @@ def quickstart(
     seed: Seed = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")] = False,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, for all five recipes.")] = None,
-    n: Annotated[int, typer.Option("--n", help="Score on the first N of the 360 test digits.")] = 150,
+    n: Annotated[int, typer.Option("--n", min=1, max=360, help="Score on the first N of the 360 test digits.")] = 150,
 ) -> None:
     """Train SGD, PGD-AT, TRADES, MART and ATENT on digits, score them by AutoAttack, write table and pictures."""
     from atent_ext.console import TrainingBar, board_table
@@ -140,11 +150,11 @@ def quickstart(
         )
     console.print(board_table(reports))
     _print_notes(reports)
-    console.print(f"written: {out}/results.json, leaderboard.md, accuracy_vs_eps.png, adversaries.png", highlight=False)
+    console.print(f"written: {out}/results.json, leaderboard.md, accuracy_vs_eps.png, adversaries.png")
 
 
 def _print_notes(reports: list[dict[str, Any]]) -> None:
     from atent_ext.console import notes
 
     for note in notes(reports):
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)

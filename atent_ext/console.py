@@ -17,7 +17,7 @@ class TrainingBar:
     def __init__(self, console: Console) -> None:
         self.name = ""
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[now]}"),
@@ -61,7 +61,10 @@ class TrainingBar:
 def report_table(report: Report) -> Table:
     """One row per attack: correct, accuracy, 95 % interval, seconds."""
     threat = report["threat"]
-    title = f"{report['name']} on {report['data']}, {report['split']}; {threat['norm']} eps {threat['eps']:g}"
+    title = (
+        f"{report['name']} on {report['data']}, {report['split']}; {threat['norm']} eps {threat['eps']:g}, "
+        f"protocol {report['protocol']}, seed {report['seed']}"
+    )
     table = Table(title=title, title_justify="left")
     for heading in ("attack", "correct", "accuracy", "95 % interval", "seconds"):
         table.add_column(heading, justify="left" if heading == "attack" else "right")
@@ -76,7 +79,10 @@ def report_table(report: Report) -> Table:
 def board_table(reports: Sequence[Report]) -> Table:
     """One row per model, one column per attack."""
     threat = reports[0]["threat"]
-    title = f"{reports[0]['data']}, {reports[0]['split']}; {threat['norm']} eps {threat['eps']:g}; accuracy in %"
+    title = (
+        f"{reports[0]['data']}, {reports[0]['split']}; {threat['norm']} eps {threat['eps']:g}, "
+        f"seed {reports[0]['seed']}; accuracy in %"
+    )
     table = Table("model", title=title, title_justify="left")
     for result in reports[0]["results"]:
         table.add_column(result["attack"], justify="right")

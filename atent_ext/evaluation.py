@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
@@ -17,10 +17,13 @@ from atent_ext.data import Split
 from atent_ext.errors import BadInput
 from atent_ext.langevin import Langevin, fgsm, last_iterate, pgd
 from atent_ext.losses import cross_entropy
-from atent_ext.modes import evaluating, frozen
+from atent_ext.modes import device_of, evaluating, frozen
+from atent_ext.norms import Norm
 from atent_ext.norms import norm as norm_called
 from atent_ext.recipes import Count, Section, Threat
+from atent_ext.types import Radius
 
+_APPLY = {"pgd": ("steps", "restarts", "step_size"), "autoattack": ("version",)}
 _ROUNDING = 1e-5
 """What float32 may add to a radius; an attack that leaves ball or box by more has not succeeded."""
 
@@ -38,13 +41,19 @@ class AttackSpec(Section):
     step_size: Annotated[float, Field(gt=0)] | None = None
     version: Literal["standard", "rand", "plus"] = "standard"
 
+    @model_validator(mode="after")
+    def _fields_apply(self) -> "AttackSpec":
+        for field in self.model_fields_set - {"attack", *_APPLY.get(self.attack, ())}:
+            raise BadInput(f"{field} does not apply to attack {self.attack!r}; remove it")
+        return self
+
 
 class Protocol(Section):
     """What is measured, in order: a file of eval/protocols/."""
 
     name: str
     description: str
-    attacks: tuple[AttackSpec, ...]
+    attacks: Annotated[tuple[AttackSpec, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -80,11 +89,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Setting:
-    """Under what an attack is run. `seed` starts its random draws; results depend on `batch_size` through them."""
+    """Under what an attack is run. `seed` starts its random draws; results depend on `batch_size` through them.
+
+    `busy` is told what a long attack is doing.
+    """
 
     threat: Threat
     seed: int = 0
     batch_size: int = 250
+    busy: Callable[[str], None] = lambda text: None
 
 
 def interval(right: int, count: int) -> tuple[float, float]:
@@ -95,7 +108,7 @@ def interval(right: int, count: int) -> tuple[float, float]:
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     """The logits (N, classes) of `images` (N, ...) in eval mode, computed in batches, on the CPU."""
-    device = _device(model)
+    device = device_of(model)
     with evaluating(model), torch.no_grad():
         return torch.cat([model(batch.to(device)).float().cpu() for batch in torch.split(images, batch_size)])
 
@@ -106,8 +119,11 @@ def clean_flags(model: nn.Module, split: Split, batch_size: int = 250) -> Tensor
 
 
 def robust_flags(model: nn.Module, split: Split, kernel: Langevin, setting: Setting, restarts: int = 1) -> Tensor:
-    """Which examples are right and stay right in every one of `restarts` runs of the attack, (N,) bool."""
-    device = _device(model)
+    """Which examples are right and stay right in every one of `restarts` runs of the attack, (N,) bool.
+
+    Raises BadInput if the attack runs into NaN: what cannot be attacked is not robust.
+    """
+    device = device_of(model)
     generator = torch.Generator(device).manual_seed(setting.seed)
     flags = []
     with evaluating(model), frozen(model):
@@ -117,16 +133,26 @@ def robust_flags(model: nn.Module, split: Split, kernel: Langevin, setting: Sett
             right = _right(model, x, y)
             for _ in range(restarts):
                 adversary = last_iterate(kernel, model, x, y, cross_entropy, generator)
-                right &= _right(model, adversary, y) | ~allowed(kernel, x, adversary)
+                _refuse_nan(adversary)
+                right &= _right(model, adversary, y) | ~allowed(kernel.norm, kernel.eps, x, adversary, kernel.box)
             flags.append(right.cpu())
     return torch.cat(flags)
 
 
-def allowed(kernel: Langevin, x: Tensor, adversary: Tensor) -> Tensor:
+def allowed(norm: Norm, eps: Radius, x: Tensor, adversary: Tensor, box: tuple[float, float] = (0.0, 1.0)) -> Tensor:
     """Which adversaries keep to the eps ball and the box up to rounding, (N,) bool: only those can count."""
-    low, high = kernel.box
+    low, high = box
     in_box = ((adversary >= low - _ROUNDING) & (adversary <= high + _ROUNDING)).flatten(1).all(1)
-    return in_box & (kernel.norm.size(adversary - x) <= kernel.eps + _ROUNDING)
+    return in_box & (norm.size(adversary - x) <= eps + _ROUNDING)
+
+
+def _refuse_nan(adversary: Tensor) -> None:
+    broken = int((~adversary.isfinite()).flatten(1).any(1).sum())
+    if broken:
+        raise BadInput(
+            f"the model's input gradient is not finite for {broken} of {len(adversary)} images, so that gradient "
+            "attacks cannot score it; mend the model (a log or a root of zero?)"
+        )
 
 
 def load_protocol(name: str) -> Protocol:
@@ -179,7 +205,11 @@ def _check(model: nn.Module, split: Split) -> None:
 
 
 def _clean(model: nn.Module, split: Split, spec: AttackSpec, setting: Setting) -> Outcome:
-    return Outcome("clean", {}, clean_flags(model, split, setting.batch_size), 0.0)
+    logits = predict(model, split.images, setting.batch_size)
+    broken = int((~logits.isfinite()).any(1).sum())
+    if broken:
+        raise BadInput(f"the model's logits are NaN or infinite for {broken} of {len(split)} images; mend it first")
+    return Outcome("clean", {}, logits.argmax(1) == split.labels, 0.0)
 
 
 def _fgsm(model: nn.Module, split: Split, spec: AttackSpec, setting: Setting) -> Outcome:
@@ -189,10 +219,10 @@ def _fgsm(model: nn.Module, split: Split, spec: AttackSpec, setting: Setting) ->
 
 def _pgd(model: nn.Module, split: Split, spec: AttackSpec, setting: Setting) -> Outcome:
     eps = setting.threat.eps
-    step_size = spec.step_size or 2.5 * eps / spec.steps
-    kernel = pgd(norm_called(setting.threat.norm), eps, spec.steps, step_size)
-    settings = {"steps": spec.steps, "step_size": step_size, "restarts": spec.restarts}
-    return Outcome(f"PGD-{spec.steps}", settings, robust_flags(model, split, kernel, setting, spec.restarts), 0.0)
+    kernel = pgd(norm_called(setting.threat.norm), eps, spec.steps, spec.step_size)
+    settings = {"steps": spec.steps, "step_size": kernel.step_size, "restarts": spec.restarts}
+    name = f"PGD-{spec.steps}" + (f" x {spec.restarts}" if spec.restarts > 1 else "")
+    return Outcome(name, settings, robust_flags(model, split, kernel, setting, spec.restarts), 0.0)
 
 
 def _autoattack(model: nn.Module, split: Split, spec: AttackSpec, setting: Setting) -> Outcome:
@@ -207,9 +237,16 @@ def _autoattack(model: nn.Module, split: Split, spec: AttackSpec, setting: Setti
         version=spec.version,
         seed=setting.seed,
         batch_size=setting.batch_size,
+        on_attack=lambda name, images: setting.busy(f"AutoAttack: {name} on {images} images"),
     )
     settings = {"version": spec.version, "package": result.package, "attacks": list(result.attacks)}
-    return Outcome("AutoAttack", settings, result.robust.cpu(), 0.0, result.notes)
+    changed = any(note.startswith(autoattack.NOT_STANDARD) for note in result.notes)
+    name = "AutoAttack, changed" if changed else "AutoAttack"
+    inside = allowed(norm_called(setting.threat.norm), setting.threat.eps, split.images, result.adversaries)
+    outside = int((~inside).sum())
+    notes = [*result.notes, *([f"{outside} adversaries left ball or box and do not count"] if outside else [])]
+    flags = torch.where(inside, result.robust, clean_flags(model, split, setting.batch_size))
+    return Outcome(name, settings, flags, 0.0, tuple(notes))
 
 
 _RUNNERS: Mapping[str, Callable[[nn.Module, Split, AttackSpec, Setting], Outcome]] = {
@@ -224,7 +261,3 @@ def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         prediction: Tensor = model(x).argmax(1)
     return prediction == y
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))

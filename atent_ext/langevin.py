@@ -177,17 +177,20 @@ def pgd(
     norm: Norm,
     eps: Radius,
     steps: int,
-    step_size: Radius,
+    step_size: Radius | None = None,
     *,
     box: tuple[float, float] = (0.0, 1.0),
     start: Start | None = None,
 ) -> Langevin:
-    """Projected gradient ascent (Madry et al. 2018): no noise, no pull, projected every step, the norm's own start."""
+    """Projected gradient ascent (Madry et al. 2018): no noise, no pull, projected every step, the norm's own start.
+
+    step_size: None is 2.5 eps / steps, which crosses the ball and leaves steps to spare.
+    """
     return Langevin(
         norm=norm,
         eps=eps,
         steps=steps,
-        step_size=step_size,
+        step_size=2.5 * eps / max(steps, 1) if step_size is None else step_size,
         direction=norm.direction,
         start=start or norm.start,
         box=box,

@@ -14,7 +14,8 @@ def markdown(reports: Sequence[Report]) -> str:
     for rank, report in enumerate(ranked, 1):
         cells = " | ".join(_cell(result) for result in report["results"])
         lines.append(f"| {rank} | {report['name']} | {cells} |")
-    return "\n".join(["# Leaderboard", "", _setting(ranked[0]), "", *lines, ""])
+    notes = sorted({note for report in ranked for result in report["results"] for note in result["notes"]})
+    return "\n".join(["# Leaderboard", "", " ".join([_setting(ranked[0]), *notes]), "", *lines, ""])
 
 
 def _cell(result: dict[str, Any]) -> str:
@@ -25,10 +26,9 @@ def _cell(result: dict[str, Any]) -> str:
 def _setting(report: Report) -> str:
     threat = report["threat"]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    notes = sorted({note for result in report["results"] for note in result["notes"]})
-    said = " ".join([report["data_note"], *notes]).strip()
     return (
         f"Accuracy in % (95 % Wilson interval) on {report['data']}, {report['split']}, under {threat['norm']} eps "
-        f"{threat['eps']:g}; seed {report['seed']}, batches of {report['batch_size']}; {versions}. "
-        f"The worst case counts an image only if it stays right under every attack listed. {said}"
+        f"{threat['eps']:g}, protocol {report['protocol']}; seed {report['seed']}, batches of {report['batch_size']}; "
+        f"{versions}. "
+        f"The worst case counts an image only if it stays right under every attack listed. {report['data_note']}"
     ).strip()

@@ -6,11 +6,13 @@ A factory takes `classes` and `channels`, and raises BadInput where its network 
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atent_ext import checks, registry
 from atent_ext.errors import BadInput
+from atent_ext.modes import evaluating
 
 
 def build(name: str, *, classes: int, channels: int, **arguments: Any) -> nn.Module:
@@ -27,6 +29,24 @@ def build(name: str, *, classes: int, channels: int, **arguments: Any) -> nn.Mod
     checks.steps("classes", classes)
     checks.steps("channels", channels)
     network: nn.Module = factory(classes=classes, channels=channels, **arguments)
+    return network
+
+
+def build_for(name: str, images: Tensor, classes: int, **arguments: Any) -> nn.Module:
+    """`build` for the channels of `images` (N, C, H, W), tried on one of them.
+
+    Raises BadInput, besides what `build` does, where the network cannot take images of that size.
+    """
+    for argument in {"classes", "channels"} & arguments.keys():
+        raise BadInput(f"{argument} is an argument of model {name!r} that the data set decides; remove it")
+    network = build(name, classes=classes, channels=images.shape[1], **arguments)
+    try:
+        with evaluating(network), torch.no_grad():
+            network(images[:1])
+    except RuntimeError as error:
+        size = "x".join(map(str, images.shape[1:]))
+        reason = str(error).partition("\n")[0]
+        raise BadInput(f"model {name!r} cannot take images of {size} ({reason}); choose another model") from None
     return network
 
 

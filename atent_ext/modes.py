@@ -11,6 +11,12 @@ def _modules(model: object) -> list[nn.Module]:
     return list(model.modules()) if isinstance(model, nn.Module) else []
 
 
+def device_of(model: object) -> torch.device:
+    """Where the model's parameters are; the CPU for a model that has none."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    return next((parameter.device for parameter in parameters), torch.device("cpu"))
+
+
 def is_training(model: object) -> bool:
     """Whether any part of the model is in train mode (a plain function never is)."""
     return any(module.training for module in _modules(model))
@@ -45,6 +51,6 @@ def frozen(model: object) -> Iterator[None]:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's global random state for the block; afterwards it is what it was."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

@@ -44,7 +44,7 @@ class Norm(Protocol):
         ...
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        """The direction of size 1 along which a linear loss grows fastest; zero where the gradient is zero."""
+        """The direction of size 1 along which a linear loss grows fastest; 0 for a zero gradient, NaN for a NaN."""
         ...
 
     def random(self, x: Tensor, eps: Radius, generator: torch.Generator | None) -> Tensor:
@@ -81,7 +81,8 @@ class _Linf:
         return delta.clamp(-bound, bound)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        return gradient.sign()
+        # sign(NaN) is 0 in torch: a broken gradient would look like a point that resists.
+        return torch.where(gradient.isnan(), gradient, gradient.sign())
 
     def random(self, x: Tensor, eps: Radius, generator: torch.Generator | None) -> Tensor:
         device = x.device if generator is None else generator.device
@@ -108,9 +109,9 @@ class _L2:
     def steepest(self, gradient: Tensor) -> Tensor:
         # Dividing by the largest entry first keeps the squares of very small gradients from underflowing.
         largest = per_example(gradient.flatten(1).abs().amax(1), gradient)
-        scaled = torch.where(largest > 0, gradient / largest, torch.zeros_like(gradient))
+        scaled = torch.where(largest == 0, torch.zeros_like(gradient), gradient / largest)
         size = per_example(self.size(scaled), gradient)
-        return torch.where(size > 0, scaled / size, scaled)
+        return torch.where(size == 0, scaled, scaled / size)
 
     def random(self, x: Tensor, eps: Radius, generator: torch.Generator | None) -> Tensor:
         return self.project(gaussian(x, generator), eps)

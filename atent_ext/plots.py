@@ -12,7 +12,7 @@ from atent_ext.data import Split
 from atent_ext.evaluation import Setting, predict, robust_flags
 from atent_ext.langevin import last_iterate, pgd
 from atent_ext.losses import cross_entropy
-from atent_ext.modes import evaluating
+from atent_ext.modes import device_of, evaluating
 from atent_ext.norms import norm
 from atent_ext.recipes import Threat
 
@@ -35,7 +35,7 @@ def accuracy_curve(
     """Accuracy under PGD of `steps` steps of 2.5 eps / steps at each radius; at 0 it is the clean accuracy."""
     accuracy = []
     for eps in radii:
-        kernel = pgd(norm(threat.norm), eps, steps, 2.5 * eps / steps)
+        kernel = pgd(norm(threat.norm), eps, steps)
         flags = robust_flags(model, split, kernel, Setting(threat, seed))
         accuracy.append(float(flags.double().mean()))
     return Curve(name, tuple(radii), tuple(accuracy))
@@ -69,8 +69,8 @@ class Portrait:
 def portrait(model: nn.Module, split: Split, position: int, threat: Threat, steps: int = 40, seed: int = 0) -> Portrait:
     """Attack one image with PGD of `steps` steps."""
     x, y = split.images[position : position + 1], split.labels[position : position + 1]
-    kernel = pgd(norm(threat.norm), threat.eps, steps, 2.5 * threat.eps / steps)
-    device = next(model.parameters()).device
+    kernel = pgd(norm(threat.norm), threat.eps, steps)
+    device = device_of(model)
     generator = torch.Generator(device).manual_seed(seed)
     with evaluating(model):
         adversary = last_iterate(kernel, model, x.to(device), y.to(device), cross_entropy, generator).cpu()

@@ -11,6 +11,7 @@ from atent_ext import checkpoints, data, leaderboard, plots, recipes, scoring
 from atent_ext.data import DataSet
 from atent_ext.evaluation import clean_flags, load_protocol
 from atent_ext.recipes import Threat
+from atent_ext.runs import RunFolder
 from atent_ext.scoring import Report
 from atent_ext.training import Reporter, fit
 
@@ -33,14 +34,18 @@ def quickstart(
     """Train, score and draw into `out`; returns one report per method.
 
     `n`: score on the first n test digits (None: all). `scoring_begins` hears the name of each recipe once it is
-    trained. Raises BadInput if `out` already holds runs and `overwrite` is not given.
+    trained. Goes on where an earlier call with the same settings stopped. Raises BadInput if `out` holds runs of
+    other settings and `overwrite` is not given.
     """
     protocol = load_protocol("autoattack")
     digits = data.load("digits")
+    digits.test.take(n)  # refuses an impossible n before anything is trained
     subjects, reports = {}, []
     for method in METHODS:
         recipe = recipes.load(f"digits-linf-{method}", [f"seed={seed}", *overrides])
-        folder = fit(recipe, digits, out / "runs" / recipe.name, overwrite=overwrite, reporter=reporter)
+        folder = RunFolder(out / "runs" / recipe.name)
+        again = folder.exists() and not overwrite  # a quickstart that was interrupted goes on
+        fit(recipe, digits, folder.path, resume=again, overwrite=overwrite, reporter=reporter)
         scoring_begins(recipe.name)
         subjects[method] = scoring.from_run(folder.path)
         reports.append(scoring.score(subjects[method], protocol, n=n, seed=seed))
@@ -56,10 +61,12 @@ def _draw(models: dict[str, nn.Module], digits: DataSet, threat: Threat, n: int 
     curves = [plots.accuracy_curve(name, model, test, threat, radii) for name, model in models.items()]
     title = f"Digits, {len(test)} test images, PGD-20: an upper bound of robust accuracy"
     plots.draw_curves(curves, threat, title, out / "accuracy_vs_eps.png")
-    all_right = torch.stack([clean_flags(model, test) for model in models.values()]).all(0).nonzero().flatten()
+    # Those that most models get right first: a digit that is wrong anyway shows nothing.
+    right = torch.stack([clean_flags(model, test) for model in models.values()]).sum(0)
+    shown = right.argsort(descending=True, stable=True)[:_SHOWN]
     rows = {
-        name: [plots.portrait(model, test, int(position), threat) for position in all_right[:_SHOWN]]
+        name: [plots.portrait(model, test, int(position), threat) for position in shown]
         for name, model in models.items()
     }
-    title = f"PGD-40 at eps {threat.eps:g} on digits that all get right: predicted class (probability), bold if fooled"
+    title = f"PGD-40 at eps {threat.eps:g} on test digits: predicted class (probability), bold if fooled"
     plots.draw_portraits(rows, digits.classes, threat, title, out / "adversaries.png")

@@ -105,6 +105,13 @@ class Recipe(Section):
         objective = self.build_objective()
         # As the objective took them: PyYAML reads 1e-3 as a text, and only an equal recipe may resume a run.
         self.objective.update({key: getattr(objective, key) for key in self.objective if key != "name"})
+        for field, needed in (("norm", self.threat.norm), ("box", (0.0, 1.0))):
+            if getattr(objective, field, needed) != needed:
+                raise BadInput(
+                    f"objective.{field} is {getattr(objective, field)!r}, but the threat model's is {needed!r}"
+                )
+        for argument in {"classes", "channels"} & self.model.arguments.keys():
+            raise BadInput(f"model.arguments.{argument} is decided by the data set; remove it")
         if self.model.name not in registry.MODELS:
             raise registry.nearest("model", self.model.name, registry.MODELS)
         if self.dataset not in registry.DATASETS and not self.dataset.startswith("folder:"):
@@ -145,7 +152,7 @@ def parse(raw: Mapping[str, Any], source: str) -> Recipe:
 
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML text that `load` reads back."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def names() -> list[str]:

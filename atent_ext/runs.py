@@ -5,7 +5,6 @@ weights.safetensors   the weights of the selected epoch       state.pt        wh
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,28 +34,31 @@ class RunFolder:
         """The training state after the last finished epoch."""
         return self.path / "state.pt"
 
+    def exists(self) -> bool:
+        """Whether the folder already holds a run."""
+        return (self.path / "recipe.yaml").is_file()
+
     def claim(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
         """Make the folder ready for `recipe`.
 
-        Raises BadInput if it already holds a run and neither `resume` nor `overwrite` is given, or if the run to
-        resume was made by another recipe.
+        Raises BadInput if it already holds a run and neither `resume` nor `overwrite` is given, if there is no run to
+        resume, or if that was made by another recipe. `overwrite` removes the files of the old run and no others.
         """
-        stored = self.path / "recipe.yaml"
-        if stored.exists() and resume:
+        if resume and overwrite:
+            raise BadInput("--resume and --overwrite exclude each other; give one of them")
+        if resume:
             return self._same(self.recipe(), recipe)
-        if stored.exists() and not overwrite:
+        if self.exists() and not overwrite:
             raise BadInput(f"{self.path} already holds a run; give --resume to go on or --overwrite to start anew")
-        if stored.exists():
-            shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        checkpoints.write(stored, recipes.dump(recipe))
+        self._clear()
+        checkpoints.write(self.path / "recipe.yaml", recipes.dump(recipe))
 
     def recipe(self) -> Recipe:
         """The recipe that the run was made by. Raises BadInput if the folder holds no run."""
-        stored = self.path / "recipe.yaml"
-        if not stored.is_file():
+        if not self.exists():
             raise BadInput(f"{self.path} holds no run: there is no recipe.yaml in it")
-        return recipes.load(str(stored))
+        return recipes.load(str(self.path / "recipe.yaml"))
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write all epochs' metrics, one JSON object a line."""
@@ -69,16 +71,21 @@ class RunFolder:
         checkpoints.load_weights(model, self.weights)
         return model.eval()
 
+    def _clear(self) -> None:
+        for name in ("metrics.jsonl", "weights.safetensors", "state.pt", "eval-*.json"):
+            for old in self.path.glob(name):
+                old.unlink()
+
     def _same(self, old: Recipe, new: Recipe) -> None:
-        was, now = old.model_dump(), new.model_dump()
+        said = {"description", "differs"}  # words, which a later version may put better
+        was, now = old.model_dump(exclude=said), new.model_dump(exclude=said)
         for field in (field for field in was if was[field] != now[field]):
             raise BadInput(
                 f"{self.path} was trained with {field} = {was[field]!r}, not {now[field]!r}; "
-                "resume it with the recipe and --set values that it was started with"
+                "go on with the recipe, --set and --seed that it was started with, or give --overwrite to start anew"
             )
 
 
 def build_model(recipe: Recipe, data: DataSet) -> nn.Module:
     """The recipe's network, fresh, for the classes and channels of `data`."""
-    channels = data.train.images.shape[1]
-    return models.build(recipe.model.name, classes=len(data.classes), channels=channels, **recipe.model.arguments)
+    return models.build_for(recipe.model.name, data.train.images, len(data.classes), **recipe.model.arguments)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from atent_ext import checkpoints, checks, data, models
+from atent_ext import __version__, checkpoints, checks, data, models
 from atent_ext.data import Split
 from atent_ext.errors import BadInput
-from atent_ext.evaluation import Outcome, Protocol, Setting, evaluate
+from atent_ext.evaluation import Protocol, Setting, evaluate
 from atent_ext.norms import norm as norm_called
 from atent_ext.recipes import Threat
 from atent_ext.runs import RunFolder
@@ -46,7 +46,11 @@ def load(
 
     Raises BadInput where something is missing or does not fit.
     """
+    if not path.exists():
+        raise BadInput(f"{path} does not exist; give a run folder or a weights file")
     if path.is_dir():
+        if model or dataset:
+            raise BadInput(f"{path} is a run folder, whose recipe names model and data set; drop --model and --dataset")
         run = from_run(path, root, download)
         asked = _threat(norm or run.threat.norm, run.threat.eps if eps is None else eps)
         return replace(run, threat=asked)
@@ -75,7 +79,7 @@ def from_weights(
 ) -> Subject:
     """A weights file for a network of the registry. Raises BadInput for a file that is none or does not fit."""
     images = data.load(dataset, root, download)
-    network = models.build(model, classes=len(images.classes), channels=images.test.images.shape[1])
+    network = models.build_for(model, images.test.images, len(images.classes))
     checkpoints.load_weights(network, path)
     return Subject(network.eval(), images.test, threat, _about(path.stem, model, path, images))
 
@@ -87,13 +91,18 @@ def score(
     n: int | None = None,
     seed: int = 0,
     batch_size: int = 250,
-    told: Callable[[Outcome], None] = lambda outcome: None,
+    busy: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Run `protocol` on the first `n` test images (None: all); `told` hears of each outcome as it comes."""
+    """Run `protocol` on the first `n` test images (None: all); `busy` hears what is being done."""
     split = subject.test.take(n)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    setting = Setting(subject.threat, seed, batch_size)
-    outcomes = evaluate(subject.model.to(device), split, protocol, setting, told)
+    setting = Setting(subject.threat, seed, batch_size, busy)
+    versions = {"atent-ext": __version__} | {
+        name: importlib.metadata.version(name) for name in ("torch", "pyautoattack")
+    }
+    outcomes = evaluate(
+        subject.model.to(device), split, protocol, setting, lambda o: busy(f"{o.attack}: {o.accuracy:.2%}")
+    )
     return subject.about | {
         "split": f"test, the first {len(split)} of {len(subject.test)}",
         "threat": subject.threat.model_dump(),
@@ -101,9 +110,17 @@ def score(
         "seed": seed,
         "batch_size": batch_size,
         "machine": {"device": device, "threads": torch.get_num_threads(), "python": platform.python_version()},
-        "versions": {name: importlib.metadata.version(name) for name in ("atent-ext", "torch", "pyautoattack")},
+        "versions": versions,
         "results": [outcome.report() for outcome in outcomes],
     }
+
+
+def default_path(subject: Path, loaded: Subject, protocol: Protocol, n: int | None, seed: int) -> Path:
+    """Where a report goes: into the run folder, or for a weights file into runs/; named after its setting."""
+    count = len(loaded.test) if n is None else n
+    name = f"eval-{protocol.name}-{loaded.threat.norm}-{loaded.threat.eps:g}-n{count}-seed{seed}.json"
+    digest = str(loaded.about["weights_sha256"])[:8]
+    return (subject if subject.is_dir() else Path("runs") / f"{subject.stem}-{digest}") / name
 
 
 def save(report: Report, path: Path) -> None:

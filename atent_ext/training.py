@@ -91,8 +91,11 @@ class _Trainer:
         self.recipe, self.held_out, self.folder = recipe, held_out, folder
         self.objective = recipe.build_objective()
         self.history: list[Metrics] = []
+        self.lr = recipe.optimizer.lr  # of the last step
         self.accelerator = _accelerator(recipe.mixed_precision)
-        loader = DataLoader(dataset(rest, recipe.augment), recipe.batch_size, shuffle=True)
+        # A generator of our own, seeded anew each epoch: Accelerate would seed one of its own once.
+        self.order = torch.Generator()
+        loader = DataLoader(dataset(rest, recipe.augment), recipe.batch_size, shuffle=True, generator=self.order)
         optimizer = _optimizer(recipe, model)
         schedule = _schedule(recipe.schedule, optimizer, recipe.epochs, len(loader))
         prepared = self.accelerator.prepare(model, optimizer, schedule, loader)
@@ -107,7 +110,7 @@ class _Trainer:
         for epoch in range(len(self.history), self.recipe.epochs):
             start = time.perf_counter()
             loss = self.train(epoch, reporter)
-            metrics = {"epoch": epoch + 1, "loss": loss, **self.validate(), "lr": self.optimizer.param_groups[0]["lr"]}
+            metrics = {"epoch": epoch + 1, "loss": loss, **self.validate(), "lr": self.lr}
             metrics["selected"] = self.is_best(metrics)
             metrics["seconds"] = round(time.perf_counter() - start, 1)
             self.history.append(metrics)
@@ -116,9 +119,11 @@ class _Trainer:
 
     def train(self, epoch: int, reporter: Reporter) -> float:
         """One epoch; returns the mean loss. Every draw follows from seed, epoch and process alone."""
-        torch.manual_seed(_seed(self.recipe.seed, epoch))
+        process = self.accelerator.process_index
+        self.order.manual_seed(_seed(self.recipe.seed, epoch))
+        torch.manual_seed(_seed(self.recipe.seed, epoch, process, 2))  # augmentation and dropout
         generator = torch.Generator(self.accelerator.device)
-        generator.manual_seed(_seed(self.recipe.seed, epoch, self.accelerator.process_index + 1))
+        generator.manual_seed(_seed(self.recipe.seed, epoch, process, 1))  # the objective's starts and noise
         self.model.train()
         total = 0.0
         for step, (x, y, index) in enumerate(self.loader):
@@ -127,6 +132,7 @@ class _Trainer:
             loss = self.backpropagate(objective.terms, objective(self.model, x, y, index, generator=generator))
             if not math.isfinite(loss):
                 raise self.broken(f"the loss is {loss} at epoch {epoch + 1}, step {step + 1}")
+            self.lr = self.optimizer.param_groups[0]["lr"]
             self.optimizer.step()
             self.schedule.step()
             if self.average:
@@ -157,17 +163,19 @@ class _Trainer:
     def broken(self, what: str) -> NonFiniteLoss:
         done = len(self.history)
         kept = f"the checkpoint of epoch {done} is kept in {self.folder.path}" if done else "no epoch was finished"
-        return NonFiniteLoss(f"{what}; {kept}; try a smaller optimizer.lr")
+        return NonFiniteLoss(f"{what}; {kept}; start anew with --overwrite and a smaller optimizer.lr")
 
     def validate(self) -> Metrics:
         """Clean and robust accuracy on the held-out images."""
         threat, steps = self.recipe.threat, self.recipe.validation.steps
-        kernel = pgd(norm(threat.norm), threat.eps, steps, 2.5 * threat.eps / steps)
+        kernel = pgd(norm(threat.norm), threat.eps, steps)
         setting = Setting(threat, seed=self.recipe.seed)
         logits = predict(self.judged, self.held_out.images)
         # The last step of an epoch may break the weights, and no loss has seen them yet.
         if not bool(torch.isfinite(logits).all()):
-            raise self.broken(f"the network's outputs are not finite after epoch {len(self.history) + 1}")
+            raise self.broken(
+                f"the network's outputs are not finite after epoch {len(self.history) + 1}, step {len(self.loader)}"
+            )
         clean = logits.argmax(1) == self.held_out.labels
         robust = robust_flags(self.judged, self.held_out, kernel, setting)
         return {"clean": float(clean.double().mean()), "robust": float(robust.double().mean())}
@@ -234,9 +242,10 @@ def _schedule(
     """A scheduler that is stepped once per optimizer step."""
     lr = optimizer.param_groups[0]["lr"]
     if schedule.name == "one-cycle":
-        return lr_scheduler.OneCycleLR(
-            optimizer, lr, total_steps=epochs * steps, pct_start=schedule.warmup, cycle_momentum=False
-        )
+        total, warmup = epochs * steps, schedule.warmup
+        if warmup * total == 1:
+            raise BadInput(f"schedule.warmup is {warmup}, exactly one of {total} steps; choose another share")
+        return lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total, pct_start=warmup, cycle_momentum=False)
     milestones = [epoch * steps for epoch in schedule.milestones] if schedule.name == "multi-step" else []
     return lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
 
@@ -247,5 +256,8 @@ def _average(model: nn.Module, decay: float) -> AveragedModel:
 
 
 def _seed(*numbers: int) -> int:
-    """A seed for each combination of numbers, so that no two epochs or processes draw alike."""
+    """A seed for each combination of numbers, so that no two epochs or processes draw alike.
+
+    A last number of 0 changes nothing: (1, 0) gives the seed of (1).
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -5,7 +5,7 @@ Shapes, everywhere: `x` (N, ...) images or features with any rank >= 2, values i
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,13 +20,12 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(logits, target) to one loss per example, shape (N,). A loss that already sums over the batch works as well."""
 
 
-@runtime_checkable
 class Objective(Protocol):
     """What a training method is: scalar terms to back-propagate, one after the other.
 
     The caller runs `backward()` on each term before it asks for the next, and steps its optimizer after the last.
     `index` holds the positions of the examples in the training set, for methods that keep state per example;
-    `generator` is the source of every random draw (None: torch's global one).
+    `generator` is the source of the method's own random draws (None: torch's global one); dropout has the global one.
     """
 
     @property

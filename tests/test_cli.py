@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from atent_ext import cli
+from atent_ext.evaluation import AttackSpec, Protocol
 
 SMALL = ("epochs=2", "objective.steps=2", "validation.count=60", "validation.steps=2")
 TINY = [part for change in SMALL for part in ("--set", change)]
@@ -79,9 +80,12 @@ def test_a_run_folder_is_not_overwritten_in_silence(run):
     before = (folder / "weights.safetensors").read_bytes()
     again = ["train", "digits-linf-atent", *TINY, "--seed", 3, "--out", folder]
     refused(atent(*again), str(folder), "--resume", "--overwrite")
+    refused(atent(*again, "--resume", "--overwrite"), "--resume", "--overwrite")
     refused(atent(*again, "--set", "optimizer.lr=0.01", "--resume"), "optimizer")
-    resumed = atent(*again, "--resume")  # nothing is left to do
-    assert resumed.returncode == 0, resumed.stderr
+    refused(atent("train", "digits-linf-atent", "--out", folder.parent / "typo", "--resume"), "typo", "no run")
+    for options in (again, ["train", "digits-linf-atent", "--out", folder]):
+        resumed = atent(*options, "--resume")  # nothing is left to do
+        assert resumed.returncode == 0, resumed.stderr
     assert (folder / "weights.safetensors").read_bytes() == before
 
 
@@ -89,7 +93,7 @@ def test_eval_scores_a_run(run):
     folder, _ = run
     done = atent("eval", folder, "--protocol", "quick", "--n", 50)
     assert done.returncode == 0, done.stderr
-    report = json.loads((folder / "eval-quick.json").read_text())
+    report = json.loads((folder / "eval-quick-Linf-0.15-n50-seed0.json").read_text())
     assert [result["attack"] for result in report["results"]] == ["clean", "FGSM", "PGD-20", "worst case"]
     assert report["threat"] == {"norm": "Linf", "eps": 0.15}
     assert report["recipe"]["seed"] == 3
@@ -122,11 +126,15 @@ def test_eval_of_bad_input(run, tmp_path):
     refused(atent("eval", folder, "--eps", -1), "eps is -1")
     refused(atent("eval", folder, "--norm", "L1"), "L1")
     refused(atent("eval", tmp_path), str(tmp_path), "recipe.yaml")
+    refused(atent("eval", tmp_path / "nowhere"), "nowhere", "does not exist")
+    refused(atent("eval", folder, "--model", "digits-cnn"), "--model")
+    refused(atent("eval", folder, "--out", tmp_path), str(tmp_path), "JSON")
     refused(atent("eval", weights), "--model", "--dataset", "--eps")
     missing = tmp_path / "nothing.pt"
     refused(atent("eval", missing, "--model", "digits-cnn", "--dataset", "digits", "--eps", 0.1), str(missing))
     refused(atent("eval", weights, "--model", "digit-cnn", "--dataset", "digits", "--eps", 0.1), "digits-cnn")
-    refused(atent("eval", weights, "--model", "small-cnn", "--dataset", "digits", "--eps", 0.1), "does not fit")
+    refused(atent("eval", weights, "--model", "small-cnn", "--dataset", "digits", "--eps", 0.1), "1x8x8")
+    refused(atent("eval", weights, "--model", "resnet-20", "--dataset", "digits", "--eps", 0.1), "does not fit")
 
 
 @pytest.mark.parametrize(
@@ -138,6 +146,10 @@ def test_eval_of_bad_input(run, tmp_path):
         (["digits-linf-atent", "--set", "objective.eps=-1"], ["eps is -1"]),
         (["digits-linf-atent", "--set", "objective.steps=0"], ["steps is 0"]),
         (["digits-linf-atent", "--set", "model.name=digits"], ["digits-cnn"]),
+        (["digits-linf-atent", "--set", "model.name=small-cnn"], ["small-cnn", "1x8x8"]),
+        (["digits-linf-atent", "--set", "model.arguments.classes=5"], ["model.arguments.classes"]),
+        (["digits-linf-atent", "--set", "objective.norm=L2"], ["objective.norm", "Linf"]),
+        (["digits-linf-atent", "--set", "schedule.warmup=1"], ["schedule.warmup"]),
         (["mnist-linf-atent", "--data-root", "nowhere"], ["nowhere", "--download"]),
     ],
 )
@@ -157,3 +169,17 @@ def test_a_process_refuses_bad_input_the_same_way():
     unknown = shell("train", "--fast")
     assert unknown.returncode == 2
     assert "Traceback" not in unknown.stderr
+
+
+def test_quickstart_prints_the_table(tmp_path, monkeypatch):
+    short = Protocol(name="short", description="", attacks=(AttackSpec(attack="clean"), AttackSpec(attack="fgsm")))
+    monkeypatch.setattr("atent_ext.quickstart.load_protocol", lambda name: short)
+    tiny = ["--set", "epochs=1", "--set", "validation.count=50", "--set", "validation.steps=1", "--n", 10]
+    done = atent("quickstart", "--out", tmp_path / "q", *tiny)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("│ digits-linf-")]
+    assert len(rows) == 5
+    assert "the first 10 of 360" in done.stdout
+    assert (tmp_path / "q" / "adversaries.png").is_file()
+    refused(atent("quickstart", "--out", tmp_path / "q", *tiny, "--seed", 1), "seed", "--overwrite")
+    assert atent("quickstart", "--n", 361).returncode == 2

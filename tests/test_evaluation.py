@@ -151,6 +151,9 @@ def test_robust_only_if_every_restart_fails():
         flags = robust_flags(model, split, attack(eps=eps, steps=2), setting(eps=eps, seed=3), restarts)
         assert torch.equal(flags, ~torch.stack(found[:restarts]).any(0))
     assert 0 < sum(map(int, found[0])) < int(torch.stack(found).any(0).sum()) < 50
+    spec = AttackSpec(attack="pgd", steps=2, restarts=8)
+    (result,) = evaluation.evaluate(model, split, protocol(spec), setting(eps=eps, seed=3))
+    assert torch.equal(result.flags, ~torch.stack(found).any(0))
 
 
 def test_more_restarts_never_make_an_example_robust():
@@ -196,7 +199,6 @@ def small_split(count=100):
         (lambda x: x + 0.1 + 5e-6, True),
         (lambda x: x + 0.102, False),
         (lambda x: x + 0.4, False),
-        (lambda x: x * float("nan"), False),
     ],
 )
 def test_only_what_stays_in_the_ball_counts(monkeypatch, cheat, counts):
@@ -204,6 +206,41 @@ def test_only_what_stays_in_the_ball_counts(monkeypatch, cheat, counts):
     monkeypatch.setattr(evaluation, "last_iterate", lambda kernel, model, x, *_: cheat(x))
     flags = robust_flags(Flat(0.59), split, attack(eps=0.1), setting(eps=0.1))
     assert torch.equal(flags, torch.full((9,), not counts))
+    wrong = Split(split.images, 1 - split.labels)  # what is wrong without an attack stays wrong
+    assert not bool(robust_flags(Flat(0.59), wrong, attack(eps=0.1), setting(eps=0.1)).any())
+
+
+def test_an_attack_that_runs_into_nan_is_refused():
+    """The gradient of log is infinite at 0 and NaN behind `where`: what cannot be attacked is not robust."""
+
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            flat = x.flatten(1)
+            logs = torch.where(flat > 0, flat.log(), torch.full_like(flat, -4.0)).sum(1)
+            return torch.stack([logs, -logs], 1)
+
+    images = torch.full((6, *SHAPE), 0.5)
+    images[:4, 0, 0, 0] = 0
+    split = Split(images, torch.zeros(6, dtype=torch.long))
+    for name in ("Linf", "L2"):
+        kernel = pgd(norm_called(name), 0.05, 3, start="clean")
+        with pytest.raises(BadInput, match="not finite for 4 of 6 images"):
+            robust_flags(Broken(), split, kernel, setting(name))
+
+
+def test_logits_that_are_not_finite_are_refused():
+    model = linear()
+    with torch.no_grad():
+        model.w[0] = float("nan")
+    with pytest.raises(BadInput, match="NaN or infinite for 20 of 20"):
+        evaluation.evaluate(model, linear_split(20), protocol("clean"), setting())
+
+
+def test_a_field_that_does_not_apply_is_refused():
+    with pytest.raises(ValueError, match="restarts does not apply to attack 'fgsm'"):
+        AttackSpec(attack="fgsm", restarts=10)
+    with pytest.raises(ValueError, match="at least 1 item"):
+        Protocol(name="none", description="", attacks=())
 
 
 def test_the_ball_is_the_norms_own_and_every_example_has_its_own(monkeypatch):
@@ -211,14 +248,14 @@ def test_the_ball_is_the_norms_own_and_every_example_has_its_own(monkeypatch):
     moved = x.clone()
     moved[0, 0, 0, 0] += 0.3  # ℓ2 0.3
     moved[1] += 0.1  # ℓ2 0.6
-    assert evaluation.allowed(attack("L2", 0.3), x, moved).tolist() == [True, False]
-    assert evaluation.allowed(attack("Linf", 0.1), x, moved).tolist() == [False, True]
+    assert evaluation.allowed(norm_called("L2"), 0.3, x, moved).tolist() == [True, False]
+    assert evaluation.allowed(norm_called("Linf"), 0.1, x, moved).tolist() == [False, True]
 
 
 def test_only_what_stays_in_the_box_counts(monkeypatch):
     x = torch.tensor([[0.0], [0.02], [0.98], [1.0]]).expand(4, 5)
     moved = x + torch.tensor([[-0.05], [-0.02], [0.02], [0.05]])
-    assert evaluation.allowed(attack(eps=0.1), x, moved).tolist() == [False, True, True, False]
+    assert evaluation.allowed(norm_called("Linf"), 0.1, x, moved).tolist() == [False, True, True, False]
 
 
 # ---- outcomes
@@ -258,14 +295,14 @@ def test_evaluate_runs_the_protocol_in_order():
     pgd_spec = AttackSpec(attack="pgd", steps=50, restarts=2)
     results = evaluation.evaluate(linear(), split, protocol("clean", "fgsm", pgd_spec), setting(), reported.append)
     assert reported == results
-    assert [result.attack for result in results] == ["clean", "FGSM", "PGD-50", "worst case"]
+    assert [result.attack for result in results] == ["clean", "FGSM", "PGD-50 x 2", "worst case"]
     clean, robust = margins(split)[0] > 0, closed_form(split, "Linf")
     for result, expected in zip(results, (clean, robust, robust, robust), strict=True):
         assert torch.equal(result.flags, expected)
         assert result.report()["flags"] == "".join(str(int(flag)) for flag in expected)
         assert result.report()["correct"] == int(expected.sum())
     assert results[2].settings == {"steps": 50, "step_size": pytest.approx(2.5 * 0.02 / 50), "restarts": 2}
-    assert results[3].settings == {"over": "clean, FGSM, PGD-50"}
+    assert results[3].settings == {"over": "clean, FGSM, PGD-50 x 2"}
     assert all(result.seconds > 0 for result in results)
 
 
@@ -289,14 +326,19 @@ def test_the_l2_threat_reaches_the_attacks():
         assert torch.equal(result.flags, closed_form(split, "L2"))
 
 
-def test_autoattack_gets_the_threat_and_its_flags_are_kept(monkeypatch):
+@pytest.mark.parametrize(
+    ("note", "name"), [("note", "AutoAttack"), (f"{autoattack.NOT_STANDARD}2 classes", "AutoAttack, changed")]
+)
+def test_autoattack_gets_the_threat_and_its_flags_are_kept(monkeypatch, note, name):
     split, calls = linear_split(20), []
     robust = closed_form(split, "L2")
     signature = inspect.signature(autoattack.run)
 
     def run(*arguments, **options):
         calls.append(signature.bind(*arguments, **options).arguments)
-        return SimpleNamespace(robust=robust, package="pyautoattack 0.2.0", attacks=("apgd-ce",), notes=("note",))
+        calls[-1].pop("on_attack")("apgd-ce", 20)
+        found = {"robust": robust, "adversaries": split.images}
+        return SimpleNamespace(**found, package="pyautoattack 0.2.0", attacks=("apgd-ce",), notes=(note,))
 
     monkeypatch.setattr(autoattack, "run", run)
     model, spec = linear(), AttackSpec(attack="autoattack", version="rand")
@@ -310,9 +352,25 @@ def test_autoattack_gets_the_threat_and_its_flags_are_kept(monkeypatch):
     assert call == {"norm": "L2", "eps": 0.1, "version": "rand", "seed": 5, "batch_size": 9}
     assert torch.equal(result.flags, robust)
     assert torch.equal(worst.flags, robust & clean.flags)
-    assert (result.attack, result.notes) == ("AutoAttack", ("note",))
+    assert (result.attack, result.notes) == (name, (note,))
     assert result.settings == {"version": "rand", "package": "pyautoattack 0.2.0", "attacks": ["apgd-ce"]}
     json.dumps(result.report())
+
+
+def test_autoattack_beyond_its_budget_does_not_count(monkeypatch):
+    split = linear_split(20)
+    far = split.images.clone()
+    far[:5] = 1 - far[:5]
+    found = SimpleNamespace(
+        adversaries=far, robust=torch.zeros(20, dtype=torch.bool), package="p", attacks=("square",), notes=()
+    )
+    monkeypatch.setattr(autoattack, "run", lambda *_, **__: found)
+    clean, result, _ = evaluation.evaluate(
+        linear(), split, protocol("clean", AttackSpec(attack="autoattack")), setting(eps=0.01)
+    )
+    assert torch.equal(result.flags[:5], clean.flags[:5])
+    assert not result.flags[5:].any()
+    assert result.notes == ("5 adversaries left ball or box and do not count",)
 
 
 # ---- the model comes back as found

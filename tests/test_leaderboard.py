@@ -17,6 +17,7 @@ def report(name, clean, worst, note=""):
         "data_note": "A note on the data.",
         "split": "test, the first 200 of 360",
         "threat": {"norm": "Linf", "eps": 0.15},
+        "protocol": "autoattack",
         "seed": 4,
         "batch_size": 250,
         "versions": {"torch": "2.9"},
@@ -36,6 +37,15 @@ def test_rows_are_ranked_by_the_worst_case():
 
 
 def test_the_setting_is_said():
-    text = leaderboard.markdown([report("a", 198, 100, "Square skipped.")])
-    for part in ("Linf eps 0.15", "seed 4", "batches of 250", "torch 2.9", "A note on the data.", "first 200 of 360"):
+    text = leaderboard.markdown([report("a", 198, 100), report("b", 190, 90, "Square skipped.")])
+    for part in (
+        "Linf eps 0.15",
+        "protocol autoattack",
+        "Square skipped.",
+        "seed 4",
+        "batches of 250",
+        "torch 2.9",
+        "A note on the data.",
+        "first 200 of 360",
+    ):
         assert part in text

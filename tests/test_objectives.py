@@ -238,3 +238,30 @@ def test_scaling_grows_the_ball_and_the_step():
 def test_nonsense_is_refused_by_name(make, words):
     with pytest.raises(BadInput, match=words):
         make()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES[1:], ids=repr)
+def test_images_outside_the_box_and_wrong_labels_are_refused(objective):
+    model, (x, y) = small_net(), small_batch()
+    for images, labels, words in (
+        (255 * x, y, "divide them by 255"),
+        ((x - 0.5) / 0.25, y, "normalised"),
+        (x, y[:, None], "one class number per image"),
+        (x, y.double(), "integer class numbers"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            next(objective(model, images, labels))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_broken_gradient_does_not_look_like_a_point_that_resists(norm):
+    """sign(NaN) is 0 in torch: without care x' would stay where it is, as if the model were robust there."""
+
+    def broken(x):
+        flat = x.flatten(1)
+        return torch.where(flat > 0, flat.log(), torch.full_like(flat, -4.0))[:, :4]
+
+    x, y = small_batch()
+    objective = TRADES(norm=norm, eps=0.1, steps=1, step_size=0.1)
+    adversary = objective.adversary(broken, 0 * x, y, cross_entropy, generator())
+    assert adversary.isnan().flatten(1).any(1).all()

@@ -51,7 +51,14 @@ def test_it_draws_pictures(result):
         assert (out / name).read_bytes().startswith(PNG)
 
 
-def test_it_does_not_overwrite_in_silence(result):
-    out, _, _ = result
-    with pytest.raises(BadInput, match="already holds a run"):
-        quickstart(out, n=40, overrides=TINY)
+def test_it_goes_on_where_it_stopped_and_does_not_overwrite_in_silence(result, tmp_path):
+    out, reports, _ = result
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("atent_ext.quickstart.load_protocol", lambda name: SHORT)
+        again = quickstart(out, n=40, overrides=TINY)
+    assert [r["results"][1]["flags"] for r in again] == [r["results"][1]["flags"] for r in reports]
+    with pytest.raises(BadInput, match="was trained with seed = 0, not 1"):
+        quickstart(out, n=40, overrides=TINY, seed=1)
+    with pytest.raises(BadInput, match="only 360 examples"):
+        quickstart(tmp_path, n=361)
+    assert list(tmp_path.iterdir()) == []

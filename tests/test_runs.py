@@ -13,8 +13,8 @@ def recipe(*overrides):
     return recipes.load("digits-linf-atent", overrides)
 
 
-def images(classes=10, channels=1):
-    part = data.Split(torch.zeros(4, channels, 8, 8), torch.arange(4) % classes)
+def images(classes=10, channels=1, side=8):
+    part = data.Split(torch.zeros(4, channels, side, side), torch.arange(4) % classes)
     return data.DataSet("some", tuple(str(k) for k in range(classes)), part, part)
 
 
@@ -41,7 +41,7 @@ def claimed(folder):
     return folder
 
 
-@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}])
 def test_a_new_folder_is_made_whatever_is_asked(folder, options):
     claim(folder, recipe("epochs=3"), **options)
     assert [path.name for path in folder.path.iterdir()] == ["recipe.yaml"]
@@ -87,7 +87,9 @@ def test_another_recipe_is_not_resumed(claimed, override, was, now):
     assert message.startswith(f"{claimed.path} was trained with {override.split('=')[0].split('.')[0]} = ")
     assert was in message
     assert now in message
-    assert message.endswith("resume it with the recipe and --set values that it was started with")
+    assert message.endswith(
+        "go on with the recipe, --set and --seed that it was started with, or give --overwrite to start anew"
+    )
     assert (claimed.path / "recipe.yaml").read_bytes() == stored
 
 
@@ -148,7 +150,28 @@ def test_the_model_fits_classes_and_channels_of_the_data():
 
 
 def test_arguments_of_the_recipe_reach_the_model():
-    small = build_model(recipe("model.name=small-cnn", "model.arguments.dropout=0.25"), images())
+    small = build_model(recipe("model.name=small-cnn", "model.arguments.dropout=0.25"), images(side=28))
     assert [m.p for m in small.modules() if isinstance(m, torch.nn.Dropout)] == [0.25]
     wrong = recipe("model.name=small-cnn", "model.arguments.droput=0.25")
-    assert "did you mean 'dropout'?" in refusal(build_model, wrong, images())
+    assert "did you mean 'dropout'?" in refusal(build_model, wrong, images(side=28))
+
+
+def test_a_network_that_cannot_take_the_images_is_refused():
+    assert "cannot take images of 1x8x8" in refusal(build_model, recipe("model.name=small-cnn"), images())
+
+
+def test_there_must_be_a_run_to_resume(folder):
+    assert "holds no run" in refusal(claim, folder, recipe(), resume=True)
+    assert "exclude each other" in refusal(claim, folder, recipe(), resume=True, overwrite=True)
+    assert not folder.path.exists()
+
+
+def test_overwriting_removes_the_run_and_nothing_else(claimed):
+    for name in ("state.pt", "weights.safetensors", "metrics.jsonl", "eval-quick.json", "thesis.tex"):
+        (claimed.path / name).write_text("old")
+    claim(claimed, recipe("epochs=7"), overwrite=True)
+    assert sorted(path.name for path in claimed.path.iterdir()) == ["recipe.yaml", "thesis.tex"]
+
+
+def test_other_words_in_a_recipe_do_not_hinder_resuming(claimed):
+    claim(claimed, recipe("description=better said"), resume=True)

@@ -23,8 +23,11 @@ from atent_ext.types import Model
 _SMALL = 1e-3
 """Below this scale a float32 backward flushes too many directions to zero; the gradient is then computed apart."""
 
-_DEFAULTS: dict[str, tuple[Project, Start, float]] = {"Linf": ("last", "corner", 0.0), "L2": ("never", "ball", 0.05)}
-"""project, start and gamma where the user names none: the authors' (v2 Algorithms 1 and 2)."""
+_DEFAULTS: dict[str, tuple[Project, Start, Pull, float]] = {
+    "Linf": ("last", "corner", "coordinate", 0.0),
+    "L2": ("never", "ball", "authors", 0.05),
+}
+"""project, start, pull and gamma where the user names none: the authors' (v2 Algorithms 1 and 2, Eq. 13)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,8 @@ class ATENT(Adversarial):
     alpha: averaging constant in (0, 1]. noise: square root of the temperature. gamma: strength of the pull (None: 0.05
     for ℓ2, 0 for ℓ∞, whose projection replaces it). tolerance: iterates that weigh less than this share of the heaviest
     are dropped, nothing is renormalised; 0 keeps all. direction, pull, project, start: as in `Langevin`; None takes the
-    authors' (sign, last, corner for ℓ∞; unit, never, ball for ℓ2). inner_mode "eval" costs one more pass a kept iterate
-    when the model is in train mode.
+    authors' (sign, coordinate, last, corner for ℓ∞; unit, authors, never, ball for ℓ2). inner_mode "eval" costs one
+    more pass a kept iterate when the model is in train mode.
     """
 
     alpha: float = 0.9
@@ -43,7 +46,7 @@ class ATENT(Adversarial):
     gamma: float | None = None
     tolerance: float = 1e-3
     direction: Direction | None = None
-    pull: Pull = "authors"
+    pull: Pull | None = None
     project: Project | None = None
     start: Start | None = None
     inner_mode: InnerMode = "train"
@@ -59,7 +62,7 @@ class ATENT(Adversarial):
     def kernel(self) -> Langevin:
         """The Langevin chain."""
         chosen = norm_called(self.norm)
-        project, start, gamma = _DEFAULTS[self.norm]
+        project, start, pull, gamma = _DEFAULTS[self.norm]
         return Langevin(
             norm=chosen,
             eps=self.eps,
@@ -68,7 +71,7 @@ class ATENT(Adversarial):
             direction=self.direction or chosen.direction,
             noise=self.noise,
             gamma=gamma if self.gamma is None else self.gamma,
-            pull=self.pull,
+            pull=self.pull or pull,
             project=self.project or project,
             start=self.start or start,
             box=self.box,
@@ -98,6 +101,7 @@ class ATENT(Adversarial):
     ) -> Terms:
         """Yield weight * mean loss at each kept iterate; raises TermsCollected if backward() did not run in between."""
         passes = _Passes(self, model, y)
+        self.check(x, y)
         weights = self.weights
         for j, moving in enumerate(walk(self.kernel, x, passes.gradient, generator)):
             if weights.get(j):
@@ -139,7 +143,7 @@ class _Passes:
             )
         if self.early is not None:
             return self.early
-        if leaf.grad is None or not self._one_graph_serves() or self._flushed():
+        if leaf.grad is None or not self._one_graph_serves() or self._lost(leaf.grad):
             return self._apart(moving)
         return leaf.grad
 
@@ -147,10 +151,10 @@ class _Passes:
         # The terms run in the caller's mode; a chain in eval mode shares their graphs only if that is the same.
         return self.objective.inner_mode == "train" or not is_training(self.model)
 
-    def _flushed(self) -> bool:
-        """Whether the caller scaled the loss so far down that float32 may have lost directions."""
+    def _lost(self, gradient: Tensor) -> bool:
+        """Whether the caller scaled the loss so far down or up that the gradient may have lost directions."""
         share = self.scale[-1].abs().amax() * len(self.y)
-        return bool(share < _SMALL * self.objective.alpha)
+        return bool((share < _SMALL * self.objective.alpha) | ~gradient.isfinite().all())
 
     def _apart(self, moving: Tensor) -> Tensor:
         with inside(self.objective.inner_mode, self.model):

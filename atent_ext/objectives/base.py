@@ -73,6 +73,11 @@ class Adversarial:
         """The same method with eps and step size multiplied by `factor`, for an eps that grows during training."""
         return replace(self, eps=self.eps * factor, step_size=self.step_size * factor)
 
+    def check(self, x: Tensor, y: Tensor) -> None:
+        """Raise BadInput for images outside the box and for labels that are not one class number per image."""
+        checks.images(x, *self.box)
+        checks.labels(y, len(x))
+
     def adversary(
         self, model: Model, x: Tensor, target: Tensor, loss: Loss, generator: torch.Generator | None
     ) -> Tensor:

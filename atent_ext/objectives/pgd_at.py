@@ -31,5 +31,6 @@ class PGDAT(Adversarial):
         generator: torch.Generator | None = None,
     ) -> Terms:
         """Yield the mean cross-entropy of the adversaries."""
+        self.check(x, y)
         x_adv = self.adversary(model, x, y, cross_entropy, generator)
         yield cross_entropy(model(x_adv), y).mean()

@@ -18,7 +18,7 @@ class TRADES(Regularized):
 
     The KL is summed over the classes, and its gradient flows through both of its arguments. The clean softmax of the
     inner loop is computed once. In ℓ2 the inner loop clamps before it projects, and a zero gradient becomes a random
-    direction, as in the authors' code; the step size there is 2 eps / steps.
+    direction, as in the authors' code, whose step size is 2 eps / steps.
     """
 
     beta: float = 6.0
@@ -39,6 +39,7 @@ class TRADES(Regularized):
         generator: torch.Generator | None = None,
     ) -> Terms:
         """Yield the one term."""
+        self.check(x, y)
         with inside(self.inner_mode, model), torch.no_grad():
             probabilities = F.softmax(model(x), 1)
         x_adv = self.adversary(model, x, probabilities, kl_divergence, generator)
