@@ -17,8 +17,6 @@ from atent_ext.training import Reporter, fit
 
 METHODS = ("sgd", "pgd-at", "trades", "mart", "atent")
 _SHOWN = 2
-SCORED = 150
-"""How many of the 360 test digits are scored by default: AutoAttack on all of them takes most of ten minutes."""
 
 
 def quickstart(
@@ -26,7 +24,7 @@ def quickstart(
     *,
     seed: int = 0,
     overrides: tuple[str, ...] = (),
-    n: int | None = SCORED,
+    n: int | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
     scoring_begins: Callable[[str], None] = lambda name: None,
