@@ -132,9 +132,7 @@ def quickstart(
     seed: Seed = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")] = False,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, for all five recipes.")] = None,
-    n: Annotated[
-        int | None, typer.Option("--n", min=1, max=360, help="Score on the first N test digits [default: all 360].")
-    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, max=360, help="Score on the first N of the 360 test digits.")] = 200,
 ) -> None:
     """Train SGD, PGD-AT, TRADES, MART and ATENT on digits, score them by AutoAttack, write table and pictures."""
     from atent_ext.console import TrainingBar, board_table
