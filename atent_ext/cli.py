@@ -1,5 +1,6 @@
 """The command `atent`: parses, calls, prints. Errors that we raise on purpose are one line and exit code 2."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,8 @@ from atent_ext.errors import AtentError, BadInput
 app = typer.Typer(
     name="atent", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-console = Console(markup=False, highlight=False)
+# Under torchrun every process runs this; the first one speaks.
+console = Console(markup=False, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.")]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Folder with the data sets [default: $ATENT_DATA].")]
