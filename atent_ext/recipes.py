@@ -182,7 +182,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return raw
     beside, above = (path.parent / f"{base}.yaml").resolve(), (*above, path.resolve())
-    if beside in above or not beside.is_file():
+    if beside in above or beside.parent != path.parent.resolve() or not beside.is_file():
         raise BadInput(f"{path}: base is {base!r}; it must name another recipe file beside it, without .yaml")
     return _merge(_read(beside, above), raw)
 

@@ -21,7 +21,7 @@ def refusal(check, *arguments):
     [0, 0.0, 3, 0.3, np.float32(0.3), np.float64(0.3), torch.tensor(0.3), torch.tensor([0.0, 2.0]), torch.tensor([1])],
 )
 def test_a_radius_may_be(value):
-    checks.radius("eps", value)
+    assert checks.radius("eps", value) is None
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_radius_may_not_be(value, shown):
 
 @pytest.mark.parametrize("value", [1, 40, np.int64(3)])
 def test_steps_may_be(value):
-    checks.steps("nb_iter", value)
+    assert checks.steps("nb_iter", value) is None
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0, "0"), (-1, "-1"), (2.0, "2.0"), (True, "True"), ("3", "'3'")])
@@ -76,7 +76,7 @@ IMAGES = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     ],
 )
 def test_images_may_be(x, low, high):
-    checks.images(x, low, high)
+    assert checks.images(x, low, high) is None
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_box_with_one_side_still_has_that_side():
     ],
 )
 def test_labels_may_be(y, count, classes):
-    checks.labels(y, count, classes)
+    assert checks.labels(y, count, classes) is None
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ def test_eval_takes_another_radius_and_a_weights_file(run, tmp_path):
 def test_eval_of_bad_input(run, tmp_path):
     folder, _ = run
     weights = folder / "weights.safetensors"
+    before = sorted(folder.iterdir())
     refused(atent("eval", folder, "--protocol", "autoatack"), "autoatack", "autoattack")
     refused(atent("eval", folder, "--n", 0), "n is 0")
     refused(atent("eval", folder, "--n", 361), "361", "360")
@@ -135,6 +136,8 @@ def test_eval_of_bad_input(run, tmp_path):
     refused(atent("eval", weights, "--model", "digit-cnn", "--dataset", "digits", "--eps", 0.1), "digits-cnn")
     refused(atent("eval", weights, "--model", "small-cnn", "--dataset", "digits", "--eps", 0.1), "1x8x8")
     refused(atent("eval", weights, "--model", "resnet-20", "--dataset", "digits", "--eps", 0.1), "does not fit")
+    assert sorted(folder.iterdir()) == before
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -162,6 +165,7 @@ def test_train_of_bad_input(arguments, words, tmp_path, monkeypatch):
 def test_a_loss_that_explodes_is_one_line(tmp_path):
     done = atent("train", "digits-linf-sgd", "--set", "optimizer.lr=1e30", "--set", "epochs=2", "--out", tmp_path / "r")
     refused(done, "epoch 1", "step", "optimizer.lr")
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["recipe.yaml"]
 
 
 def test_a_process_refuses_bad_input_the_same_way():

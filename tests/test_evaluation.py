@@ -467,7 +467,7 @@ def test_a_split_that_cannot_be_evaluated_is_refused(images, labels, part):
 
 def test_nothing_is_attacked_before_the_check(monkeypatch):
     monkeypatch.setattr(evaluation, "robust_flags", lambda *_: pytest.fail("attacked"))
-    refusal(Split(torch.full((2, *SHAPE), 255.0), torch.tensor([0, 1])))
+    assert "divide them by 255" in refusal(Split(torch.full((2, *SHAPE), 255.0), torch.tensor([0, 1])))
 
 
 # ---- protocols

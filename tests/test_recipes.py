@@ -302,6 +302,13 @@ def test_an_unknown_recipe_is_refused(name, expected):
     assert refusal(name) == expected
 
 
+def test_a_base_lies_in_the_same_folder(tmp_path):
+    write(tmp_path, "outside", "epochs: 2\n")
+    (tmp_path / "inner").mkdir()
+    message = refusal(write(tmp_path / "inner", "recipe", "base: ../outside\nname: n\n"))
+    assert "base is '../outside'; it must name another recipe file beside it" in message
+
+
 def test_a_base_is_no_recipe_of_its_own():
     assert "name: Field required" in refusal("_digits-linf")
 

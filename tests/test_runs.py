@@ -96,6 +96,7 @@ def test_another_recipe_is_not_resumed(claimed, override, was, now):
 def test_the_same_value_in_other_words_is_the_same_recipe(folder):
     claim(folder, recipe("objective.step_size=1e-3"))
     claim(folder, recipe("objective.step_size=0.001"), resume=True)
+    assert folder.recipe() == recipe("objective.step_size=0.001")
 
 
 def test_overwrite_starts_anew(claimed):
