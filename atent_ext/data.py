@@ -4,6 +4,7 @@ import gzip
 import math
 import os
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
@@ -21,6 +23,7 @@ from atent_ext.errors import BadInput
 AUGMENTATIONS = ("none", "crop-flip")
 _CACHE = "~/.cache/atent_ext"
 _FOLDER = "folder:"
+_NPZ = "npz:"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,19 +58,22 @@ class DataSet:
 
 
 def load(name: str, root: Path | str | None = None, download: bool = False) -> DataSet:
-    """Load a data set: a name of `registry.DATASETS`, or `folder:PATH` for an image folder.
+    """Load a data set: a name of the registry, `folder:PATH` for an image folder, or `npz:FILE` for arrays.
 
     `root` is the folder that holds the data sets; without it $ATENT_DATA, and without that ~/.cache/atent_ext.
-    `folder:PATH` does not use it: a relative PATH starts at the current folder. Nothing is written anywhere unless
+    A relative PATH or FILE starts at the current folder instead. Nothing is written anywhere unless
     `download` is True; then torchvision fetches what is missing into `root`.
     Raises BadInput for an unknown name, missing data or a broken file; the message names the folder or the file.
     """
     if name.startswith(_FOLDER):
         return _image_folder(name)
-    if name not in registry.DATASETS:
-        raise registry.nearest("data set", name, [*registry.DATASETS, f"{_FOLDER}PATH"])
+    if name.startswith(_NPZ):
+        return _arrays(name)
+    known = registry.entries("data set")
+    if name not in known:
+        raise registry.nearest("data set", name, [*known, f"{_FOLDER}PATH", f"{_NPZ}FILE"])
     home = Path(root or os.environ.get("ATENT_DATA") or _CACHE).expanduser()
-    loaded: DataSet = registry.resolve("data set", name, registry.DATASETS)(home, download)
+    loaded: DataSet = registry.resolve("data set", name)(home, download)
     return loaded
 
 
@@ -263,6 +269,24 @@ def _image_folder(name: str) -> DataSet:
     kinds = sorted({Path(file).suffix.lower() for file, _ in [*train.samples, *test.samples]})
     note = f"image folder {path.resolve().name} ({', '.join(kinds)})"
     return DataSet(name, tuple(train.classes), _read(train, size), _read(test, size), note)
+
+
+def _arrays(name: str) -> DataSet:
+    """A NumPy archive of x_train, y_train, x_test, y_test: images (N, C, H, W) uint8, labels (N,) from 0 on."""
+    path = Path(name.removeprefix(_NPZ)).expanduser()
+    keys = ("x_train", "y_train", "x_test", "y_test")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            x_train, y_train, x_test, y_test = (torch.from_numpy(archive[key]) for key in keys)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise BadInput(f"{path} is not a NumPy archive of {', '.join(keys)}: {error}") from error
+    for images in (x_train, x_test):
+        if images.dtype != torch.uint8 or images.dim() != 4 or not len(images):
+            raise BadInput(f"{path}: images are {images.dtype} {tuple(images.shape)}; uint8 (N, C, H, W) is needed")
+    classes = 1 + max(int(labels.max()) for labels in (y_train, y_test))
+    train, test = (_split(x, y.long(), classes) for x, y in ((x_train, y_train), (x_test, y_test)))
+    note = f"arrays {path.name}, {len(train)} training and {len(test)} test images"
+    return DataSet(name, tuple(map(str, range(classes))), train, test, note)
 
 
 def _listing(folder: Path) -> Any:

@@ -200,3 +200,37 @@ def pgd(
 def fgsm(norm: Norm, eps: Radius, *, box: tuple[float, float] = (0.0, 1.0)) -> Langevin:
     """The fast gradient (sign) method (Goodfellow et al. 2015): one step of size eps from the clean input."""
     return pgd(norm, eps, 1, eps, box=box, start="clean")
+
+
+def atent(
+    norm: Norm,
+    eps: Radius,
+    steps: int,
+    step_size: Radius | None = None,
+    *,
+    noise: float = 1e-3,
+    gamma: float | None = None,
+    box: tuple[float, float] = (0.0, 1.0),
+    start: Start | None = None,
+    targeted: bool = False,
+) -> Langevin:
+    """ATENT's chain as an attack (Jagatap et al. 2022, section 4): its last iterate lies in the eps ball and the box.
+
+    ℓ∞ is projected at the last step; ℓ2 at every step, with a pull of strength gamma (None: 0.05, the paper's).
+    step_size: None is 2.5 eps / steps. start: None is the norm's own.
+    """
+    linf = norm is LINF
+    return Langevin(
+        norm=norm,
+        eps=eps,
+        steps=steps,
+        step_size=2.5 * eps / max(steps, 1) if step_size is None else step_size,
+        direction=norm.direction,
+        noise=noise,
+        gamma=(0.0 if linf else 0.05) if gamma is None else gamma,
+        pull="coordinate" if linf else "authors",
+        project="last" if linf else "every",
+        start=start or norm.start,
+        box=box,
+        targeted=targeted,
+    )

@@ -16,12 +16,12 @@ from atent_ext.modes import evaluating
 
 
 def build(name: str, *, classes: int, channels: int, **arguments: Any) -> nn.Module:
-    """A freshly initialised network of `registry.MODELS`, drawn from torch's global random state, in train mode.
+    """A freshly initialised network of the registry, drawn from torch's global random state, in train mode.
 
     Raises BadInput for an unknown name or argument and for counts the network cannot take, MissingExtra where the
     network is another library's and that is not installed.
     """
-    factory = registry.resolve("model", name, registry.MODELS)
+    factory = registry.resolve("model", name)
     known = inspect.signature(factory).parameters
     for argument in arguments:
         if argument not in known:
@@ -171,6 +171,15 @@ def lenet5_advertorch(classes: int = 10, channels: int = 1) -> nn.Module:
     from advertorch.test_utils import LeNet5
 
     network: nn.Module = LeNet5()
+    return network
+
+
+def resnet18_pyautoattack(classes: int = 10, channels: int = 3) -> nn.Module:
+    """pyautoattack's ResNet-18 for 32×32 images: the class of the checkpoint that it ships."""
+    from pyautoattack.examples.resnet import BasicBlock, ResNet
+
+    _fixed("resnet-18-pyautoattack", "channels", channels, 3)
+    network: nn.Module = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes)
     return network
 
 

@@ -54,3 +54,19 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def kept(model: object) -> Iterator[None]:
+    """Let another library work with the model; afterwards modes, `requires_grad` and gradients are what they were."""
+    modes = [(module, module.training) for module in _modules(model)]
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
+    found = [(p, p.requires_grad, None if p.grad is None else p.grad.clone()) for p in parameters]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, trainable, gradient in found:
+            parameter.requires_grad_(trainable)
+            parameter.grad = gradient

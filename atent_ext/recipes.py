@@ -112,10 +112,11 @@ class Recipe(Section):
                 )
         for argument in {"classes", "channels"} & self.model.arguments.keys():
             raise BadInput(f"model.arguments.{argument} is decided by the data set; remove it")
-        if self.model.name not in registry.MODELS:
-            raise registry.nearest("model", self.model.name, registry.MODELS)
-        if self.dataset not in registry.DATASETS and not self.dataset.startswith("folder:"):
-            raise registry.nearest("data set", self.dataset, registry.DATASETS)
+        models, datasets = registry.entries("model"), registry.entries("data set")
+        if self.model.name not in models:
+            raise registry.nearest("model", self.model.name, models)
+        if self.dataset not in datasets and not self.dataset.startswith(("folder:", "npz:")):
+            raise registry.nearest("data set", self.dataset, datasets)
         return self
 
     def build_objective(self) -> Objective:
@@ -123,8 +124,8 @@ class Recipe(Section):
         given = dict(self.objective)
         name = given.pop("name", None)
         if name is None:
-            raise BadInput(f"objective has no name; known: {', '.join(sorted(registry.OBJECTIVES))}")
-        kind = registry.resolve("objective", str(name), registry.OBJECTIVES)
+            raise BadInput(f"objective has no name; known: {', '.join(sorted(registry.entries('objective')))}")
+        kind = registry.resolve("objective", str(name))
         try:
             return cast(Objective, TypeAdapter(kind).validate_python(given))
         except ValidationError as error:

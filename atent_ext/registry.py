@@ -1,11 +1,15 @@
 """Names -> things: objectives, models, data sets as import paths; recipes and protocols as files.
 
 Listing imports nothing heavy: an entry is the text `module:attribute`, resolved only when it is asked for.
+Other packages join by entry points of the groups `atent_ext.objectives`, `atent_ext.models`, `atent_ext.datasets`
+(name = "module:attribute") and `atent_ext.recipes` (any name = "a.package", a folder of YAML files).
 """
 
 import difflib
+import importlib.util
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ MODELS: Mapping[str, str] = {
     "lenet5-madry": "atent_ext.models:lenet5_madry",
     "lenet5-advertorch": "atent_ext.models:lenet5_advertorch",
     "resnet-18": "atent_ext.models:resnet18",
+    "resnet-18-pyautoattack": "atent_ext.models:resnet18_pyautoattack",
     "resnet-20": "atent_ext.models:ResNet20",
     "wrn-34-10": "atent_ext.models:wrn34_10",
     "vgg-11": "atent_ext.models:vgg11",
@@ -36,6 +41,12 @@ DATASETS: Mapping[str, str] = {
     "fashion-mnist": "atent_ext.data:fashion_mnist",
     "cifar10": "atent_ext.data:cifar10",
     "cifar100": "atent_ext.data:cifar100",
+}
+
+_KINDS: Mapping[str, tuple[Mapping[str, str], str]] = {
+    "objective": (OBJECTIVES, "atent_ext.objectives"),
+    "model": (MODELS, "atent_ext.models"),
+    "data set": (DATASETS, "atent_ext.datasets"),
 }
 
 _HERE = Path(__file__).resolve().parent
@@ -54,16 +65,68 @@ def nearest(kind: str, name: str, known: Iterable[str]) -> BadInput:
     return BadInput(f"unknown {kind} {name!r}; {hint}")
 
 
-def resolve(kind: str, name: str, entries: Mapping[str, str]) -> Any:
-    """Import what `entries[name]` points to. Raises BadInput with the nearest name if there is no such entry."""
-    if name not in entries:
-        raise nearest(kind, name, entries)
-    return pkgutil.resolve_name(entries[name])
+def entries(kind: str) -> dict[str, str]:
+    """Name -> `module:attribute` of all entries of a kind ("objective", "model" or "data set"), other packages' too.
+
+    Raises BadInput where another package takes a name that is taken.
+    """
+    own, group = _KINDS[kind]
+    found = dict(own)
+    for point in _points(group):
+        if found.setdefault(point.name, point.value) != point.value:
+            raise BadInput(
+                f"{_package(point)} registers the {kind} {point.name!r} as {point.value}, but that name is "
+                f"{found[point.name]}; uninstall one of the two packages, or rename the entry"
+            )
+    return found
+
+
+def resolve(kind: str, name: str) -> Any:
+    """Import the entry `name` of a kind. Raises BadInput with the nearest name if there is none, or if it fails."""
+    known = entries(kind)
+    if name not in known:
+        raise nearest(kind, name, known)
+    try:
+        return pkgutil.resolve_name(known[name])
+    except (ImportError, AttributeError) as error:
+        if name in _KINDS[kind][0]:
+            raise
+        raise BadInput(f"the {kind} {name!r} of another package, {known[name]}, does not import: {error}") from error
 
 
 def files(kind: str) -> dict[str, Path]:
-    """Name -> YAML file of all shipped files of a kind ("recipe" or "protocol")."""
+    """Name -> YAML file of all files of a kind ("recipe" or "protocol"), shipped ones and other packages' recipes."""
     folder = next((folder for folder in _FOLDERS[kind] if folder.is_dir()), None)
     if folder is None:
         raise BadInput(f"the installed package lacks its {kind} files; reinstall atent-ext")
+    found = _yaml(folder)
+    for point in _points("atent_ext.recipes") if kind == "recipe" else ():
+        for name, path in _yaml(_package_folder(point)).items():
+            if found.setdefault(name, path) != path and not name.startswith("_"):
+                raise BadInput(
+                    f"{_package(point)} brings a recipe {name!r}, but {found[name]} has that name; rename it"
+                )
+    return found
+
+
+def _points(group: str) -> Iterator[EntryPoint]:
+    # A package that is installed twice (a wheel and a checkout on the path) says everything twice.
+    yield from sorted(set(entry_points(group=group)), key=lambda point: (point.name, point.value))
+
+
+def _package(point: EntryPoint) -> str:
+    return f"the package {point.dist.name!r}" if point.dist else "another package"
+
+
+def _package_folder(point: EntryPoint) -> Path:
+    try:
+        spec = importlib.util.find_spec(point.value)
+    except ImportError:
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise BadInput(f"{_package(point)} registers recipes in {point.value!r}, which is no package; reinstall it")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _yaml(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}

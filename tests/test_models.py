@@ -16,6 +16,7 @@ NETWORKS = {
     "lenet5-madry": (3_274_634, 28, 1),
     "lenet5-advertorch": (648_226, 28, 1),
     "resnet-18": (11_173_962, 32, 3),
+    "resnet-18-pyautoattack": (11_173_962, 32, 3),
     "resnet-20": (272_474, 32, 3),
     "wrn-34-10": (46_160_474, 32, 3),
     "vgg-11": (128_807_306, 32, 3),  # torchvision's 132,863,336 with 10 classes instead of 1000
@@ -41,7 +42,7 @@ def test_the_table_covers_the_registry():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_factory_has_the_common_arguments(name):
-    known = inspect.signature(registry.resolve("model", name, registry.MODELS)).parameters
+    known = inspect.signature(registry.resolve("model", name)).parameters
     assert known["classes"].default == 10
     assert known["channels"].default == NETWORKS[name][2]
 

@@ -22,21 +22,21 @@ def python(code):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_resolves(name):
-    method = resolve("objective", name, OBJECTIVES)
+    method = resolve("objective", name)
     settings = {} if name == "sgd" else {"eps": 0.1, "steps": 2, "step_size": 0.05}
     assert method(**settings).terms >= 1
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_resolves(name):
-    factory = resolve("model", name, MODELS)
+    factory = resolve("model", name)
     assert {"classes", "channels"} <= set(inspect.signature(factory).parameters)
     assert not inspect.isclass(factory) or issubclass(factory, nn.Module)
 
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_data_set_resolves(name):
-    assert inspect.isfunction(resolve("data set", name, DATASETS))
+    assert inspect.isfunction(resolve("data set", name))
 
 
 def test_names_are_those_of_the_issue():
@@ -47,9 +47,9 @@ def test_names_are_those_of_the_issue():
 
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(BadInput, match=r"^unknown objective 'atnet'; did you mean 'atent'\?$"):
-        resolve("objective", "atnet", OBJECTIVES)
+        resolve("objective", "atnet")
     with pytest.raises(BadInput, match=r"^unknown data set 'zzz'; known: cifar10, cifar100, digits, fashion-mnist, "):
-        resolve("data set", "zzz", DATASETS)
+        resolve("data set", "zzz")
 
 
 @pytest.mark.parametrize(
