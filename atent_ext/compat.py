@@ -7,6 +7,7 @@ of the original AutoAttack, whether that package or pyautoattack is installed.
 import functools
 import importlib
 import importlib.util
+import inspect
 import logging
 import sys
 import warnings
@@ -33,6 +34,13 @@ def _quiet_import(name: str) -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module(name)
+
+
+def neighbour(name: str, extra: str) -> ModuleType:
+    """Import an optional package without the warnings of its import; raises MissingExtra that names its `extra`."""
+    if importlib.util.find_spec(name) is None:
+        raise MissingExtra(f"{name} is not installed; pip install 'atent-ext[{extra}]'")
+    return _quiet_import(name)
 
 
 def _zero_gradients(x: Tensor | Iterable[Tensor]) -> None:
@@ -283,3 +291,19 @@ def robustbench() -> ModuleType:
     _supply_autoattack()
     with _pkg_resources():
         return _quiet_import("robustbench")
+
+
+def repairs(name: str) -> list[str]:
+    """What our import of the neighbour `name` supplies in this environment, in words.
+
+    It is observed, not remembered: ask before the neighbour is imported, and expect other imports on the way.
+    """
+    if name == "advertorch" and not hasattr(importlib.import_module("torch.autograd.gradcheck"), "zero_gradients"):
+        return ["zero_gradients supplied to torch"]
+    if name == "pyautoattack":
+        original = _quiet_import("pyautoattack").AutoAttack
+        return [] if "verbose" in inspect.signature(original).parameters else ["the original's signatures"]
+    if name == "robustbench":
+        sources = {"autoattack": "supplied by pyautoattack", "pkg_resources": "supplied"}
+        return [f"{module} {what}" for module, what in sources.items() if not _importable(module)]
+    return []
