@@ -78,6 +78,16 @@ def _load(path: Path, remedy: str) -> dict[Any, Any]:
     return dict(found)
 
 
+def tensors(path: Path) -> dict[Any, Any]:
+    """The mapping that torch.save wrote to `path`: tensors, numbers, texts and containers of them.
+
+    Raises BadInput for a file that is not there or holds anything else, a function say; no code of it is run.
+    """
+    if not path.is_file():
+        raise BadInput(f"there is no checkpoint {path}")
+    return _load(path, "a checkpoint of tensors, numbers and texts only is needed")
+
+
 def save_state(state: Mapping[str, Any], path: Path) -> None:
     """Write a training state of tensors, numbers, texts and containers of them."""
     buffer = BytesIO()

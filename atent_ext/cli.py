@@ -42,10 +42,11 @@ def version(show: Annotated[bool, typer.Option("--version", help="Show the versi
 
 @app.command()
 def recipes() -> None:
-    """List the training recipes."""
+    """List the training recipes, and the objectives, models and data sets that a recipe can name."""
     from rich.table import Table
 
     from atent_ext import recipes as all_recipes
+    from atent_ext import registry
 
     table = Table("recipe", "data", "threat", "what it trains")
     for name in all_recipes.names():
@@ -53,6 +54,10 @@ def recipes() -> None:
         threat = f"{recipe.threat.norm} {recipe.threat.eps:.4g}"
         table.add_row(name, recipe.dataset, threat, recipe.description)
     console.print(table)
+    for kind, more in (("objective", []), ("model", []), ("data set", ["folder:PATH", "npz:FILE"])):
+        others = registry.packages(kind)
+        known = [f"{name} (from {others[name]})" if name in others else name for name in registry.entries(kind)]
+        console.print(f"{kind}s: {', '.join([*known, *more])}")
 
 
 @app.command()
@@ -88,20 +93,36 @@ def train(
     console.print(f"trained: {folder}; score it with: atent eval {folder}", soft_wrap=True)
 
 
+def _number(text: str) -> float:
+    """A number as people write radii: 0.031, 1e-2 or 8/255."""
+    numerator, slash, denominator = text.partition("/")
+    if slash and not float(denominator):
+        raise ValueError(f"{text} divides by 0")
+    return float(numerator) / (float(denominator) if slash else 1.0)
+
+
 @app.command("eval")
 def evaluate(
-    subject: Annotated[Path, typer.Argument(help="A run folder, or a weights file (.safetensors, .pt, .pth).")],
+    subject: Annotated[
+        Path, typer.Argument(help="A run folder, a weights file (.safetensors, .pt, .pth), or robustbench:NAME.")
+    ],
     protocol: Annotated[str, typer.Option(help="autoattack, pgd or quick.")] = "autoattack",
     n: Annotated[int | None, typer.Option("--n", help="Score on the first N test images [default: all].")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
     model: Annotated[str | None, typer.Option(help="For a weights file: the network's registry name.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="For a weights file: the data set.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="For a weights file or robustbench:NAME: the data set.")] = None,
     norm: Annotated[str | None, typer.Option(help="Linf or L2 [default for a run: its recipe's].")] = None,
-    eps: Annotated[float | None, typer.Option(help="Radius [default for a run: its recipe's].")] = None,
+    eps: Annotated[
+        float | None,
+        typer.Option(parser=_number, metavar="NUMBER", help="Radius, such as 8/255 [default for a run: its recipe's]."),
+    ] = None,
     seed: Seed = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch; the random draws follow it.")] = 250,
     data_root: DataRoot = None,
     download: Download = False,
+    model_dir: Annotated[
+        Path | None, typer.Option("--model-dir", help="For robustbench:NAME: its model_dir [default: models].")
+    ] = None,
 ) -> None:
     """Score a trained model on test images: clean accuracy, attacks, and their worst case."""
     from atent_ext import scoring
@@ -109,7 +130,7 @@ def evaluate(
     from atent_ext.evaluation import load_protocol
 
     chosen = load_protocol(protocol)
-    loaded = scoring.load(subject, model, dataset, norm, eps, data_root, download)
+    loaded = scoring.load(subject, model, dataset, norm, eps, data_root, download, model_dir)
     target = out or scoring.default_path(subject, loaded, chosen, n, seed or 0)
     if target.is_dir():
         raise BadInput(f"--out {target} is a folder; name the JSON file to write")
@@ -126,6 +147,25 @@ def evaluate(
     console.print(report_table(report))
     _print_notes([report])
     console.print(f"written: {target}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to: the library's folder of models.")],
+    to: Annotated[str, typer.Option("--to", help="The library: robustbench.")] = "robustbench",
+    name: Annotated[str | None, typer.Option("--name", help="The model's name there [default: the recipe's].")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model of that name in --out.")] = False,
+    data_root: DataRoot = None,
+) -> None:
+    """Write a trained model as another library loads it."""
+    from atent_ext.adapters.robustbench_export import export as write
+    from atent_ext.registry import nearest
+
+    if to != "robustbench":
+        raise nearest("library to export to", to, ["robustbench"])
+    weights, entry = write(run, out, name, data_root=data_root, overwrite=overwrite)
+    console.print(f"written: {weights}; how RobustBench finds it: {entry}", soft_wrap=True)
 
 
 @app.command()
@@ -153,6 +193,27 @@ def quickstart(
     console.print(board_table(reports))
     _print_notes(reports)
     console.print(f"written: {out}/results.json, leaderboard.md, accuracy_vs_eps.png, adversaries.png")
+
+
+@app.command()
+def doctor(
+    neighbours: Annotated[list[str] | None, typer.Argument(help="Which to check [default: all].")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
+) -> None:
+    """Use torch, AutoAttack, RobustBench, ... once each; exit code 1 if something installed cannot be used."""
+    import json
+
+    from atent_ext import doctor as checks
+
+    if as_json:
+        report = checks.check(neighbours or ())
+        print(json.dumps(report, indent=1))
+    else:
+        with console.status("using each neighbour once, which takes about half a minute"):
+            report = checks.check(neighbours or ())
+        console.print(checks.table(report))
+    if not checks.healthy(report):
+        raise typer.Exit(1)
 
 
 def _print_notes(reports: list[dict[str, Any]]) -> None:

@@ -24,6 +24,8 @@ AUGMENTATIONS = ("none", "crop-flip")
 _CACHE = "~/.cache/atent_ext"
 _FOLDER = "folder:"
 _NPZ = "npz:"
+# What NumPy raises for a file that is missing, broken, not an archive or full of Python objects.
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,16 +279,33 @@ def _arrays(name: str) -> DataSet:
     keys = ("x_train", "y_train", "x_test", "y_test")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            x_train, y_train, x_test, y_test = (torch.from_numpy(archive[key]) for key in keys)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            x_train, y_train, x_test, y_test = (archive[key] for key in keys)
+    except _UNREADABLE as error:
         raise BadInput(f"{path} is not a NumPy archive of {', '.join(keys)}: {error}") from error
-    for images in (x_train, x_test):
-        if images.dtype != torch.uint8 or images.dim() != 4 or not len(images):
-            raise BadInput(f"{path}: images are {images.dtype} {tuple(images.shape)}; uint8 (N, C, H, W) is needed")
-    classes = 1 + max(int(labels.max()) for labels in (y_train, y_test))
-    train, test = (_split(x, y.long(), classes) for x, y in ((x_train, y_train), (x_test, y_test)))
+    for images, labels in ((x_train, y_train), (x_test, y_test)):
+        _check_arrays(path, images, labels, x_train.shape[1:])
+    classes = 1 + int(max(y_train.max(), y_test.max()))
+    if classes > len(x_train):
+        raise BadInput(f"{path}: labels reach {classes - 1} with {len(x_train)} training images; number classes from 0")
+    train, test = (
+        _split(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)), classes)
+        for x, y in ((x_train, y_train), (x_test, y_test))
+    )
     note = f"arrays {path.name}, {len(train)} training and {len(test)} test images"
     return DataSet(name, tuple(map(str, range(classes))), train, test, note)
+
+
+def _check_arrays(path: Path, images: Any, labels: Any, shape: tuple[int, ...]) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size or images.shape[1:] != shape:
+        raise BadInput(
+            f"{path}: images are {images.dtype} {images.shape}; uint8 (N, C, H, W) is needed, "
+            "C, H and W alike in x_train and x_test"
+        )
+    if labels.dtype.kind not in "iu" or labels.shape != (len(images),) or labels.min() < 0:
+        raise BadInput(
+            f"{path}: labels are {labels.dtype} {labels.shape}; "
+            f"one class number per image is needed, integers >= 0 of shape ({len(images)},)"
+        )
 
 
 def _listing(folder: Path) -> Any:

@@ -81,17 +81,31 @@ def entries(kind: str) -> dict[str, str]:
     return found
 
 
+def packages(kind: str) -> dict[str, str]:
+    """Name -> the package that registers it, for the entries of a kind that are not ours."""
+    own, group = _KINDS[kind]
+    return {point.name: point.dist.name if point.dist else "?" for point in _points(group) if point.name not in own}
+
+
 def resolve(kind: str, name: str) -> Any:
-    """Import the entry `name` of a kind. Raises BadInput with the nearest name if there is none, or if it fails."""
+    """Import the entry `name` of a kind, a class or function.
+
+    Raises BadInput with the nearest name if there is none, and where another package's entry cannot be imported.
+    """
     known = entries(kind)
     if name not in known:
         raise nearest(kind, name, known)
-    try:
+    own, group = _KINDS[kind]
+    if name in own:
         return pkgutil.resolve_name(known[name])
-    except (ImportError, AttributeError) as error:
-        if name in _KINDS[kind][0]:
-            raise
-        raise BadInput(f"the {kind} {name!r} of another package, {known[name]}, does not import: {error}") from error
+    source = f"the {kind} {name!r} of {next(_package(point) for point in _points(group) if point.name == name)}"
+    try:
+        found = pkgutil.resolve_name(known[name])
+    except Exception as error:  # another package's module may fail in any way
+        raise BadInput(f"{source}, {known[name]}, does not import: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise BadInput(f"{source}, {known[name]}, is a {type(found).__name__}; a class or a function is needed")
+    return found
 
 
 def files(kind: str) -> dict[str, Path]:
@@ -119,13 +133,14 @@ def _package(point: EntryPoint) -> str:
 
 
 def _package_folder(point: EntryPoint) -> Path:
+    source = f"{_package(point)} registers recipes in {point.value!r}"
     try:
         spec = importlib.util.find_spec(point.value)
-    except ImportError:
-        spec = None
+    except Exception as error:  # finding a.b imports a, which may fail in any way
+        raise BadInput(f"{source}, which does not import: {type(error).__name__}: {error}") from error
     if spec is None or not spec.submodule_search_locations:
-        raise BadInput(f"{_package(point)} registers recipes in {point.value!r}, which is no package; reinstall it")
-    return Path(spec.submodule_search_locations[0])
+        raise BadInput(f"{source}, which is no package; reinstall it")
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _yaml(folder: Path) -> dict[str, Path]:

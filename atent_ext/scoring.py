@@ -21,6 +21,7 @@ from atent_ext.recipes import Threat
 from atent_ext.runs import RunFolder
 
 Report = dict[str, Any]
+_ZOO = "robustbench:"
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,21 @@ def load(
     eps: float | None = None,
     root: Path | None = None,
     download: bool = False,
+    model_dir: Path | None = None,
 ) -> Subject:
     """A run folder, or a weights file with the names of its network and data set; norm and eps override the run's.
 
-    Raises BadInput where something is missing or does not fit.
+    `robustbench:NAME` is a model of RobustBench's zoo; its checkpoint lies in `model_dir` (None: "models"), and without
+    `eps` it is scored at the radius of RobustBench's leaderboard. Raises BadInput where something is missing or does
+    not fit.
     """
+    if str(path).startswith(_ZOO):
+        if model or dataset is None:
+            raise BadInput(f"{path} is a model of RobustBench's zoo; it needs --dataset, and no --model")
+        zoo = str(path).removeprefix(_ZOO)
+        return from_zoo(zoo, dataset, norm or "Linf", eps, root, download, model_dir or Path("models"))
+    if model_dir is not None:
+        raise BadInput(f"--model-dir is {model_dir}, but {path} is no {_ZOO}NAME; drop it")
     if not path.exists():
         raise BadInput(f"{path} does not exist; give a run folder or a weights file")
     if path.is_dir():
@@ -70,7 +81,8 @@ def from_run(path: Path, root: Path | None = None, download: bool = False) -> Su
     folder = RunFolder(path)
     recipe = folder.recipe()
     images = data.load(recipe.dataset, root, download)
-    about = _about(recipe.name, recipe.model.name, folder.weights, images) | {"recipe": recipe.model_dump(mode="json")}
+    about = _about(recipe.name, recipe.model.name, [folder.weights], images)
+    about |= {"recipe": recipe.model_dump(mode="json")}
     return Subject(folder.load_model(images), images.test, recipe.threat, about)
 
 
@@ -81,7 +93,28 @@ def from_weights(
     images = data.load(dataset, root, download)
     network = models.build_for(model, images.test.images, len(images.classes))
     checkpoints.load_weights(network, path)
-    return Subject(network.eval(), images.test, threat, _about(path.stem, model, path, images))
+    return Subject(network.eval(), images.test, threat, _about(path.stem, model, [path], images))
+
+
+def from_zoo(
+    name: str, dataset: str, norm: str, eps: float | None, root: Path | None, download: bool, model_dir: Path
+) -> Subject:
+    """A model of RobustBench's zoo from the files in `model_dir`, on our test split of `dataset`.
+
+    Raises BadInput for an unknown name, a file that is missing or holds more than tensors, and for `eps` None where
+    RobustBench has no leaderboard; MissingExtra where robustbench is not installed.
+    """
+    from atent_ext.adapters import robustbench
+
+    eps = robustbench.LEADERBOARD_EPS.get((dataset, norm)) if eps is None else eps
+    if eps is None:
+        raise BadInput(f"RobustBench has no leaderboard of {dataset} for {norm}; give --eps")
+    threat = _threat(norm, eps)
+    network = robustbench.load_zoo(name, dataset=dataset, threat_model=norm, model_dir=model_dir)
+    files = robustbench.zoo_files(name, dataset=dataset, threat_model=norm, model_dir=model_dir)
+    images = data.load(dataset, root, download)
+    package = f"robustbench {importlib.metadata.version('robustbench')}"
+    return Subject(network, images.test, threat, _about(name, package, files, images))
 
 
 def score(
@@ -116,11 +149,11 @@ def score(
 
 
 def default_path(subject: Path, loaded: Subject, protocol: Protocol, n: int | None, seed: int) -> Path:
-    """Where a report goes: into the run folder, or for a weights file into runs/; named after its setting."""
+    """Where a report goes: into the run folder, or for other subjects into runs/; named after its setting."""
     count = len(loaded.test) if n is None else n
     name = f"eval-{protocol.name}-{loaded.threat.norm}-{loaded.threat.eps:g}-n{count}-seed{seed}.json"
     digest = str(loaded.about["weights_sha256"])[:8]
-    return (subject if subject.is_dir() else Path("runs") / f"{subject.stem}-{digest}") / name
+    return (subject if subject.is_dir() else Path("runs") / f"{loaded.about['name']}-{digest}") / name
 
 
 def save(report: Report, path: Path) -> None:
@@ -129,6 +162,7 @@ def save(report: Report, path: Path) -> None:
     checkpoints.write(path, json.dumps(report, indent=1) + "\n")
 
 
-def _about(name: str, model: str, weights: Path, images: data.DataSet) -> Report:
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+def _about(name: str, model: str, weights: list[Path], images: data.DataSet) -> Report:
+    found = bool(weights) and all(path.is_file() for path in weights)
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest() if found else None
     return {"name": name, "model": model, "weights_sha256": digest, "data": images.name, "data_note": images.note}

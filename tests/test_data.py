@@ -168,7 +168,7 @@ def test_unknown_augmentation_names_the_nearest():
 def test_unknown_name_names_the_nearest():
     with pytest.raises(BadInput, match="did you mean 'mnist'"):
         data.load("mnst")
-    with pytest.raises(BadInput, match="folder:PATH"):
+    with pytest.raises(BadInput, match=r"folder:PATH.*npz:FILE"):
         data.load("zzz")
 
 
@@ -451,3 +451,108 @@ def test_image_folder_must_exist_and_have_the_same_classes_twice(tmp_path):
     save(tmp_path / "train/dog/a.png", 1)
     with pytest.raises(BadInput, match="differ in their classes: dog"):
         data.load(f"folder:{tmp_path}")
+
+
+# ---- NumPy archives
+
+
+def arrays(classes=3, train=12, test=6):
+    """Image i is the constant i, of class i mod `classes`."""
+
+    def part(count):
+        labels = np.arange(count) % classes
+        return np.arange(count, dtype=np.uint8).repeat(2 * 4 * 5).reshape(count, 2, 4, 5), labels
+
+    return dict(zip(("x_train", "y_train", "x_test", "y_test"), (*part(train), *part(test)), strict=True))
+
+
+@pytest.mark.parametrize("save_arrays", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("labels", [np.uint8, np.int64, np.uint64, ">i4"])
+def test_npz_keeps_pixels_order_and_labels(tmp_path, save_arrays, labels):
+    content = arrays()
+    content["y_train"], content["y_test"] = content["y_train"].astype(labels), content["y_test"].astype(labels)
+    content["x_test"] = np.asfortranarray(content["x_test"])
+    save_arrays(tmp_path / "mine.npz", **content)
+    before = tree(tmp_path)
+    loaded = data.load(f"npz:{tmp_path}/mine.npz")
+    assert loaded.name == f"npz:{tmp_path}/mine.npz"
+    assert loaded.classes == ("0", "1", "2")
+    assert loaded.note == "arrays mine.npz, 12 training and 6 test images"
+    for split, count in ((loaded.train, 12), (loaded.test, 6)):
+        expected = torch.arange(count, dtype=torch.float32).div(255).reshape(-1, 1, 1, 1).expand(-1, 2, 4, 5)
+        assert torch.equal(split.images, expected)
+        assert split.images.is_contiguous()
+        assert split.labels.dtype == torch.int64
+        assert split.labels.tolist() == [i % 3 for i in range(count)]
+    assert tree(tmp_path) == before
+
+
+def test_npz_counts_a_class_that_only_the_test_split_has(tmp_path):
+    np.savez(tmp_path / "mine.npz", **(arrays() | {"y_test": np.array([0, 1, 2, 3, 0, 4])}))
+    assert data.load(f"npz:{tmp_path}/mine.npz").classes == tuple("01234")
+
+
+def test_npz_may_be_relative_to_the_current_folder_or_the_home(tmp_path, monkeypatch, no_home):
+    np.savez(tmp_path / "mine.npz", **arrays())
+    monkeypatch.chdir(tmp_path)
+    assert len(data.load("npz:mine.npz", "/nowhere").train) == 12
+    no_home.mkdir()
+    np.savez(no_home / "yours.npz", **arrays())
+    assert len(data.load("npz:~/yours.npz").test) == 6
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("x_train", np.zeros((12, 4, 5), np.uint8), r"images are uint8 \(12, 4, 5\); uint8 \(N, C, H, W\) is needed"),
+        ("x_train", np.zeros((12, 2, 4, 5), np.float32), "images are float32"),
+        ("x_test", np.zeros((0, 2, 4, 5), np.uint8), r"images are uint8 \(0, 2, 4, 5\)"),
+        ("x_test", np.zeros((6, 2, 5, 4), np.uint8), "C, H and W alike"),
+        ("y_train", np.zeros(11, np.int64), r"labels are int64 \(11,\); .* shape \(12,\)"),
+        ("y_train", np.zeros(0, np.int64), r"labels are int64 \(0,\)"),
+        ("y_train", np.zeros((12, 1), np.int64), r"labels are int64 \(12, 1\)"),
+        ("y_test", np.full(6, 0.5), "labels are float64"),
+        ("y_test", np.ones(6, bool), "labels are bool"),
+        ("y_test", np.array([0, 1, 2, 0, 1, -1]), "integers >= 0"),
+        ("y_test", np.array([0, 1, 2, 0, 1, 10**12]), "labels reach 1000000000000 with 12 training images"),
+        ("y_train", np.array([{}] * 12), "is not a NumPy archive of x_train, y_train, x_test, y_test: Object arrays"),
+        ("y_train", None, "is not a NumPy archive of .*y_train"),
+    ],
+)
+def test_npz_names_the_file_and_what_is_wrong(tmp_path, key, value, says):
+    content = arrays() | {key: value}
+    np.savez(tmp_path / "mine.npz", **{name: array for name, array in content.items() if array is not None})
+    with pytest.raises(BadInput, match=says) as caught:
+        data.load(f"npz:{tmp_path}/mine.npz")
+    assert str(tmp_path / "mine.npz") in str(caught.value)
+
+
+def one_array(path):
+    with path.open("wb") as stream:
+        np.save(stream, np.zeros(3))
+
+
+def broken_inside(path):
+    np.savez_compressed(path, **arrays())
+    content = bytearray(path.read_bytes())
+    start = content.index(b"x_train.npy") + len("x_train.npy")
+    content[start : start + 60] = bytes(60)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: None,
+        lambda path: path.mkdir(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(web_page(b"")),
+        one_array,
+        broken_inside,
+    ],
+    ids=["nothing", "folder", "empty", "web page", "one array", "broken inside"],
+)
+def test_what_is_no_npz_is_named(tmp_path, make):
+    make(tmp_path / "mine.npz")
+    with pytest.raises(BadInput, match=f"{tmp_path}/mine.npz is not a NumPy archive"):
+        data.load(f"npz:{tmp_path}/mine.npz")

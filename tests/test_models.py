@@ -147,6 +147,7 @@ def test_the_same_seed_gives_the_same_network():
         ("small-cnn", 3, 2),
         ("lenet5-madry", 3, 2),
         ("resnet-18", 100, 3),
+        ("resnet-18-pyautoattack", 100, 3),
         ("resnet-20", 100, 2),
         ("wrn-34-10", 100, 3),
         ("vgg-11", 100, 3),
@@ -165,6 +166,7 @@ def test_other_classes_and_channels(name, classes, channels):
         ("lenet5-advertorch", "classes", 5),
         ("lenet5-advertorch", "channels", 3),
         ("resnet-18", "channels", 1),
+        ("resnet-18-pyautoattack", "channels", 1),
         ("wrn-34-10", "channels", 1),
         ("vgg-11", "channels", 1),
     ],
@@ -221,3 +223,12 @@ def test_advertorch_checkpoints_classify_mnist(data_root, trained, correct):
     test = data.load("mnist", data_root).test.take(1000)
     with torch.no_grad():
         assert (network(test.images).argmax(1) == test.labels).sum().item() == correct
+
+
+def test_the_checkpoint_that_pyautoattack_ships_fits_its_network():
+    network = models.build("resnet-18-pyautoattack", classes=10, channels=3)
+    path = files("pyautoattack") / "examples" / "model_test.pt"
+    found = network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    assert (found.missing_keys, found.unexpected_keys) == ([], [])
+    # In its training each BatchNorm counted every batch once.
+    assert len({int(m.num_batches_tracked) for m in network.modules() if isinstance(m, nn.BatchNorm2d)}) == 1

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from atent_ext.modes import evaluating, frozen, is_training, seeded
+from atent_ext.modes import device_of, evaluating, frozen, is_training, kept, seeded
 
 
 class Broken(Exception):
@@ -99,7 +99,7 @@ def test_frozen_lets_gradients_reach_the_input():
     assert model.weight.grad is None
 
 
-@pytest.mark.parametrize("manager", [evaluating, frozen])
+@pytest.mark.parametrize("manager", [evaluating, frozen, kept])
 def test_a_plain_function_has_nothing_to_switch(manager):
     with manager(torch.relu):
         assert torch.relu(torch.tensor(-1.0)) == 0
@@ -122,3 +122,54 @@ def test_seeded_draws_alike_and_leaves_the_global_state(fails):
     assert torch.equal(draws[0], torch.rand(3, generator=torch.Generator().manual_seed(7)))
     with seeded(8):
         assert not torch.equal(torch.rand(3), draws[0])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_kept_undoes_what_another_library_did(fails):
+    model = network().train()
+    model[1].eval()  # a frozen BatchNorm
+    model[4].weight.requires_grad_(False)
+    model(torch.ones(2, 3)).sum().backward()
+    model[4].bias.grad = None
+    modes, flags = modes_of(model), [p.requires_grad for p in model.parameters()]
+    gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    assert gradients.count(None) == 2
+    weights = [p.detach().clone() for p in model.parameters()]
+    try:
+        with kept(model):
+            model.eval().train().requires_grad_(True)
+            model(torch.rand(5, 3)).sum().backward()  # adds to some gradients, makes others
+            model[0].zero_grad()
+            model[3].requires_grad_(False)
+            if fails:
+                raise Broken
+    except Broken:
+        assert fails
+    assert modes_of(model) == modes
+    assert [p.requires_grad for p in model.parameters()] == flags
+    for parameter, gradient, weight in zip(model.parameters(), gradients, weights, strict=True):
+        assert torch.equal(parameter, weight)
+        assert (parameter.grad is None) == (gradient is None)
+        assert gradient is None or torch.equal(parameter.grad, gradient)
+
+
+def test_kept_lets_the_model_learn():
+    model = network()
+    before = model[0].weight.detach().clone()
+    with kept(model):
+        model(torch.rand(4, 3)).sum().backward()
+        torch.optim.SGD(model.parameters(), 0.1).step()
+    assert not torch.equal(model[0].weight, before)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_kept_does_not_call_train():
+    model = NeverTold(nn.Dropout(0.5))
+    with kept(model):
+        model[0].training = False
+    assert modes_of(model) == [True, True]
+
+
+def test_the_device_is_that_of_the_parameters():
+    assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+    assert device_of(nn.ReLU()) == device_of(torch.relu) == torch.device("cpu")
