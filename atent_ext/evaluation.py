@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from atent_ext import checks, registry
 from atent_ext.data import Split
 from atent_ext.errors import BadInput
-from atent_ext.langevin import Langevin, fgsm, last_iterate, pgd
+from atent_ext.langevin import Langevin, atent, fgsm, last_iterate, pgd
 from atent_ext.losses import cross_entropy
 from atent_ext.modes import device_of, evaluating, frozen
 from atent_ext.norms import Norm
@@ -23,7 +23,8 @@ from atent_ext.norms import norm as norm_called
 from atent_ext.recipes import Count, Section, Threat
 from atent_ext.types import Radius
 
-_APPLY = {"pgd": ("steps", "restarts", "step_size"), "autoattack": ("version",)}
+_CHAIN = ("steps", "restarts", "step_size")
+_APPLY = {"pgd": _CHAIN, "atent": (*_CHAIN, "noise"), "autoattack": ("version",)}
 _ROUNDING = 1e-5
 """What float32 may add to a radius; an attack that leaves ball or box by more has not succeeded."""
 
@@ -31,14 +32,15 @@ _ROUNDING = 1e-5
 class AttackSpec(Section):
     """One measurement of a protocol.
 
-    attack: "clean", "fgsm", "pgd" or "autoattack". steps, restarts: of PGD. step_size: of PGD; None is 2.5 eps / steps.
-    version: of AutoAttack.
+    attack: "clean", "fgsm", "pgd", "atent" or "autoattack". steps, restarts, step_size: of PGD and ATENT; a step_size
+    of None is 2.5 eps / steps. noise: of ATENT, the square root of its temperature. version: of AutoAttack.
     """
 
-    attack: Literal["clean", "fgsm", "pgd", "autoattack"]
+    attack: Literal["clean", "fgsm", "pgd", "atent", "autoattack"]
     steps: Count = 40
     restarts: Count = 1
     step_size: Annotated[float, Field(gt=0)] | None = None
+    noise: Annotated[float, Field(ge=0)] = 1e-3
     version: Literal["standard", "rand", "plus"] = "standard"
 
     @model_validator(mode="after")
@@ -218,10 +220,21 @@ def _fgsm(model: nn.Module, split: Split, spec: AttackSpec, setting: Setting) ->
 
 
 def _pgd(model: nn.Module, split: Split, spec: AttackSpec, setting: Setting) -> Outcome:
-    eps = setting.threat.eps
-    kernel = pgd(norm_called(setting.threat.norm), eps, spec.steps, spec.step_size)
-    settings = {"steps": spec.steps, "step_size": kernel.step_size, "restarts": spec.restarts}
-    name = f"PGD-{spec.steps}" + (f" x {spec.restarts}" if spec.restarts > 1 else "")
+    kernel = pgd(norm_called(setting.threat.norm), setting.threat.eps, spec.steps, spec.step_size)
+    return _chain("PGD", kernel, model, split, spec, setting)
+
+
+def _atent(model: nn.Module, split: Split, spec: AttackSpec, setting: Setting) -> Outcome:
+    chosen = norm_called(setting.threat.norm)
+    kernel = atent(chosen, setting.threat.eps, spec.steps, spec.step_size, noise=spec.noise)
+    return _chain("ATENT", kernel, model, split, spec, setting, noise=kernel.noise)
+
+
+def _chain(
+    name: str, kernel: Langevin, model: nn.Module, split: Split, spec: AttackSpec, setting: Setting, **more: float
+) -> Outcome:
+    settings = {"steps": spec.steps, "step_size": kernel.step_size, "restarts": spec.restarts, **more}
+    name += f"-{spec.steps}" + (f" x {spec.restarts}" if spec.restarts > 1 else "")
     return Outcome(name, settings, robust_flags(model, split, kernel, setting, spec.restarts), 0.0)
 
 
@@ -253,6 +266,7 @@ _RUNNERS: Mapping[str, Callable[[nn.Module, Split, AttackSpec, Setting], Outcome
     "clean": _clean,
     "fgsm": _fgsm,
     "pgd": _pgd,
+    "atent": _atent,
     "autoattack": _autoattack,
 }
 

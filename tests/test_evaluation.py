@@ -12,7 +12,7 @@ from atent_ext.adapters import autoattack
 from atent_ext.data import Split
 from atent_ext.errors import BadInput
 from atent_ext.evaluation import AttackSpec, Outcome, Protocol, Setting, robust_flags
-from atent_ext.langevin import fgsm, pgd
+from atent_ext.langevin import atent, fgsm, pgd
 from atent_ext.norms import norm as norm_called
 from atent_ext.recipes import Threat
 
@@ -311,6 +311,31 @@ def test_one_attack_has_no_worst_case():
     assert [result.attack for result in results] == ["clean"]
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_atent_as_an_attack_of_a_protocol_runs_the_chain_of_the_kernel(norm):
+    model, split = linear(), linear_split(20)
+    spec = AttackSpec(attack="atent", steps=3, restarts=2, step_size=0.02, noise=0.1)
+    (result,) = evaluation.evaluate(model, split, protocol(spec), setting(norm, seed=4))
+    kernel = atent(norm_called(norm), setting(norm).threat.eps, 3, 0.02, noise=0.1)
+    assert result.attack == "ATENT-3 x 2"
+    assert result.settings == {"steps": 3, "step_size": 0.02, "restarts": 2, "noise": 0.1}
+    assert torch.equal(result.flags, robust_flags(model, split, kernel, setting(norm, seed=4), 2))
+
+
+def test_autoattack_beside_atent_is_reported_as_a_worst_case_over_named_attacks(monkeypatch):
+    found = {"robust": torch.arange(20) % 2 == 0, "adversaries": linear_split(20).images, "notes": ()}
+    monkeypatch.setattr(
+        "atent_ext.adapters.autoattack.run",
+        lambda *a, **k: SimpleNamespace(**found, package="pyautoattack 0.2.0", attacks=("apgd-ce",)),
+    )
+    outcomes = evaluation.evaluate(
+        linear(), linear_split(20), evaluation.load_protocol("autoattack+atent"), setting(eps=0.0)
+    )
+    assert [outcome.attack for outcome in outcomes] == ["clean", "AutoAttack", "ATENT-40 x 5", "worst case"]
+    assert outcomes[-1].settings == {"over": "clean, AutoAttack, ATENT-40 x 5"}
+    assert torch.equal(outcomes[-1].flags, found["robust"] & outcomes[0].flags)
+
+
 def test_pgd_takes_the_step_size_that_the_protocol_names():
     spec = AttackSpec(attack="pgd", steps=2, step_size=0.0125)
     result = evaluation.evaluate(linear(), linear_split(20), protocol(spec), setting())[0]
@@ -475,7 +500,7 @@ def test_nothing_is_attacked_before_the_check(monkeypatch):
 
 def test_the_shipped_protocols():
     loaded = {name: evaluation.load_protocol(name) for name in registry.files("protocol")}
-    assert loaded.keys() >= {"autoattack", "pgd", "quick"}
+    assert loaded.keys() >= {"autoattack", "autoattack+atent", "pgd", "quick"}
     assert all(protocol.name == name for name, protocol in loaded.items())
     specs = {name: [(s.attack, s.steps, s.restarts) for s in loaded[name].attacks] for name in ("pgd", "quick")}
     assert specs["pgd"] == [("clean", 40, 1), ("fgsm", 40, 1), ("pgd", 40, 10)]

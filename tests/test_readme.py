@@ -1,0 +1,102 @@
+"""Every snippet of the README is run, in one folder and in order: commands with smaller settings, Python as it is."""
+
+import gzip
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+QUICK = "--set epochs=1 --set objective.steps=1 --set validation.count=100"
+# What each command of the README is run with on top; one that is not listed here fails the test.
+SMALLER = {
+    "atent quickstart": "--n 10 --set epochs=1 --set batch_size=128",
+    "atent recipes": "",
+    "atent train mnist-linf-atent --data-root DATA --download": QUICK,
+    "atent train mnist-linf-atent-fast --set epochs=2 --seed 1": QUICK,
+    "atent train mnist-linf-atent-fast --resume": "",
+    "atent eval runs/mnist-linf-atent-fast --n 500": "--n 4",
+    "atent eval model.safetensors --model small-cnn --dataset mnist --eps 0.3 --n 1000": "--n 4",
+    "atent eval runs/mnist-linf-atent-fast --protocol autoattack+atent --n 500": "--n 4",
+    "atent export runs/mnist-linf-atent-fast --to robustbench --out models": "",
+    "atent eval robustbench:Carmon2019Unlabeled --dataset cifar10 --eps 8/255 --model-dir models": "",
+}
+REFUSED = {"robustbench:Carmon2019Unlabeled": "models/cifar10/Linf/Carmon2019Unlabeled.pt"}
+INSTALLATION = ("pip ", "python ", "v/bin/")  # .ci/run does these
+
+PREAMBLE = """
+import torch
+from atent_ext import data
+from atent_ext.models import SmallCNN
+torch.manual_seed(0)
+split = data.load("mnist").test
+x, y = split.images[:4], split.labels[:4]
+loader = [(x, y)]
+model = SmallCNN(dropout=0.0)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+"""
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith(INSTALLATION)]
+
+
+def idx(array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return gzip.compress(header + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a small MNIST: scikit-learn's digits, enlarged to 28 × 28."""
+    home = tmp_path_factory.mktemp("readme")
+    raw = home / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    bunch = load_digits()
+    at = np.arange(28) * 8 // 28
+    images = bunch.images[:, at][:, :, at] * 255 / 16
+    for name, part in {"train": slice(0, 700), "t10k": slice(700, 720)}.items():
+        (raw / f"{name}-images-idx3-ubyte.gz").write_bytes(idx(images[part]))
+        (raw / f"{name}-labels-idx1-ubyte.gz").write_bytes(idx(bunch.target[part]))
+    return home
+
+
+def run(arguments, folder):
+    # RobustBench writes its messages, and libraries of its own warn while they are imported.
+    environment = os.environ | {"ATENT_DATA": str(folder / "data")}
+    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_every_command_runs(folder):
+    assert commands() == list(SMALLER)
+    for command, smaller in SMALLER.items():
+        if "model.safetensors" in command:
+            weights = (folder / "runs" / "mnist-linf-atent-fast" / "weights.safetensors").read_bytes()
+            (folder / "model.safetensors").write_bytes(weights)
+        program, *arguments = shlex.split(f"{command} {smaller}".replace("DATA", "data").replace("--download", ""))
+        assert program == "atent"
+        done = run([sys.executable, "-m", "atent_ext", *arguments], folder)
+        refused = next((said for subject, said in REFUSED.items() if subject in command), None)
+        if refused:
+            assert done.returncode == 2
+            assert refused in done.stderr
+        else:
+            assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+def test_every_python_snippet_runs_after_the_commands(folder):
+    snippets = blocks("python")
+    assert len(snippets) >= 7
+    done = run([sys.executable, "-c", PREAMBLE + "\n".join(snippets)], folder)
+    assert done.returncode == 0, done.stderr
