@@ -4,6 +4,7 @@ A recipe is checked whole before anything runs. A file may name a `base` file be
 overrides one by one.
 """
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -126,6 +127,9 @@ class Recipe(Section):
         if name is None:
             raise BadInput(f"objective has no name; known: {', '.join(sorted(registry.entries('objective')))}")
         kind = registry.resolve("objective", str(name))
+        known = inspect.signature(kind).parameters
+        for field in given.keys() - known.keys():  # another package's dataclass may not refuse it
+            raise registry.nearest("field", f"objective.{field}", [f"objective.{one}" for one in known])
         try:
             return cast(Objective, TypeAdapter(kind).validate_python(given))
         except ValidationError as error:

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 WATCHED = """
 import sys
 from atent_ext import cli, doctor
+
+pytestmark = pytest.mark.integration
 try:
     cli.main()
 finally:

@@ -12,6 +12,8 @@ from rich.console import Console
 from atent_ext import cli, registry
 from atent_ext.errors import BadInput
 
+pytestmark = pytest.mark.integration
+
 PROJECT = """
     [build-system]
     requires = ["hatchling"]

@@ -108,6 +108,8 @@ from atent_ext import compat
 compat.advertorch()
 compat.robustbench()
 import advertorch.attacks, robustbench.utils
+
+pytestmark = pytest.mark.integration
 """
 
 

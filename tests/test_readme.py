@@ -34,6 +34,8 @@ PREAMBLE = """
 import torch
 from atent_ext import data
 from atent_ext.models import SmallCNN
+
+pytestmark = pytest.mark.integration
 torch.manual_seed(0)
 split = data.load("mnist").test
 x, y = split.images[:4], split.labels[:4]
