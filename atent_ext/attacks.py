@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atent_ext import checks, compat
 from atent_ext.errors import BadInput
-from atent_ext.langevin import Langevin, Pull, last_iterate
+from atent_ext.langevin import Langevin, Pull, finite, last_iterate
 from atent_ext.losses import cross_entropy
 from atent_ext.modes import evaluating
 from atent_ext.norms import L2, LINF, Direction, Norm, Start
@@ -71,7 +71,7 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
 
         x: (N, ...) inside [clip_min, clip_max], any rank >= 2. y: (N,) labels, or the targets if `targeted`; None
         takes the model's own predictions. Returns (N, ...), detached. Raises BadInput for inputs outside the box, for
-        labels out of range, and for a targeted attack without y.
+        labels out of range, for a targeted attack without y, and for input gradients that are NaN.
         """
         return self.sample(x, y, 1)[0]
 
@@ -86,7 +86,7 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
             return torch.stack([self._chain(x, y) for _ in range(n)])
 
     def _chain(self, x: Tensor, y: Tensor) -> Tensor:
-        return last_iterate(self.kernel, self.predict, x, y, self.loss_fn, self.generator)
+        return finite(last_iterate(self.kernel, self.predict, x, y, self.loss_fn, self.generator))
 
     def _labels(self, x: Tensor, y: Tensor | None) -> Tensor:
         if y is None:

@@ -50,10 +50,16 @@ def recipes() -> None:
 
     table = Table("recipe", "data", "threat", "what it trains")
     for name in all_recipes.names():
-        recipe = all_recipes.load(name)
+        try:
+            recipe = all_recipes.load(name)
+        except BadInput as error:  # one of another package
+            table.add_row(name, "", "", f"cannot be used: {error}")
+            continue
         threat = f"{recipe.threat.norm} {recipe.threat.eps:.4g}"
         table.add_row(name, recipe.dataset, threat, recipe.description)
     console.print(table)
+    for fault in registry.faults():
+        console.print(f"note: {fault}", soft_wrap=True)
     for kind, more in (("objective", []), ("model", []), ("data set", ["folder:PATH", "npz:FILE"])):
         others = registry.packages(kind)
         known = [f"{name} (from {others[name]})" if name in others else name for name in registry.entries(kind)]
@@ -106,7 +112,7 @@ def evaluate(
     subject: Annotated[
         Path, typer.Argument(help="A run folder, a weights file (.safetensors, .pt, .pth), or robustbench:NAME.")
     ],
-    protocol: Annotated[str, typer.Option(help="autoattack, pgd or quick.")] = "autoattack",
+    protocol: Annotated[str, typer.Option(help="autoattack, autoattack+atent, pgd or quick.")] = "autoattack",
     n: Annotated[int | None, typer.Option("--n", help="Score on the first N test images [default: all].")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
     model: Annotated[str | None, typer.Option(help="For a weights file: the network's registry name.")] = None,

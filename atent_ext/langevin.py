@@ -173,6 +173,24 @@ def last_iterate(
     return deque(walk(kernel, x, input_gradient(model, loss, target), generator), maxlen=1).pop()
 
 
+def _usual_step(eps: Radius, steps: int, least: float = 0.0) -> Radius:
+    """2.5 eps / steps, which crosses the ball and leaves steps to spare, but at least `least` eps."""
+    checks.steps("steps", steps)
+    checks.radius("eps", eps)
+    return 2.5 * eps / steps if 2.5 / steps >= least else least * eps
+
+
+def finite(adversary: Tensor) -> Tensor:
+    """The adversaries as they are. Raises BadInput for NaN among them: what cannot be attacked is not robust."""
+    broken = int((~adversary.isfinite()).flatten(1).any(1).sum()) if len(adversary) else 0
+    if broken:
+        raise BadInput(
+            f"the model's input gradient is not finite for {broken} of {len(adversary)} images, so that gradient "
+            "attacks cannot score it; mend the model (a log or a root of zero?)"
+        )
+    return adversary
+
+
 def pgd(
     norm: Norm,
     eps: Radius,
@@ -190,7 +208,7 @@ def pgd(
         norm=norm,
         eps=eps,
         steps=steps,
-        step_size=2.5 * eps / max(steps, 1) if step_size is None else step_size,
+        step_size=_usual_step(eps, steps) if step_size is None else step_size,
         direction=norm.direction,
         start=start or norm.start,
         box=box,
@@ -217,17 +235,19 @@ def atent(
     """ATENT's chain as an attack (Jagatap et al. 2022, section 4): its last iterate lies in the eps ball and the box.
 
     ℓ∞ is projected at the last step; ℓ2 at every step, with a pull of strength gamma (None: 0.05, the paper's).
-    step_size: None is 2.5 eps / steps. start: None is the norm's own.
+    step_size: None is 2.5 eps / steps, and for ℓ2 at least 1.25 gamma eps: the pull holds a chain at step_size / gamma.
+    start: None is the norm's own.
     """
     linf = norm is LINF
+    gamma = (0.0 if linf else 0.05) if gamma is None else gamma
     return Langevin(
         norm=norm,
         eps=eps,
         steps=steps,
-        step_size=2.5 * eps / max(steps, 1) if step_size is None else step_size,
+        step_size=_usual_step(eps, steps, 0.0 if linf else 1.25 * gamma) if step_size is None else step_size,
         direction=norm.direction,
         noise=noise,
-        gamma=(0.0 if linf else 0.05) if gamma is None else gamma,
+        gamma=gamma,
         pull="coordinate" if linf else "authors",
         project="last" if linf else "every",
         start=start or norm.start,

@@ -4,10 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atent_ext.errors import BadInput
+
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy in nats."""
-    return F.cross_entropy(logits, y, reduction="none")
+    """Cross-entropy in nats. Raises BadInput for a label without a logit (on the CPU; a GPU stops at an assertion)."""
+    try:
+        return F.cross_entropy(logits, y, reduction="none")
+    except IndexError:
+        raise BadInput(f"labels reach {int(y.max())}, for a model of {logits.shape[1]} classes") from None
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:

@@ -127,6 +127,8 @@ class Recipe(Section):
         if name is None:
             raise BadInput(f"objective has no name; known: {', '.join(sorted(registry.entries('objective')))}")
         kind = registry.resolve("objective", str(name))
+        if not (isinstance(kind, type) and is_dataclass(kind)):
+            raise BadInput(f"objective {name!r} is {kind!r}; a dataclass is needed, whose fields a recipe can set")
         known = inspect.signature(kind).parameters
         for field in given.keys() - known.keys():  # another package's dataclass may not refuse it
             raise registry.nearest("field", f"objective.{field}", [f"objective.{one}" for one in known])

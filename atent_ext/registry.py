@@ -2,7 +2,8 @@
 
 Listing imports nothing heavy: an entry is the text `module:attribute`, resolved only when it is asked for.
 Other packages join by entry points of the groups `atent_ext.objectives`, `atent_ext.models`, `atent_ext.datasets`
-(name = "module:attribute") and `atent_ext.recipes` (any name = "a.package", a folder of YAML files).
+(name = "module:attribute") and `atent_ext.recipes` (any name = "a.package", a folder of YAML files). An objective is a
+dataclass that is a `types.Objective`; models are called with `classes` and `channels`, data sets with (root, download).
 """
 
 import difflib
@@ -49,6 +50,8 @@ _KINDS: Mapping[str, tuple[Mapping[str, str], str]] = {
     "data set": (DATASETS, "atent_ext.datasets"),
 }
 
+_RECIPES = "atent_ext.recipes"
+
 _HERE = Path(__file__).resolve().parent
 # Where each kind of file lies in an installed wheel, and where in a checkout.
 _FOLDERS = {
@@ -66,18 +69,11 @@ def nearest(kind: str, name: str, known: Iterable[str]) -> BadInput:
 
 
 def entries(kind: str) -> dict[str, str]:
-    """Name -> `module:attribute` of all entries of a kind ("objective", "model" or "data set"), other packages' too.
-
-    Raises BadInput where another package takes a name that is taken.
-    """
+    """Name -> `module:attribute` of all entries of a kind ("objective", "model" or "data set"), other packages' too."""
     own, group = _KINDS[kind]
     found = dict(own)
     for point in _points(group):
-        if found.setdefault(point.name, point.value) != point.value:
-            raise BadInput(
-                f"{_package(point)} registers the {kind} {point.name!r} as {point.value}, but that name is "
-                f"{found[point.name]}; uninstall one of the two packages, or rename the entry"
-            )
+        found.setdefault(point.name, point.value)
     return found
 
 
@@ -90,36 +86,54 @@ def packages(kind: str) -> dict[str, str]:
 def resolve(kind: str, name: str) -> Any:
     """Import the entry `name` of a kind, a class or function.
 
-    Raises BadInput with the nearest name if there is none, and where another package's entry cannot be imported.
+    Raises BadInput with the nearest name if there is none, where two packages claim it, and where another package's
+    entry cannot be imported.
     """
     known = entries(kind)
     if name not in known:
         raise nearest(kind, name, known)
     own, group = _KINDS[kind]
+    claims = [point for point in _points(group) if point.name == name and point.value != own.get(name)]
+    if len(claims) > (name not in own):
+        others = " and ".join(f"{_package(point)} ({point.value})" for point in claims)
+        ours = f", which is {own[name]}" if name in own else ""
+        raise BadInput(f"{others} registers the {kind} {name!r}{ours}; uninstall one of them, or rename the entry")
     if name in own:
-        return pkgutil.resolve_name(known[name])
-    source = f"the {kind} {name!r} of {next(_package(point) for point in _points(group) if point.name == name)}"
+        return pkgutil.resolve_name(own[name])
+    source = f"the {kind} {name!r} of {_package(claims[0])}, {known[name]}"
     try:
         found = pkgutil.resolve_name(known[name])
     except Exception as error:  # another package's module may fail in any way
-        raise BadInput(f"{source}, {known[name]}, does not import: {type(error).__name__}: {error}") from error
+        raise BadInput(f"{source}, does not import: {type(error).__name__}: {error}") from error
     if not callable(found):
-        raise BadInput(f"{source}, {known[name]}, is a {type(found).__name__}; a class or a function is needed")
+        raise BadInput(f"{source}, is a {type(found).__name__}; a class or a function is needed")
     return found
 
 
 def files(kind: str) -> dict[str, Path]:
-    """Name -> YAML file of all files of a kind ("recipe" or "protocol"), shipped ones and other packages' recipes."""
+    """Name -> YAML file of all files of a kind ("recipe" or "protocol"), shipped ones and other packages' recipes.
+
+    Where two have one name, ours or else the first counts; `faults` says so.
+    """
     folder = next((folder for folder in _FOLDERS[kind] if folder.is_dir()), None)
     if folder is None:
         raise BadInput(f"the installed package lacks its {kind} files; reinstall atent-ext")
     found = _yaml(folder)
-    for point in _points("atent_ext.recipes") if kind == "recipe" else ():
-        for name, path in _yaml(_package_folder(point)).items():
-            if found.setdefault(name, path) != path and not name.startswith("_"):
-                raise BadInput(
-                    f"{_package(point)} brings a recipe {name!r}, but {found[name]} has that name; rename it"
-                )
+    for point in _points(_RECIPES) if kind == "recipe" else ():
+        found |= {name: path for name, path in _yaml(_package_folder(point)).items() if name not in found}
+    return found
+
+
+def faults() -> list[str]:
+    """What is wrong with the recipes that other packages register, in words."""
+    found, known = [], files("recipe")
+    for point in _points(_RECIPES):
+        folder = _package_folder(point)
+        if not folder.is_dir():
+            found.append(f"{_package(point)} registers recipes in {point.value!r}, which is no package; reinstall it")
+        for name, path in _yaml(folder).items():
+            if known[name] != path and not name.startswith("_"):
+                found.append(f"{_package(point)} brings a recipe {name!r}, but {known[name]} counts; rename it")
     return found
 
 
@@ -133,14 +147,11 @@ def _package(point: EntryPoint) -> str:
 
 
 def _package_folder(point: EntryPoint) -> Path:
-    source = f"{_package(point)} registers recipes in {point.value!r}"
-    try:
-        spec = importlib.util.find_spec(point.value)
-    except Exception as error:  # finding a.b imports a, which may fail in any way
-        raise BadInput(f"{source}, which does not import: {type(error).__name__}: {error}") from error
-    if spec is None or not spec.submodule_search_locations:
-        raise BadInput(f"{source}, which is no package; reinstall it")
-    return Path(next(iter(spec.submodule_search_locations)))
+    """The folder of the package that the entry names; looking for a top package imports nothing."""
+    top, *below = point.value.split(".")
+    spec = importlib.util.find_spec(top)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(places[0] if places else top).joinpath(*below)
 
 
 def _yaml(folder: Path) -> dict[str, Path]:

@@ -102,16 +102,16 @@ def from_zoo(
     """A model of RobustBench's zoo from the files in `model_dir`, on our test split of `dataset`.
 
     Raises BadInput for an unknown name, a file that is missing or holds more than tensors, and for `eps` None where
-    RobustBench has no leaderboard; MissingExtra where robustbench is not installed.
+    we know no usual radius; MissingExtra where robustbench is not installed.
     """
     from atent_ext.adapters import robustbench
 
+    files = robustbench.zoo_files(name, dataset=dataset, threat_model=norm, model_dir=model_dir)
     eps = robustbench.LEADERBOARD_EPS.get((dataset, norm)) if eps is None else eps
     if eps is None:
-        raise BadInput(f"RobustBench has no leaderboard of {dataset} for {norm}; give --eps")
+        raise BadInput(f"there is no usual radius for {dataset} and {norm}; give --eps")
     threat = _threat(norm, eps)
     network = robustbench.load_zoo(name, dataset=dataset, threat_model=norm, model_dir=model_dir)
-    files = robustbench.zoo_files(name, dataset=dataset, threat_model=norm, model_dir=model_dir)
     images = data.load(dataset, root, download)
     package = f"robustbench {importlib.metadata.version('robustbench')}"
     return Subject(network, images.test, threat, _about(name, package, files, images))

@@ -1,4 +1,4 @@
-"""Is ATENT a stronger attack than PGD (v2 Table 6)? Both from the same start with the same step, 20 steps, ℓ∞.
+"""Is ATENT a stronger attack than PGD (v2 Table 6)? The same kind of start, the same step, 20 steps, ℓ∞.
 
     python eval/attack_strength.py mnist --n 2000 --data-root DATA
     python eval/attack_strength.py cifar10 --n 128 --data-root DATA

@@ -608,3 +608,16 @@ def test_a_loss_that_is_not_finite_ends_training_before_the_step():
         AdversarialTrainerObjectivePyTorch(wrapped(model), Standard(), verbose=False).fit(X, Y)
     assert_same(model.state_dict(), old)
     assert condition(model) == before
+
+
+def test_a_last_batch_of_one_can_be_left_out():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    x, y = np.random.default_rng(0).random((9, 4), np.float32), np.arange(9) % 3
+    classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), (4,), 3, torch.optim.SGD(model.parameters(), 0.1))
+    trainer = AdversarialTrainerObjectivePyTorch(classifier, Standard(), seed=0, verbose=False)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        trainer.fit(x, y, batch_size=4, nb_epochs=1)
+    trainer.fit(x, y, batch_size=4, nb_epochs=1, drop_last=True)
+    assert model[1].num_batches_tracked == 3 + 2  # the batch that failed was counted, too
+    with pytest.raises(BadInput, match="x holds 0 examples"):
+        trainer.fit(x[:0], y[:0])

@@ -42,7 +42,11 @@ class AdvTrainer:
     def setup(self, optimizer, minimizer=None):
         self.optimizer, self.minimizer = optimizer, minimizer
 
-    def fit(self, train_loader, n_epochs):
+    def fit(self, train_loader, n_epochs, record_type="Epoch", save_path=None, save_type="Epoch"):
+        if save_path is None and save_type is not None:
+            raise ValueError("save_path should be given for save_type != None.")
+        if record_type is not None:
+            raise KeyError("loaders")  # of record_rob, which was not called
         for _ in range(n_epochs):
             for train_data in train_loader:
                 self.dict_record = {}
@@ -211,7 +215,7 @@ def test_training_is_a_hand_written_loop(trainer_class, objective):
         optimizer.step()
     trainer = trainer_class(rmodel, objective, seed=5)
     trainer.setup(optimizer_of(rmodel))
-    trainer.fit([(x, y)], 3)
+    trainer.fit([(x, y)], 3, record_type=None, save_type=None)
     assert trainer.dict_record == {"Loss": pytest.approx(losses[-1], abs=1e-12)}
     for found, expected in zip(rmodel.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
@@ -235,7 +239,7 @@ def test_a_minimizer_that_asks_twice_gets_both_gradients(trainer_class, objectiv
     optimizer.step()
     trainer = trainer_class(rmodel, objective, seed=5)
     trainer.setup(optimizer_of(rmodel), SAM(rmodel, optimizer_of(rmodel), rho))
-    trainer.fit([(x, y)], 1)
+    trainer.fit([(x, y)], 1, record_type=None, save_type=None)
     assert list(trainer.dict_record) == ["Loss", "Loss_1"]
     for found, expected in zip(rmodel.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

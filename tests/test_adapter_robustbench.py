@@ -495,3 +495,8 @@ def test_scoring_says_what_a_zoo_model_needs(run):
     assert "give --eps" in refusal(scoring.load, subject, dataset="cifar100", norm="L2")
     assert "eps is -1" in refusal(scoring.load, subject, dataset="cifar10", eps=-1)
     assert "--model-dir" in refusal(scoring.load, run, model_dir=Path("models"))
+
+
+def test_a_network_that_is_only_named_cannot_be_a_trained_one():
+    with pytest.raises(BadInput, match="trained is True, but model 'digits-cnn' is only a network's name"):
+        ours.register("m", dataset="digits", threat_model="Linf", model="digits-cnn", trained=True)

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -540,6 +541,18 @@ def broken_inside(path):
     path.write_bytes(content)
 
 
+def raw_member(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in arrays():
+            archive.writestr(name, b"no header")
+
+
+def bad_header(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in arrays():
+            archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00\x06\x00{'a'" + b"\n")
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -549,8 +562,10 @@ def broken_inside(path):
         lambda path: path.write_bytes(web_page(b"")),
         one_array,
         broken_inside,
+        raw_member,
+        bad_header,
     ],
-    ids=["nothing", "folder", "empty", "web page", "one array", "broken inside"],
+    ids=["nothing", "folder", "empty", "web page", "one array", "broken inside", "raw member", "bad header"],
 )
 def test_what_is_no_npz_is_named(tmp_path, make):
     make(tmp_path / "mine.npz")

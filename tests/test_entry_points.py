@@ -205,8 +205,11 @@ def test_installed_twice_is_not_a_clash(installed, monkeypatch, tmp_path):
 def test_a_name_that_is_taken_is_one_line_that_names_the_package(atent, monkeypatch, tmp_path, group, line, kind):
     claim(tmp_path, group, line)
     monkeypatch.syspath_prepend(tmp_path)
-    refused(atent("recipes"), "'rival'", kind, "uninstall")
-    refused(atent("train", "digits-linf-sgd"), "'rival'", kind)
+    taken = kind.partition("'")[2].strip("'")
+    with pytest.raises(BadInput, match=r"'rival' .*uninstall one of them") as caught:
+        registry.resolve(kind.partition(" '")[0], taken)
+    assert kind in str(caught.value)
+    assert atent("recipes")[0] == 0  # who does not ask for it is not disturbed
 
 
 def test_a_recipe_name_that_is_taken_names_package_and_file(atent, monkeypatch, tmp_path):
@@ -215,7 +218,20 @@ def test_a_recipe_name_that_is_taken_names_package_and_file(atent, monkeypatch, 
     write(tmp_path / "rival_recipes" / "digits-linf-sgd.yaml", RECIPE)
     write(tmp_path / "rival_recipes" / "_digits-linf.yaml", RECIPE)  # a base is its recipes' own: no clash
     monkeypatch.syspath_prepend(tmp_path)
-    refused(atent("recipes"), "'rival'", "'digits-linf-sgd'", "rename")
+    code, out, _ = atent("recipes")
+    assert code == 0
+    assert "note: the package 'rival' brings a recipe 'digits-linf-sgd'" in out
+    assert out.count("note:") == 1
+    assert registry.files("recipe")["digits-linf-sgd"].parent != tmp_path / "rival_recipes"
+
+
+def test_an_objective_that_is_no_dataclass_is_refused(atent, monkeypatch, tmp_path):
+    claim(tmp_path, "objectives", "best = rival_parts:Best")
+    write(tmp_path / "rival_parts.py", "class Best:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "rival_parts", raising=False)
+    best = ["train", "digits-linf-sgd", "--set", "objective.name=best", "--out", tmp_path / "run"]
+    refused(atent(*best), "objective 'best'", "a dataclass is needed")
 
 
 @pytest.mark.parametrize(
@@ -241,13 +257,25 @@ def test_an_entry_that_does_not_import_is_one_line(atent, monkeypatch, tmp_path,
     assert "best (from rival)" in out
 
 
-@pytest.mark.parametrize("place", ["nowhere", "nowhere.recipes", "rival_parts", "broken.recipes"])
-def test_recipes_in_what_is_no_package_are_one_line(atent, monkeypatch, tmp_path, place):
+@pytest.mark.parametrize("place", ["nowhere", "nowhere.recipes", "rival_parts", "whole.recipes"])
+def test_recipes_in_what_is_no_package_are_noted_and_disturb_nobody(atent, monkeypatch, tmp_path, place):
     claim(tmp_path, "recipes", f"recipes = {place}")
     write(tmp_path / "rival_parts.py", "")
-    write(tmp_path / "broken" / "__init__.py", "raise RuntimeError('broken')")
+    write(tmp_path / "whole" / "__init__.py", "")
     monkeypatch.syspath_prepend(tmp_path)
-    refused(atent("recipes"), "'rival'", repr(place))
+    code, out, _ = atent("recipes")
+    assert code == 0
+    assert f"note: the package 'rival' registers recipes in {place!r}, which is no package" in out
+
+
+def test_listing_recipes_imports_no_package(atent, monkeypatch, tmp_path):
+    claim(tmp_path, "recipes", "recipes = broken.recipes")
+    write(tmp_path / "broken" / "__init__.py", "raise RuntimeError('broken')")
+    write(tmp_path / "broken" / "recipes" / "bad.yaml", "name: bad")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, _ = atent("recipes")
+    assert code == 0
+    assert "cannot be used: recipe bad" in out
 
 
 def test_what_we_ship_wins_no_error_of_its_own(monkeypatch):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from problems import LinearTwoClass, small_batch, small_net
 
 from atent_ext.errors import BadInput
-from atent_ext.langevin import Langevin, fgsm, input_gradient, last_iterate, pgd, walk
+from atent_ext.langevin import Langevin, atent, fgsm, input_gradient, last_iterate, pgd, walk
 from atent_ext.losses import cross_entropy
 from atent_ext.norms import L2, LINF, norm
 
@@ -233,3 +233,20 @@ def test_a_radius_per_example_must_fit_the_batch():
 def test_unknown_norm():
     with pytest.raises(BadInput, match="unknown norm 'L1'"):
         norm("L1")
+
+
+@pytest.mark.parametrize("steps", [20, 40, 80, 200])
+def test_the_usual_l2_step_of_atent_as_an_attack_outweighs_its_pull(steps):
+    model = LinearTwoClass((5,))
+    x, y = 0.5 * torch.ones(3, 5, dtype=torch.float64), torch.tensor([0, 1, 0])
+    kernel = atent(L2, 0.1, steps, noise=0.0, start="clean")
+    adversary = last_iterate(kernel, model, x, y, cross_entropy)
+    assert kernel.step_size > kernel.gamma * 0.1
+    torch.testing.assert_close((adversary - x).norm(dim=1), torch.full((3,), 0.1, dtype=torch.float64))
+
+
+def test_the_usual_step_refuses_what_is_no_radius():
+    with pytest.raises(BadInput, match=r"^eps is 'a'"):
+        atent(L2, "a", 3)
+    with pytest.raises(BadInput, match=r"^steps is 'a'"):
+        pgd(LINF, 0.3, "a")

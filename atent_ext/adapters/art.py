@@ -158,7 +158,7 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
             # ART's is that of the mean over the batch: "sign" and "unit" directions do not see the difference.
             return torch.as_tensor(self.estimator.loss_gradient(moving.numpy(), one_hot)).to(moving)
 
-        return deque(langevin.walk(self.kernel, x, gradient, generator), maxlen=1).pop()
+        return langevin.finite(deque(langevin.walk(self.kernel, x, gradient, generator), maxlen=1).pop())
 
 
 class AdversarialTrainerObjectivePyTorch(Trainer):  # type: ignore[misc]
@@ -192,20 +192,26 @@ class AdversarialTrainerObjectivePyTorch(Trainer):  # type: ignore[misc]
         batch_size: int = 128,
         nb_epochs: int = 20,
         scheduler: Any = None,
+        drop_last: bool = False,
         **kwargs: Any,
     ) -> None:
         """Train on x (N, ...), inside the objective's box, with labels y.
 
         validation_data: (x, y), whose accuracy is logged after each epoch. scheduler: stepped after each epoch.
+        drop_last: leave out a last batch that is not full; BatchNorm cannot train on one of a single example.
         Raises BadInput for data that do not fit and for unknown options, NonFiniteLoss before stepping on such a loss.
         """
         _refuse("fit", kwargs)
         checks.steps("batch_size", batch_size)
         inputs, classes = self._tensors(x, y)
+        if len(inputs) < (batch_size if drop_last else 1):
+            raise BadInput(f"x holds {len(inputs)} examples; at least one batch is needed to train on")
 
         def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
             order = torch.randperm(len(inputs), generator=self._generator)
-            for index in torch.split(order, batch_size):
+            for index in torch.split(
+                order[: len(order) // batch_size * batch_size] if drop_last else order, batch_size
+            ):
                 yield inputs[index], classes[index], index
 
         self._train(batches, nb_epochs, scheduler, validation_data)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from atent_ext import checks, compat
 from atent_ext.errors import BadInput
-from atent_ext.langevin import Langevin, atent, last_iterate
+from atent_ext.langevin import Langevin, atent, finite, last_iterate
 from atent_ext.losses import cross_entropy
 from atent_ext.norms import L2, LINF, Norm
 
@@ -73,7 +73,8 @@ class _ATENTAttack(FixedEpsilonAttack):  # type: ignore[misc]
         checks.images(x, *box)
         checks.labels(classes, len(x))
         target = classes.to(x.device, torch.long)
-        adversary = last_iterate(self.kernel(epsilon, box, targeted), model, x, target, cross_entropy, self.generator)
+        kernel = self.kernel(epsilon, box, targeted)
+        adversary = finite(last_iterate(kernel, model, x, target, cross_entropy, self.generator))
         return restore(ep.astensor(adversary))
 
 

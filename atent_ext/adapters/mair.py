@@ -4,8 +4,9 @@
 
     trainer = trainer_class()(rmodel, ATENT(norm="Linf", eps=8 / 255, steps=10, step_size=2 / 255))
     trainer.setup(optimizer="SGD(lr=0.1, momentum=0.9)", n_epochs=200)
-    trainer.fit(train_loader, n_epochs=200)
+    trainer.fit(train_loader, n_epochs=200, record_type=None, save_type=None)
 
+To record robust accuracy and to save, call `record_rob` first and give `fit` a `save_path`, as with MAIR's own.
 MAIR is not on PyPI. `trainer_class` imports it; this module does not.
 """
 

@@ -77,6 +77,10 @@ def register(
 
     check_name(name)
     norm_called(threat_model)
+    if trained and isinstance(model, str):
+        raise BadInput(
+            f"trained is True, but model {model!r} is only a network's name; give a function that returns it"
+        )
     if isinstance(model, str) and model not in registry.entries("model"):
         raise registry.nearest("model", model, registry.entries("model"))
     member = _joined(dataset, data_root)

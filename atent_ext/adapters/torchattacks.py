@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atent_ext import checks, compat
-from atent_ext.langevin import Langevin, atent, last_iterate
+from atent_ext.langevin import Langevin, atent, finite, last_iterate
 from atent_ext.losses import cross_entropy
 from atent_ext.modes import evaluating, frozen
 from atent_ext.norms import L2, LINF, Norm
@@ -73,7 +73,7 @@ class _ATENTAttack(Attack):  # type: ignore[misc]
         images = images.detach().to(self.device)
         labels = labels.detach().to(self.device, torch.long)
         target = self.get_target_label(images, labels) if self.targeted else labels
-        return last_iterate(self.kernel, self.get_logits, images, target, cross_entropy, self.generator)
+        return finite(last_iterate(self.kernel, self.get_logits, images, target, cross_entropy, self.generator))
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         # torchattacks restores with model.train(), which wakes a frozen BatchNorm, and after an error not at all.
