@@ -24,7 +24,7 @@ from atent_ext.recipes import Count, Section, Threat
 from atent_ext.types import Radius
 
 _CHAIN = ("steps", "restarts", "step_size")
-_APPLY = {"pgd": _CHAIN, "atent": (*_CHAIN, "noise"), "autoattack": ("version",)}
+_APPLY = {"pgd": _CHAIN, "atent": (*_CHAIN, "noise", "project"), "autoattack": ("version",)}
 _ROUNDING = 1e-5
 """What float32 may add to a radius; an attack that leaves ball or box by more has not succeeded."""
 
@@ -33,7 +33,7 @@ class AttackSpec(Section):
     """One measurement of a protocol.
 
     attack: "clean", "fgsm", "pgd", "atent" or "autoattack". steps, restarts, step_size: of PGD and ATENT; a step_size
-    of None is 2.5 eps / steps. noise: of ATENT, the square root of its temperature. version: of AutoAttack.
+    of None is 2.5 eps / steps. noise, project: of ATENT, as in `langevin.atent`. version: of AutoAttack.
     """
 
     attack: Literal["clean", "fgsm", "pgd", "atent", "autoattack"]
@@ -41,6 +41,7 @@ class AttackSpec(Section):
     restarts: Count = 1
     step_size: Annotated[float, Field(gt=0)] | None = None
     noise: Annotated[float, Field(ge=0)] = 1e-3
+    project: Literal["last", "every"] | None = None
     version: Literal["standard", "rand", "plus"] = "standard"
 
     @model_validator(mode="after")
@@ -216,12 +217,12 @@ def _pgd(model: nn.Module, split: Split, spec: AttackSpec, setting: Setting) -> 
 
 def _atent(model: nn.Module, split: Split, spec: AttackSpec, setting: Setting) -> Outcome:
     chosen = norm_called(setting.threat.norm)
-    kernel = atent(chosen, setting.threat.eps, spec.steps, spec.step_size, noise=spec.noise)
-    return _chain("ATENT", kernel, model, split, spec, setting, noise=kernel.noise)
+    kernel = atent(chosen, setting.threat.eps, spec.steps, spec.step_size, noise=spec.noise, project=spec.project)
+    return _chain("ATENT", kernel, model, split, spec, setting, noise=kernel.noise, project=kernel.project)
 
 
 def _chain(
-    name: str, kernel: Langevin, model: nn.Module, split: Split, spec: AttackSpec, setting: Setting, **more: float
+    name: str, kernel: Langevin, model: nn.Module, split: Split, spec: AttackSpec, setting: Setting, **more: Any
 ) -> Outcome:
     settings = {"steps": spec.steps, "step_size": kernel.step_size, "restarts": spec.restarts, **more}
     name += f"-{spec.steps}" + (f" x {spec.restarts}" if spec.restarts > 1 else "")

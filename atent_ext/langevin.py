@@ -230,11 +230,13 @@ def atent(
     gamma: float | None = None,
     box: tuple[float, float] = (0.0, 1.0),
     start: Start | None = None,
+    project: Project | None = None,
     targeted: bool = False,
 ) -> Langevin:
     """ATENT's chain as an attack (Jagatap et al. 2022, section 4): its last iterate lies in the eps ball and the box.
 
-    ℓ∞ is projected at the last step; ℓ2 at every step, with a pull of strength gamma (None: 0.05, the paper's).
+    project: None is the last step for ℓ∞, the authors', and every step for ℓ2. gamma: the pull; None is 0 for ℓ∞ and
+    the paper's 0.05 for ℓ2. Projected at every step ℓ∞ is as strong as PGD, at the last step weaker (docs/results.md).
     step_size: None is 2.5 eps / steps, and for ℓ2 at least 1.25 gamma eps: the pull holds a chain at step_size / gamma.
     start: None is the norm's own.
     """
@@ -249,7 +251,7 @@ def atent(
         noise=noise,
         gamma=gamma,
         pull="coordinate" if linf else "authors",
-        project="last" if linf else "every",
+        project=project or ("last" if linf else "every"),
         start=start or norm.start,
         box=box,
         targeted=targeted,

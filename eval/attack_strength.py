@@ -14,7 +14,8 @@ import importlib.util
 import json
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,12 +33,11 @@ from atent_ext.recipes import Threat
 STEPS = 20
 PAPER_STEP = 0.003
 
-
-def atent_every(*settings: Any, **more: Any) -> langevin.Langevin:
-    return replace(langevin.atent(*settings, **more), project="every")
-
-
-ATTACKS = {"PGD-20": langevin.pgd, "ATENT-20": langevin.atent, "ATENT-20, projected every step": atent_every}
+ATTACKS = {
+    "PGD-20": langevin.pgd,
+    "ATENT-20": langevin.atent,
+    "ATENT-20, projected every step": partial(langevin.atent, project="every"),
+}
 
 
 @dataclass(frozen=True)

@@ -314,11 +314,11 @@ def test_one_attack_has_no_worst_case():
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_atent_as_an_attack_of_a_protocol_runs_the_chain_of_the_kernel(norm):
     model, split = linear(), linear_split(20)
-    spec = AttackSpec(attack="atent", steps=3, restarts=2, step_size=0.02, noise=0.1)
+    spec = AttackSpec(attack="atent", steps=3, restarts=2, step_size=0.02, noise=0.1, project="every")
     (result,) = evaluation.evaluate(model, split, protocol(spec), setting(norm, seed=4))
-    kernel = atent(norm_called(norm), setting(norm).threat.eps, 3, 0.02, noise=0.1)
+    kernel = atent(norm_called(norm), setting(norm).threat.eps, 3, 0.02, noise=0.1, project="every")
     assert result.attack == "ATENT-3 x 2"
-    assert result.settings == {"steps": 3, "step_size": 0.02, "restarts": 2, "noise": 0.1}
+    assert result.settings == {"steps": 3, "step_size": 0.02, "restarts": 2, "noise": 0.1, "project": "every"}
     assert torch.equal(result.flags, robust_flags(model, split, kernel, setting(norm, seed=4), 2))
 
 

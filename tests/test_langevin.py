@@ -198,7 +198,7 @@ def test_the_model_and_the_random_state_are_left_alone():
 def test_parameters_thaw_after_an_exception():
     model = small_net()
     x, y = small_batch()
-    with pytest.raises(IndexError):
+    with pytest.raises(BadInput, match="for a model of 4 classes"):
         last_iterate(pgd(LINF, 0.1, 3, 0.05), model, x, y + 100, cross_entropy)
     assert all(p.requires_grad for p in model.parameters())
 
