@@ -106,6 +106,8 @@ def from_zoo(
     """
     from atent_ext.adapters import robustbench
 
+    norm_called(norm)
+    checks.radius("eps", 0.0 if eps is None else eps)
     files = robustbench.zoo_files(name, dataset=dataset, threat_model=norm, model_dir=model_dir)
     eps = robustbench.LEADERBOARD_EPS.get((dataset, norm)) if eps is None else eps
     if eps is None:

@@ -492,7 +492,7 @@ def test_scoring_says_what_a_zoo_model_needs(run):
     subject = Path(f"robustbench:{ZOO}")
     assert "--dataset" in refusal(scoring.load, subject)
     assert "--model" in refusal(scoring.load, subject, dataset="cifar10", model="resnet-18")
-    assert "give --eps" in refusal(scoring.load, subject, dataset="cifar100", norm="L2")
+    assert "no L2 models for cifar100" in refusal(scoring.load, subject, dataset="cifar100", norm="L2")
     assert "eps is -1" in refusal(scoring.load, subject, dataset="cifar10", eps=-1)
     assert "--model-dir" in refusal(scoring.load, run, model_dir=Path("models"))
 

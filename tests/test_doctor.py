@@ -12,13 +12,13 @@ from rich.console import Console
 from atent_ext import cli, doctor
 from atent_ext.errors import BadInput
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parent.parent
 # Runs the command and then says on stderr which neighbours it imported itself.
 WATCHED = """
 import sys
 from atent_ext import cli, doctor
-
-pytestmark = pytest.mark.integration
 try:
     cli.main()
 finally:

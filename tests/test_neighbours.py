@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 NAMES = ("advertorch", "torchattacks", "robustbench", "autoattack", "foolbox", "art", "atent_ext")
 ORDERS = (
     NAMES,
@@ -108,8 +110,6 @@ from atent_ext import compat
 compat.advertorch()
 compat.robustbench()
 import advertorch.attacks, robustbench.utils
-
-pytestmark = pytest.mark.integration
 """
 
 

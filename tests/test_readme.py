@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+pytestmark = pytest.mark.integration
+
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 QUICK = "--set epochs=1 --set objective.steps=1 --set validation.count=100"
 # What each command of the README is run with on top; one that is not listed here fails the test.
@@ -34,8 +36,6 @@ PREAMBLE = """
 import torch
 from atent_ext import data
 from atent_ext.models import SmallCNN
-
-pytestmark = pytest.mark.integration
 torch.manual_seed(0)
 split = data.load("mnist").test
 x, y = split.images[:4], split.labels[:4]
