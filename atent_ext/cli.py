@@ -156,6 +156,40 @@ def evaluate(
 
 
 @app.command()
+def certify(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    sigma: Annotated[float, typer.Option(help="Standard deviation of the noise.")],
+    images: Annotated[int, typer.Option(min=1, help="Certify the first IMAGES test images.")] = 100,
+    n: Annotated[int, typer.Option("--n", min=1, help="Draws that bound the probability.")] = 100_000,
+    n0: Annotated[int, typer.Option(min=1, help="Draws that choose the class.")] = 100,
+    alpha: Annotated[float, typer.Option(help="One minus the confidence.")] = 0.001,
+    radius: Annotated[float, typer.Option(min=0, help="Refuse an n that cannot reach this ℓ2 radius.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Noisy images in one pass.")] = 1000,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file; one that exists is gone on with.")] = None,
+    seed: Seed = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Certify a model by randomized smoothing: certified accuracy at each ℓ2 radius, image by image, resumable."""
+    from rich.progress import Progress
+
+    from atent_ext import scoring
+    from atent_ext.certification import Smoothing
+    from atent_ext.console import certified_table
+
+    smoothing = Smoothing(sigma=sigma, n0=n0, n=n, alpha=alpha, batch_size=batch_size)
+    smoothing.require(radius)
+    subject = scoring.from_run(run, data_root)
+    target = out or run / f"certify-sigma{sigma:g}-n{n}-seed{seed or 0}.json"
+    with Progress(console=console) as bar:
+        task = bar.add_task("certifying", total=images)
+        report = scoring.certify(
+            subject, smoothing, target, images, seed or 0, lambda count: bar.update(task, completed=count)
+        )
+    console.print(certified_table(report))
+    console.print(f"written: {target}", soft_wrap=True)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write to: the library's folder of models.")],

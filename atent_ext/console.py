@@ -76,6 +76,21 @@ def report_table(report: Report) -> Table:
     return table
 
 
+def certified_table(report: Report) -> Table:
+    """Certified accuracy at each ℓ2 radius."""
+    used = report["smoothing"]
+    title = (
+        f"{report['name']} on {report['data']}, the first {report['images']} test images; sigma {used['sigma']:g}, "
+        f"n {used['n']}, n0 {used['n0']}, alpha {used['alpha']:g}, seed {report['seed']}"
+    )
+    table = Table("ℓ2 radius", "certified accuracy", title=title, title_justify="left")
+    for radius, accuracy in report["certified_accuracy"].items():
+        table.add_row(radius, f"{accuracy:.1%}")
+        if accuracy == 0:
+            break
+    return table
+
+
 def board_table(reports: Sequence[Report]) -> Table:
     """One row per model, one column per attack."""
     threat = reports[0]["threat"]

@@ -16,15 +16,24 @@ from atent_ext import checks, registry
 from atent_ext.data import Split
 from atent_ext.errors import BadInput
 from atent_ext.langevin import Langevin, atent, fgsm, finite, last_iterate, pgd
+from atent_ext.library_attacks import Attack, carlini_wagner, deepfool
 from atent_ext.losses import cross_entropy
-from atent_ext.modes import device_of, evaluating, frozen
+from atent_ext.modes import device_of, evaluating, frozen, seeded
 from atent_ext.norms import Norm
 from atent_ext.norms import norm as norm_called
 from atent_ext.recipes import Count, Section, Threat
 from atent_ext.types import Radius
 
+_MINIMAL: Mapping[str, Callable[[Norm, int], Attack]] = {"cw": carlini_wagner, "deepfool": deepfool}
 _CHAIN = ("steps", "restarts", "step_size")
-_APPLY = {"pgd": _CHAIN, "atent": (*_CHAIN, "noise", "project"), "autoattack": ("version",)}
+_APPLY = {
+    "pgd": _CHAIN,
+    "ifgsm": ("steps",),
+    "cw": ("steps",),
+    "deepfool": ("steps",),
+    "atent": (*_CHAIN, "noise", "project"),
+    "autoattack": ("version",),
+}
 _ROUNDING = 1e-5
 """What float32 may add to a radius; an attack that leaves ball or box by more has not succeeded."""
 
@@ -32,11 +41,12 @@ _ROUNDING = 1e-5
 class AttackSpec(Section):
     """One measurement of a protocol.
 
-    attack: "clean", "fgsm", "pgd", "atent" or "autoattack". steps, restarts, step_size: of PGD and ATENT; a step_size
+    attack: "clean"; "fgsm", "ifgsm" (steps of eps / steps from the clean image), "pgd", "atent"; "cw" and "deepfool" of
+    other libraries (`library_attacks`); "autoattack". steps, restarts, step_size: of PGD and ATENT; a step_size
     of None is 2.5 eps / steps. noise, project: of ATENT, as in `langevin.atent`. version: of AutoAttack.
     """
 
-    attack: Literal["clean", "fgsm", "pgd", "atent", "autoattack"]
+    attack: Literal["clean", "fgsm", "ifgsm", "pgd", "atent", "cw", "deepfool", "autoattack"]
     steps: Count = 40
     restarts: Count = 1
     step_size: Annotated[float, Field(gt=0)] | None = None
@@ -126,17 +136,39 @@ def robust_flags(model: nn.Module, split: Split, kernel: Langevin, setting: Sett
 
     Raises BadInput if the attack runs into NaN: what cannot be attacked is not robust.
     """
+    generator = torch.Generator(device_of(model)).manual_seed(setting.seed)
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return finite(last_iterate(kernel, model, x, y, cross_entropy, generator))
+
+    return flags_under(attack, model, split, kernel.norm, kernel.eps, setting.batch_size, restarts, kernel.box)
+
+
+def flags_under(
+    attack: Attack,
+    model: nn.Module,
+    split: Split,
+    norm: Norm,
+    eps: Radius,
+    batch_size: int,
+    restarts: int = 1,
+    box: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """Which examples are right and stay right in every one of `restarts` runs of any attack, (N,) bool.
+
+    What an attack returns outside the eps ball or the box does not count, so that a minimal-norm attack succeeds only
+    within eps.
+    """
     device = device_of(model)
-    generator = torch.Generator(device).manual_seed(setting.seed)
     flags = []
     with evaluating(model), frozen(model):
-        for start in range(0, len(split), setting.batch_size):
-            batch = slice(start, start + setting.batch_size)
+        for start in range(0, len(split), batch_size):
+            batch = slice(start, start + batch_size)
             x, y = split.images[batch].to(device), split.labels[batch].to(device)
             right = _right(model, x, y)
             for _ in range(restarts):
-                adversary = finite(last_iterate(kernel, model, x, y, cross_entropy, generator))
-                right &= _right(model, adversary, y) | ~allowed(kernel.norm, kernel.eps, x, adversary, kernel.box)
+                adversary = attack(model, x, y)
+                right &= _right(model, adversary, y) | ~allowed(norm, eps, x, adversary, box)
             flags.append(right.cpu())
     return torch.cat(flags)
 
@@ -210,6 +242,19 @@ def _fgsm(model: nn.Module, split: Split, spec: AttackSpec, setting: Setting) ->
     return Outcome("FGSM", {}, robust_flags(model, split, kernel, setting), 0.0)
 
 
+def _ifgsm(model: nn.Module, split: Split, spec: AttackSpec, setting: Setting) -> Outcome:
+    eps = setting.threat.eps
+    kernel = pgd(norm_called(setting.threat.norm), eps, spec.steps, eps / spec.steps, start="clean")
+    return _chain("IFGSM", kernel, model, split, spec, setting)
+
+
+def _minimal(model: nn.Module, split: Split, spec: AttackSpec, setting: Setting) -> Outcome:
+    norm, eps = norm_called(setting.threat.norm), setting.threat.eps
+    with seeded(setting.seed):
+        flags = flags_under(_MINIMAL[spec.attack](norm, spec.steps), model, split, norm, eps, setting.batch_size)
+    return Outcome(f"{spec.attack}-{spec.steps}", {"steps": spec.steps}, flags, 0.0)
+
+
 def _pgd(model: nn.Module, split: Split, spec: AttackSpec, setting: Setting) -> Outcome:
     kernel = pgd(norm_called(setting.threat.norm), setting.threat.eps, spec.steps, spec.step_size)
     return _chain("PGD", kernel, model, split, spec, setting)
@@ -256,8 +301,11 @@ def _autoattack(model: nn.Module, split: Split, spec: AttackSpec, setting: Setti
 _RUNNERS: Mapping[str, Callable[[nn.Module, Split, AttackSpec, Setting], Outcome]] = {
     "clean": _clean,
     "fgsm": _fgsm,
+    "ifgsm": _ifgsm,
     "pgd": _pgd,
     "atent": _atent,
+    "cw": _minimal,
+    "deepfool": _minimal,
     "autoattack": _autoattack,
 }
 

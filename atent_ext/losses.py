@@ -46,3 +46,9 @@ def mart_regularizer(adversarial: Tensor, clean: Tensor, y: Tensor) -> Tensor:
     p = F.softmax(clean, 1).clamp_min(1e-12)
     kl = (p * (p.log() - torch.log(F.softmax(adversarial, 1) + 1e-12))).sum(1)
     return kl * (1.0000001 - p.gather(1, y[:, None]).squeeze(1))
+
+
+def soft_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """MMA's soft logit margin: log-sum-exp of the other logits minus the label's (Ding et al. 2020, Eq. 6)."""
+    label = logits.gather(1, y[:, None]).squeeze(1)
+    return logits.scatter(1, y[:, None], -torch.inf).logsumexp(1) - label

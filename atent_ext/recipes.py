@@ -10,10 +10,13 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from torch import Tensor
 
 from atent_ext import registry
+from atent_ext.entropy_sgd import EntropySGD
 from atent_ext.errors import BadInput
 from atent_ext.norms import NormName
 from atent_ext.types import Objective
@@ -44,12 +47,39 @@ class Network(Section):
 
 
 class Optimizer(Section):
-    """torch.optim.SGD or Adam. weight_decay is the L2 form in both."""
+    """torch.optim.SGD, Adam, or our Entropy-SGD. weight_decay is the L2 form in all; Adam has no momentum.
 
-    name: Literal["sgd", "adam"] = "sgd"
+    arguments: of Entropy-SGD alone: steps, gamma, h, noise, average, outer.
+    """
+
+    name: Literal["sgd", "adam", "entropy-sgd"] = "sgd"
     lr: Positive
     momentum: Share = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    # Left to right: PyYAML reads 1e-3 as a text, and 5 steps must not become 5.0.
+    arguments: dict[str, Annotated[int | float | str, Field(union_mode="left_to_right")]] = {}
+
+    @model_validator(mode="after")
+    def _arguments_apply(self) -> "Optimizer":
+        self.build([torch.zeros(1, requires_grad=True)])
+        return self
+
+    @property
+    def needs_closure(self) -> bool:
+        """Whether its step computes the gradient itself, at several points."""
+        return self.name == "entropy-sgd"
+
+    def build(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """The optimizer of `parameters`. Raises BadInput for arguments that it does not take."""
+        given: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, **self.arguments}
+        kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "entropy-sgd": EntropySGD}[self.name]
+        known = inspect.signature(EntropySGD).parameters if self.name == "entropy-sgd" else {}
+        for argument in sorted(self.arguments.keys() - (known.keys() - {"params", *type(self).model_fields})):
+            raise BadInput(f"optimizer.arguments.{argument} is not an argument of {self.name}; remove it")
+        if self.name != "adam":
+            given["momentum"] = self.momentum
+        optimizer: torch.optim.Optimizer = kind(parameters, **given)
+        return optimizer
 
 
 class Schedule(Section):
@@ -80,7 +110,8 @@ class Recipe(Section):
 
     objective: `name` of a registered objective and its fields. eps_ramp: share of the training in which eps and step
     size of the objective grow linearly to their values. ema: decay of an exponential moving average of the weights,
-    which is then what is validated and kept. differs: what differs from the published setting.
+    which is then what is validated and kept. init_from: a run folder or a weights file to start from, for fine-tuning;
+    a relative path starts at the current folder. differs: what differs from the published setting.
     """
 
     name: str
@@ -90,6 +121,7 @@ class Recipe(Section):
     augment: Literal["none", "crop-flip"] = "none"
     threat: Threat
     model: Network
+    init_from: str | None = None
     objective: dict[str, Any]
     optimizer: Optimizer
     schedule: Schedule = Schedule()
@@ -111,6 +143,8 @@ class Recipe(Section):
                 raise BadInput(
                     f"objective.{field} is {getattr(objective, field)!r}, but the threat model's is {needed!r}"
                 )
+        if self.optimizer.name == "entropy-sgd" and self.mixed_precision == "fp16":
+            raise BadInput("mixed_precision is 'fp16', whose scaled steps Entropy-SGD cannot take; choose bf16 or no")
         for argument in {"classes", "channels"} & self.model.arguments.keys():
             raise BadInput(f"model.arguments.{argument} is decided by the data set; remove it")
         models, datasets = registry.entries("model"), registry.entries("data set")
@@ -240,5 +274,5 @@ def _siblings(kind: Any, location: list[str], prefix: str) -> list[str]:
     for part in location[:-1]:
         kind = kind.model_fields[part].annotation
         prefix += f"{part}."
-    known = [f.name for f in fields(kind)] if is_dataclass(kind) else list(kind.model_fields)
+    known = [f.name for f in fields(kind) if f.init] if is_dataclass(kind) else list(kind.model_fields)
     return [prefix + name for name in known]

@@ -21,7 +21,12 @@ OBJECTIVES: Mapping[str, str] = {
     "pgd-at": "atent_ext.objectives:PGDAT",
     "trades": "atent_ext.objectives:TRADES",
     "mart": "atent_ext.objectives:MART",
+    "mma": "atent_ext.objectives:MMA",
     "atent": "atent_ext.objectives:ATENT",
+    "desgd": "atent_ext.objectives:DESGD",
+    "gaussian-noise": "atent_ext.objectives:GaussianNoise",
+    "smooth-adv": "atent_ext.objectives:SmoothAdv",
+    "smooth-trades": "atent_ext.objectives:SmoothTRADES",
 }
 
 MODELS: Mapping[str, str] = {

@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from atent_ext import __version__, checkpoints, checks, data, models
+from atent_ext.certification import Certificate, Smoothing, certified_accuracy, certify_all
 from atent_ext.data import Split
 from atent_ext.errors import BadInput
 from atent_ext.evaluation import Protocol, Setting, evaluate
@@ -148,6 +149,36 @@ def score(
         "versions": versions,
         "results": [outcome.report() for outcome in outcomes],
     }
+
+
+def certify(
+    subject: Subject, smoothing: Smoothing, path: Path, images: int, seed: int, progress: Callable[[int], None]
+) -> Report:
+    """Certify the first `images` test images into the JSON file `path`, written after each; goes on with what it holds.
+
+    Raises BadInput if `path` holds certificates of another setting.
+    """
+    split = subject.test.take(images)
+    setting = {key: value for key, value in asdict(smoothing).items() if key != "batch_size"}
+    about = subject.about | {"smoothing": setting, "seed": seed}
+    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else about | {"certificates": []}
+    for key in ("weights_sha256", "data", "smoothing", "seed"):
+        if old.get(key) != about[key]:
+            raise BadInput(f"{path} holds another {key}: {old.get(key)!r}, not {about[key]!r}; name another file")
+    done = [Certificate(**row) for row in old["certificates"]][:images]
+
+    def keep(found: list[Certificate]) -> None:
+        labels = split.labels[: len(found)]
+        radii = [smoothing.sigma * share / 4 for share in range(17)]
+        curve = {f"{radius:g}": certified_accuracy(found, labels, radius) for radius in radii}
+        report.update(images=len(found), certified_accuracy=curve, certificates=[asdict(one) for one in found])
+        save(report, path)
+        progress(len(found))
+
+    report: Report = dict(about)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    keep(certify_all(subject.model.to(device), split, smoothing, seed=seed, done=done, report=keep))
+    return report
 
 
 def default_path(subject: Path, loaded: Subject, protocol: Protocol, n: int | None, seed: int) -> Path:

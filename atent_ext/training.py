@@ -76,7 +76,11 @@ def fit(
     checks.labels(data.train.labels, len(data.train.images), len(data.classes))
     rest, held_out = hold_out(data.train, recipe.validation.count, recipe.seed)
     with seeded(recipe.seed):
-        trainer = _Trainer(recipe, build_model(recipe, data), rest, held_out, folder)
+        model = build_model(recipe, data)
+        if recipe.init_from and not (resume and folder.state.exists()):
+            source = Path(recipe.init_from)
+            checkpoints.load_weights(model, RunFolder(source).weights if source.is_dir() else source)
+        trainer = _Trainer(recipe, model, rest, held_out, folder)
         if trainer.accelerator.is_main_process:
             folder.claim(recipe, resume=resume, overwrite=overwrite)
         trainer.accelerator.wait_for_everyone()
@@ -96,7 +100,7 @@ class _Trainer:
         # A generator of our own, seeded anew each epoch: Accelerate would seed one of its own once.
         self.order = torch.Generator()
         loader = DataLoader(dataset(rest, recipe.augment), recipe.batch_size, shuffle=True, generator=self.order)
-        optimizer = _optimizer(recipe, model)
+        optimizer = recipe.optimizer.build(model.parameters())
         schedule = _schedule(recipe.schedule, optimizer, recipe.epochs, len(loader))
         prepared = self.accelerator.prepare(model, optimizer, schedule, loader)
         self.model, self.optimizer, self.schedule, self.loader = prepared
@@ -128,18 +132,32 @@ class _Trainer:
         total = 0.0
         for step, (x, y, index) in enumerate(self.loader):
             objective = self.ramped(epoch * len(self.loader) + step)
-            self.optimizer.zero_grad()
-            loss = self.backpropagate(objective.terms, objective(self.model, x, y, index, generator=generator))
-            if not math.isfinite(loss):
-                raise self.broken(f"the loss is {loss} at epoch {epoch + 1}, step {step + 1}")
             self.lr = self.optimizer.param_groups[0]["lr"]
-            self.optimizer.step()
+            loss = self.step(objective, (x, y, index), generator, f"epoch {epoch + 1}, step {step + 1}")
             self.schedule.step()
             if self.average:
                 self.average.update_parameters(self.accelerator.unwrap_model(self.model))
             total += loss
             reporter.step(loss)
         return total / len(self.loader)
+
+    def step(self, objective: Objective, batch: tuple[Tensor, ...], generator: torch.Generator, place: str) -> float:
+        """One optimizer step on one batch; returns the loss at the weights before it."""
+        losses: list[float] = []
+
+        def closure() -> float:
+            self.optimizer.zero_grad()
+            losses.append(self.backpropagate(objective.terms, objective(self.model, *batch, generator=generator)))
+            if not math.isfinite(losses[-1]):
+                raise self.broken(f"the loss is {losses[-1]} at {place}")
+            return losses[-1]
+
+        if self.recipe.optimizer.needs_closure:
+            self.optimizer.step(closure)
+        else:  # a scaled (fp16) step takes none
+            closure()
+            self.optimizer.step()
+        return losses[0]
 
     def backpropagate(self, count: int, terms: Iterator[Tensor]) -> float:
         """Back-propagate each term before the next is asked for; returns their sum.
@@ -201,8 +219,9 @@ class _Trainer:
             "schedule": self.schedule,
             "average": self.average,
             "scaler": self.accelerator.scaler,
+            "objective": self.objective,
         }
-        return {name: part for name, part in found.items() if part is not None}
+        return {name: part for name, part in found.items() if hasattr(part, "state_dict")}
 
     def state(self) -> dict[str, Any]:
         return {"history": self.history} | {name: part.state_dict() for name, part in self.parts().items()}
@@ -227,13 +246,6 @@ def _accelerator(precision: str) -> Accelerator:
         return Accelerator(mixed_precision=precision)
     except ValueError as error:  # a device without it, or an earlier run of this process in another precision
         raise BadInput(f"mixed_precision is {precision!r}, which cannot be had here: {error}") from error
-
-
-def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    chosen = recipe.optimizer
-    if chosen.name == "adam":
-        return torch.optim.Adam(model.parameters(), lr=chosen.lr, weight_decay=chosen.weight_decay)
-    return torch.optim.SGD(model.parameters(), lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay)
 
 
 def _schedule(

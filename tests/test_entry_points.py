@@ -161,7 +161,7 @@ def test_another_packages_recipe_is_listed_and_so_are_its_parts(shell):
     assert "plug-linf-level" in listed
     assert "digits-linf-atent" in listed
     lines = {line.partition(":")[0]: line for line in listed.splitlines()[-3:]}
-    assert lines["objectives"] == "objectives: sgd, pgd-at, trades, mart, atent, level (from atent-plug)"
+    assert lines["objectives"] == f"objectives: {', '.join(registry.OBJECTIVES)}, level (from atent-plug)"
     assert lines["models"].endswith(", vgg-11, brightest (from atent-plug)")
     assert lines["data sets"].endswith("cifar100, three-pixels (from atent-plug), folder:PATH, npz:FILE")
 

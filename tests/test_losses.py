@@ -6,7 +6,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atent_ext.losses import boosted_cross_entropy, cross_entropy, kl_divergence, margin, mart_regularizer
+from atent_ext.losses import (
+    boosted_cross_entropy,
+    cross_entropy,
+    kl_divergence,
+    margin,
+    mart_regularizer,
+    soft_margin,
+)
 
 # Three probabilities each, so that the figures below can be followed by hand.
 P = torch.tensor([[0.7, 0.2, 0.1], [0.25, 0.25, 0.5]], dtype=torch.float64)
@@ -38,6 +45,23 @@ def test_margin_is_the_gap_to_the_best_other_class(seed, classes):
 
 def test_margin_of_a_tie_is_zero():
     assert margin(torch.tensor([[2.0, 2.0, 1.0]]), torch.tensor([0])).tolist() == [0.0]
+
+
+def test_soft_margin_is_the_log_of_the_others_sum_less_the_label():
+    values, y = logits()
+    rows = [(row.tolist(), int(label)) for row, label in zip(values, y, strict=True)]
+    sums = [sum(math.exp(v) for k, v in enumerate(row) if k != label) for row, label in rows]
+    expected = [math.log(total) - row[label] for total, (row, label) in zip(sums, rows, strict=True)]
+    assert soft_margin(values, y).tolist() == pytest.approx(expected, rel=1e-12)
+    # Negative exactly where the label has more than half of the probability.
+    assert torch.equal(soft_margin(values, y) < 0, F.softmax(values, 1)[range(6), y] > 0.5)
+
+
+def test_the_gradient_of_soft_margin_is_finite_and_that_of_the_softmax_of_the_others():
+    values, y = logits()
+    (gradient,) = torch.autograd.grad(soft_margin(values.requires_grad_(), y).sum(), values)
+    others = F.softmax(values.detach().scatter(1, y[:, None], -torch.inf), 1)
+    torch.testing.assert_close(gradient, others.scatter(1, y[:, None], -1.0))
 
 
 def test_kl_divergence_is_torchs():

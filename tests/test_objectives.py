@@ -9,12 +9,18 @@ from problems import gradient_vector, small_batch, small_net
 from atent_ext.errors import BadInput, TermsCollected
 from atent_ext.langevin import input_gradient, walk
 from atent_ext.losses import cross_entropy
-from atent_ext.objectives import ATENT, MART, PGDAT, TRADES, Standard
+from atent_ext.objectives import ATENT, DESGD, MART, PGDAT, TRADES, SmoothAdv, Standard
 
 COMMON = {"eps": 0.25, "steps": 4, "step_size": 0.08}
 OBJECTIVES = [
     Standard(),
-    *(method(norm=norm, **COMMON) for method, norm in itertools.product((PGDAT, TRADES, MART, ATENT), ("Linf", "L2"))),
+    *(
+        method(norm=norm, **COMMON, **more)
+        for (method, more), norm in itertools.product(
+            ((PGDAT, {}), (TRADES, {}), (MART, {}), (ATENT, {}), (DESGD, {}), (SmoothAdv, {"sigma": 0.1})),
+            ("Linf", "L2"),
+        )
+    ),
 ]
 
 

@@ -25,6 +25,7 @@ SMALLER = {
     "atent train mnist-linf-atent-fast --resume": "",
     "atent eval runs/mnist-linf-atent-fast --n 500": "--n 4",
     "atent eval model.safetensors --model small-cnn --dataset mnist --eps 0.3 --n 1000": "--n 4",
+    "atent certify runs/mnist-linf-atent-fast --sigma 0.25 --n 1000 --images 100": "--n 50 --images 2",
     "atent eval runs/mnist-linf-atent-fast --protocol autoattack+atent --n 500": "--n 4",
     "atent export runs/mnist-linf-atent-fast --to robustbench --out models": "",
     "atent eval robustbench:Carmon2019Unlabeled --dataset cifar10 --eps 8/255 --model-dir models": "",

@@ -1,7 +1,9 @@
 import pytest
+import torch
 import yaml
 
 from atent_ext import objectives, recipes, registry
+from atent_ext.entropy_sgd import EntropySGD
 from atent_ext.errors import BadInput
 
 METHODS = ("sgd", "pgd-at", "trades", "mart", "atent")
@@ -86,10 +88,12 @@ def test_a_shipped_recipe_is_whole(name):
     dataset, norm, method = name.removesuffix("-fast").split("-", 2)
     assert recipe.dataset == dataset
     assert recipe.threat.norm == NORMS[norm]
-    assert recipe.objective["name"] == method
+    assert recipe.objective["name"] == {"entropy-sgd": "sgd", "fgsm-at": "pgd-at"}.get(method, method)
     assert recipe.objective.get("norm", recipe.threat.norm) == recipe.threat.norm
-    assert recipe.objective.get("eps", recipe.threat.eps) == pytest.approx(recipe.threat.eps, rel=0.02)
-    assert recipe.validation.select == ("clean" if method == "sgd" else "robust")
+    if method != "mma":  # its eps is the largest margin asked for
+        assert recipe.objective.get("eps", recipe.threat.eps) == pytest.approx(recipe.threat.eps, rel=0.02)
+    undefended = method in ("sgd", "entropy-sgd", "gaussian-noise")
+    assert recipe.validation.select == ("clean" if undefended else "robust")
     assert max(recipe.schedule.milestones, default=0) < recipe.epochs
 
 
@@ -326,7 +330,7 @@ def test_a_base_is_no_recipe_of_its_own():
         ("optimizer.lr=.nan", ["optimizer.lr is nan", "finite"]),
         ("optimizer.lr=.inf", ["optimizer.lr is inf", "finite"]),
         ("optimizer.momentum=1.1", ["optimizer.momentum is 1.1"]),
-        ("optimizer.name=lion", ["optimizer.name is 'lion'", "'sgd' or 'adam'"]),
+        ("optimizer.name=lion", ["optimizer.name is 'lion'", "'sgd', 'adam' or 'entropy-sgd'"]),
         ("optimizer=5", ["optimizer is 5"]),
         ("schedule.milestones=[3, 0]", ["schedule.milestones.1 is 0"]),
         ("schedule.warmup=1", ["schedule.warmup is 1", "less than 1"]),
@@ -340,7 +344,7 @@ def test_a_base_is_no_recipe_of_its_own():
         ("validation.select=best", ["validation.select is 'best'"]),
         ("name=2024-01-01", ["name is datetime.date(2024, 1, 1)"]),
         ("objective=5", ["objective is 5"]),
-        ("objective.name=null", ["objective has no name", "atent, mart, pgd-at, sgd, trades"]),
+        ("objective.name=null", ["objective has no name", "atent, desgd, gaussian-noise, mart, mma, pgd-at, sgd, "]),
         ("objective.steps=0", ["steps is 0", "whole number >= 1"]),
         ("objective.steps=few", ["objective.steps is 'few'"]),
         ("objective.eps=.nan", ["eps is nan"]),
@@ -362,6 +366,67 @@ def test_a_value_that_does_not_fit_is_refused_in_one_line(override, parts):
     assert message.startswith("recipe digits-linf-atent: ")
     for part in parts:
         assert part in message
+
+
+ENTROPY = "optimizer={name: entropy-sgd, lr: 0.1, arguments: {steps: 2, gamma: 1e-4, h: 0.2, outer: paper}}"
+
+
+def test_entropy_sgd_takes_arguments(tmp_path):
+    recipe = changed(ENTROPY, "optimizer.weight_decay=1e-3")
+    optimizer = recipe.optimizer.build([torch.ones(1, requires_grad=True)])
+    assert type(optimizer) is EntropySGD
+    given = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.001, "steps": 2, "gamma": 1e-4, "h": 0.2, "outer": "paper"}
+    assert optimizer.defaults == given | {"noise": 1e-4, "average": 0.75}
+    assert recipe.optimizer.needs_closure
+    assert recipes.load(write(tmp_path, "copy", recipes.dump(recipe))) == recipe
+    assert recipe == changed(ENTROPY, "optimizer.weight_decay=0.001", "optimizer.arguments.gamma=0.0001")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)])
+def test_torchs_optimizers_need_no_closure(name, kind):
+    optimizer = changed(f"optimizer={{name: {name}, lr: 0.2, weight_decay: 0.1}}").optimizer
+    built = optimizer.build([torch.ones(1, requires_grad=True)])
+    assert type(built) is kind
+    assert (built.defaults["lr"], built.defaults["weight_decay"], built.defaults.get("momentum")) == (
+        0.2,
+        0.1,
+        0.9 if name == "sgd" else None,
+    )
+    assert not optimizer.needs_closure
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["optimizer.arguments.steps=0"], "steps is 0; it must be a whole number >= 1"),
+        (["optimizer.arguments.steps=2.5"], "steps is 2.5; it must be a whole number"),
+        (["optimizer.arguments.gamma=-1"], "gamma is -1"),
+        (["optimizer.arguments.average=1"], "average is 1; it must lie in [0, 1)"),
+        (["optimizer.arguments.average=high"], "average is 'high'; it must be a finite number"),
+        (["optimizer.arguments.average=null"], "average"),
+        (["optimizer.arguments.noise=.nan"], "noise"),
+        (["optimizer.arguments.outer=mine"], "outer is 'mine'; known: authors, paper"),
+        (["optimizer.arguments.outer=[1]"], "outer"),
+        (["optimizer.arguments=5"], "optimizer.arguments is 5"),
+        (["optimizer.arguments.gama=1"], "optimizer.arguments.gama is not an argument of entropy-sgd; remove it"),
+        (["optimizer.arguments.lr=1"], "optimizer.arguments.lr is not an argument of entropy-sgd; remove it"),
+        (["optimizer.arguments.momentum=1"], "optimizer.arguments.momentum is not an argument of entropy-sgd"),
+        (["optimizer.arguments.params=1"], "optimizer.arguments.params is not an argument of entropy-sgd"),
+        (["optimizer.name=sgd", "optimizer.arguments={nesterov: 1}"], "nesterov is not an argument of sgd; remove it"),
+        (["optimizer.name=adam", "optimizer.arguments={steps: 1}"], "steps is not an argument of adam; remove it"),
+        (["mixed_precision=fp16"], "mixed_precision is 'fp16', whose scaled steps Entropy-SGD cannot take"),
+    ],
+)
+def test_an_argument_of_the_optimizer_that_does_not_fit_is_refused(overrides, part):
+    message = refusal("digits-linf-atent", ENTROPY, *overrides)
+    assert message.startswith("recipe digits-linf-atent: ")
+    assert part in message
+
+
+def test_a_run_to_start_from_is_a_path():
+    assert changed().init_from is None
+    assert changed("init_from=runs/plain").init_from == "runs/plain"
+    assert "init_from is 5" in refusal("digits-linf-atent", "init_from=5")
 
 
 def test_all_that_is_wrong_is_named_at_once():

@@ -140,6 +140,8 @@ CASES = {
     "crop-flip": ("sgd", "augment=crop-flip"),
     "bf16": ("atent", "mixed_precision=bf16", "ema=0.9"),
     "last batch smaller": ("sgd", "batch_size=48"),
+    "mma": ("pgd-at", "objective={name: mma, eps: 0.15, steps: 2, least: 0.03}"),
+    "entropy-sgd": ("sgd", "optimizer={name: entropy-sgd, lr: 0.5, arguments: {steps: 2, noise: 0.01}}"),
 }
 
 
@@ -153,6 +155,16 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(tmp_path, tiny, case):
     resumed = training.fit(chosen, tiny, tmp_path / "cut", resume=True)
     same(whole, resumed)
     assert [line["epoch"] for line in metrics(resumed)] == [1, 2, 3]
+
+
+def test_the_checkpoint_holds_what_the_objective_remembers(tmp_path, tiny):
+    folder = training.fit(recipe(*CASES["mma"]), tiny, tmp_path)
+    lengths = checkpoints.load_state(folder.state)["objective"]["lengths"]
+    assert lengths.shape == (160,)
+    assert len(lengths.unique()) > 20
+    assert 0 < lengths.min() <= lengths.max() <= 1.05 * 0.15 + 1e-6
+    plain = training.fit(recipe(), tiny, tmp_path / "plain")
+    assert "objective" not in checkpoints.load_state(plain.state)
 
 
 @pytest.mark.parametrize("steps", [1, STEPS, STEPS + 1, 2 * STEPS + 3])
@@ -286,6 +298,63 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path, tiny, broken, part):
     assert message.endswith("--overwrite starts the run anew")
 
 
+# ---- weights to start from
+
+
+def first_weights(chosen, tiny, out, **options):
+    """The weights that the first step of a run begins with."""
+    found = []
+
+    def note(optimizer, *_):
+        found.append([p.detach().clone() for p in optimizer.param_groups[0]["params"]])
+
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        training.fit(chosen, tiny, out, **options)
+    finally:
+        handle.remove()
+    return found[0]
+
+
+@pytest.mark.parametrize("source", ["plain", "plain/weights.safetensors"])
+def test_training_starts_from_the_weights_of_another_run(tmp_path, tiny, source):
+    plain = training.fit(recipe("sgd", "epochs=1"), tiny, tmp_path / "plain")
+    chosen = recipe("pgd-at", "epochs=1", f"init_from={tmp_path / source}")
+    started = first_weights(chosen, tiny, tmp_path / "tuned")
+    expected = [p.detach() for p in plain.load_model(tiny).parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(started, expected, strict=True))
+    assert training.RunFolder(tmp_path / "tuned").recipe() == chosen
+    fresh = first_weights(recipe("pgd-at", "epochs=1"), tiny, tmp_path / "fresh")
+    assert not torch.equal(fresh[0], started[0])
+
+
+def test_a_fine_tuned_run_is_resumed_without_what_it_started_from(tmp_path, tiny):
+    plain = training.fit(recipe("sgd", "epochs=1"), tiny, tmp_path / "plain")
+    chosen = recipe("pgd-at", "ema=0.9", f"init_from={plain.path}")
+    whole = training.fit(chosen, tiny, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(chosen, tiny, tmp_path / "cut", reporter=stop_after(STEPS + 2))
+    plain.weights.unlink()
+    same(whole, training.fit(chosen, tiny, tmp_path / "cut", resume=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("nowhere", "there is no weights file {}"),
+        ("nowhere.pt", "there is no weights file {}"),
+        ("empty", "there is no weights file {}/weights.safetensors"),
+        ("other.pt", "{} does not fit Sequential: missing, unknown or of another shape: "),
+    ],
+)
+def test_weights_that_are_missing_or_do_not_fit_are_refused_before_anything_is_written(tmp_path, tiny, name, part):
+    (tmp_path / "empty").mkdir()
+    torch.save({"weight": torch.ones(1)}, tmp_path / "other.pt")
+    message = refusal(training.fit, recipe("sgd", f"init_from={tmp_path / name}"), tiny, tmp_path / "run")
+    assert message.startswith(part.format(tmp_path / name))
+    assert not (tmp_path / "run").exists()
+
+
 # ---- a loss that is not finite
 
 
@@ -331,6 +400,13 @@ def test_a_step_that_is_far_too_large(tmp_path, tiny):
     assert head == "the loss is nan at epoch 1, step 2; no epoch was finished"
     assert remedy == "start anew with --overwrite and a smaller optimizer.lr"
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_loss_that_breaks_inside_a_step_of_entropy_sgd_stops_training(tmp_path, tiny, breaking):
+    chosen = recipe(*CASES["entropy-sgd"])
+    breaking(2 * STEPS + 4)  # two passes a step: in the second epoch, the second pass of its second step
+    message = refusal(training.fit, chosen, tiny, tmp_path, error=NonFiniteLoss)
+    assert message.startswith(f"the loss is nan at epoch 2, step 2; the checkpoint of epoch 1 is kept in {tmp_path}")
 
 
 @pytest.mark.parametrize("epoch", [1, 2])

@@ -7,6 +7,7 @@ x'_j is the one that the Langevin step from x'_j needs.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +35,8 @@ _DEFAULTS: dict[str, tuple[Project, Start, Pull, float]] = {
 class ATENT(Adversarial):
     """The average loss over a Langevin chain around each image.
 
-    alpha: averaging constant in (0, 1]. noise: square root of the temperature. gamma: strength of the pull (None: 0.05
+    alpha: averaging constant in (0, 1]. average: "exponential" is ATENT's; "uniform" weighs x'_1..x'_K alike, whatever
+    alpha. noise: square root of the temperature. gamma: strength of the pull (None: 0.05
     for ℓ2, 0 for ℓ∞, whose projection replaces it). tolerance: iterates that weigh less than this share of the heaviest
     are dropped, nothing is renormalised; 0 keeps all. direction, pull, project, start: as in `Langevin`; None takes the
     authors' (sign, coordinate, last, corner for ℓ∞; unit, authors, never, ball for ℓ2). inner_mode "eval" costs one
@@ -42,6 +44,7 @@ class ATENT(Adversarial):
     """
 
     alpha: float = 0.9
+    average: Literal["exponential", "uniform"] = "exponential"
     noise: float = 1e-3
     gamma: float | None = None
     tolerance: float = 1e-3
@@ -54,6 +57,8 @@ class ATENT(Adversarial):
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= 1:
             raise BadInput(f"alpha is {self.alpha}; it must lie in (0, 1]")
+        if self.average not in ("exponential", "uniform"):
+            raise BadInput(f"average is {self.average!r}; known: exponential, uniform")
         if not 0 <= self.tolerance <= 0.9:
             raise BadInput(f"tolerance is {self.tolerance}; it must lie in [0, 0.9]")
         super().__post_init__()
@@ -80,7 +85,10 @@ class ATENT(Adversarial):
     @property
     def weights(self) -> dict[int, float]:
         """j -> weight of iterate x'_j, for the iterates that are kept, in order."""
-        every = {j: self.alpha * (1 - self.alpha) ** (self.steps - j) for j in range(1, self.steps + 1)}
+        iterates = range(1, self.steps + 1)
+        if self.average == "uniform":
+            return dict.fromkeys(iterates, 1 / self.steps)
+        every = {j: self.alpha * (1 - self.alpha) ** (self.steps - j) for j in iterates}
         # 1.001: alpha 0.9 gives weights of exactly 1e-3 of the largest, and rounding must not decide about them.
         least = 1.001 * self.tolerance * max(every.values())
         return {j: weight for j, weight in every.items() if weight > least}
@@ -126,7 +134,7 @@ class _Passes:
         self.scale.clear()
         losses.register_hook(self.scale.append)  # type: ignore[no-untyped-call]
         self.shared, self.early = leaf, None
-        if self._one_graph_serves() and (self.objective.direction == "raw" or weight < _SMALL * self.objective.alpha):
+        if self._one_graph_serves() and (self.objective.direction == "raw" or weight < self._small()):
             self.early = torch.autograd.grad(losses.sum(), leaf, retain_graph=True)[0]
             self.scale.clear()
         return weight * losses.mean()
@@ -151,11 +159,28 @@ class _Passes:
         # The terms run in the caller's mode; a chain in eval mode shares their graphs only if that is the same.
         return self.objective.inner_mode == "train" or not is_training(self.model)
 
+    def _small(self) -> float:
+        return _SMALL * max(self.objective.weights.values())
+
     def _lost(self, gradient: Tensor) -> bool:
         """Whether the caller scaled the loss so far down or up that the gradient may have lost directions."""
         share = self.scale[-1].abs().amax() * len(self.y)
-        return bool((share < _SMALL * self.objective.alpha) | ~gradient.isfinite().all())
+        return bool((share < self._small()) | ~gradient.isfinite().all())
 
     def _apart(self, moving: Tensor) -> Tensor:
         with inside(self.objective.inner_mode, self.model):
             return input_gradient(self.model, cross_entropy, self.y)(moving)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DESGD(ATENT):
+    """DESGD (Jagatap et al. 2020, "v1"): the mean loss over 20 unprojected Langevin steps around each image.
+
+    A value of ATENT: uniform weights, gamma 1e-5, no projection. `eps` bounds the random start and nothing else. v1
+    states no step size but ResNet-18's 0.01, so that a recipe names its own.
+    """
+
+    steps: int = 20
+    average: Literal["exponential", "uniform"] = "uniform"
+    gamma: float | None = 1e-5
+    project: Project | None = "never"

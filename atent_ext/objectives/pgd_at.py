@@ -1,4 +1,4 @@
-"""PGD adversarial training (Madry et al. 2018, Eq. 2.1; v2 Algorithm 4)."""
+"""PGD adversarial training (Madry et al. 2018, Eq. 2.1; v2 Algorithm 4). FGSM adversarial training is a value of it."""
 
 from dataclasses import dataclass, replace
 
@@ -7,19 +7,25 @@ from torch import Tensor
 
 from atent_ext.langevin import Langevin
 from atent_ext.losses import cross_entropy
-from atent_ext.norms import norm
+from atent_ext.norms import Start, norm
 from atent_ext.objectives.base import Adversarial, Terms
 from atent_ext.types import Model
 
 
 @dataclass(frozen=True, kw_only=True)
 class PGDAT(Adversarial):
-    """mean_i CE(f(x'_i), y_i) with x' from PGD on the cross-entropy, started at random in the ball."""
+    """mean_i CE(f(x'_i), y_i) with x' from PGD on the cross-entropy.
+
+    start: as in `Langevin`; None is the norm's random start. One step of size eps from the "clean" start is FGSM
+    (Goodfellow et al. 2015).
+    """
+
+    start: Start | None = None
 
     @property
     def kernel(self) -> Langevin:
-        """PGD from the norm's random start."""
-        return replace(super().kernel, start=norm(self.norm).start)
+        """PGD from `start`."""
+        return replace(super().kernel, start=self.start or norm(self.norm).start)
 
     def __call__(
         self,

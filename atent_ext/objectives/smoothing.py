@@ -1,0 +1,126 @@
+"""Training for randomized smoothing: Gaussian noise, SmoothAdv and smoothed TRADES. sigma is the noise's deviation.
+
+Noise is not clamped to the box: the certificate of Cohen et al. 2019 is about all of space.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import ConfigDict
+from torch import Tensor
+from typing_extensions import Self
+
+from atent_ext import checks
+from atent_ext.langevin import Langevin, last_iterate
+from atent_ext.losses import cross_entropy, kl_divergence
+from atent_ext.modes import frozen
+from atent_ext.norms import NormName, gaussian
+from atent_ext.objectives.base import Adversarial, Terms, inside
+from atent_ext.types import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianNoise:
+    """mean_i CE(f(x_i + sigma N), y_i) (Cohen et al. 2019, section 3.3)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        checks.radius("sigma", self.sigma)
+
+    @property
+    def terms(self) -> int:
+        """How many terms a call yields."""
+        return 1
+
+    def scaled(self, factor: float) -> Self:
+        """Itself: sigma is no eps."""
+        return self
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Terms:
+        """Yield the one term."""
+        yield cross_entropy(model(x + self.sigma * gaussian(x, generator)), y).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothTRADES(GaussianNoise):
+    """mean_i CE(f(x_i), y_i) + beta mean_i KL(f(x_i) ‖ f(x_i + sigma N)): TRADES with noise for its adversary."""
+
+    beta: float = 6.0
+
+    def __post_init__(self) -> None:
+        checks.radius("beta", self.beta)
+        super().__post_init__()
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Terms:
+        """Yield the one term."""
+        clean = model(x)
+        noisy = model(x + self.sigma * gaussian(x, generator))
+        divergence = kl_divergence(noisy, F.softmax(clean, 1))
+        yield cross_entropy(clean, y).mean() + self.beta * divergence.mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothAdv(Adversarial):
+    """mean over `draws` noises n_j of CE(f(x' + n_j), y) (Salman et al. 2019, Algorithm 1).
+
+    x' is PGD's from the clean image on the cross-entropy of the mean softmax over the same noises, -log mean_j
+    softmax(f(x' + n_j))_y.
+    """
+
+    sigma: float
+    draws: int = 2
+    norm: NormName = "L2"
+
+    def __post_init__(self) -> None:
+        checks.radius("sigma", self.sigma)
+        checks.steps("draws", self.draws)
+        super().__post_init__()
+
+    @property
+    def kernel(self) -> Langevin:
+        """PGD from the clean image."""
+        return replace(super().kernel, start="clean")
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Terms:
+        """Yield the one term."""
+        self.check(x, y)
+        noises = [self.sigma * gaussian(x, generator) for _ in range(self.draws)]
+
+        def averaged(moving: Tensor) -> Tensor:
+            """The log of the mean softmax: its cross-entropy is what the adversary raises."""
+            logs = torch.stack([F.log_softmax(model(moving + noise), 1) for noise in noises])
+            return logs.logsumexp(0) - math.log(self.draws)
+
+        with inside(self.inner_mode, model), frozen(model):
+            x_adv = last_iterate(self.kernel, averaged, x, y, cross_entropy, generator)
+        yield torch.stack([cross_entropy(model(x_adv + noise), y).mean() for noise in noises]).mean()
