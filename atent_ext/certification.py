@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import beta, binomtest, norm
+from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
 from atent_ext import checks
@@ -76,7 +76,7 @@ def lower_bound(hits: int, n: int, alpha: float) -> float:
     """The one-sided Clopper-Pearson bound: P(at least `hits` of n) = alpha for this probability."""
     if not 0 <= hits <= n:
         raise BadInput(f"hits is {hits}; it must lie in [0, n], and n is {n}")
-    return float(beta.ppf(alpha, hits, n - hits + 1)) if hits else 0.0
+    return float(binomtest(hits, n, alternative="greater").proportion_ci(1 - alpha, method="exact").low)
 
 
 def l2_radius_for_linf(eps: float, dimension: int) -> float:

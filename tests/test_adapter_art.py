@@ -22,7 +22,8 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
 from atent_ext import langevin, norms
-from atent_ext.adapters.art import AdversarialTrainerObjectivePyTorch, ATENTAttack
+from atent_ext.adapters.art import ATENTAttack
+from atent_ext.adapters.art_trainer import AdversarialTrainerObjectivePyTorch
 from atent_ext.errors import BadInput, MissingExtra, NonFiniteLoss
 from atent_ext.losses import cross_entropy
 from atent_ext.objectives import ATENT, MART, PGDAT, TRADES, Standard
@@ -539,7 +540,7 @@ def test_the_log_tells_loss_and_validation_accuracy(caplog):
     trainer = AdversarialTrainerObjectivePyTorch(classifier, PGDAT(**COMMON), 0, verbose=False)
     # Without steps and with batches as large as the set BatchNorm alone moves; its old statistics are kept here.
     classifier.model[2].eval()
-    with caplog.at_level(logging.INFO, "atent_ext.adapters.art"):
+    with caplog.at_level(logging.INFO, "atent_ext.adapters.art_trainer"):
         trainer.fit(x, y, validation_data=(x, np.eye(3)[y]), nb_epochs=2)
     assert [record.args[1] for record in caplog.records] == [1, 2]
     assert all(record.args[2]["accuracy"] == right for record in caplog.records)

@@ -116,7 +116,9 @@ def test_the_least_n_is_enough_and_one_less_is_not(radius, alpha):
 
 
 def test_every_n_is_enough_for_nothing():
-    Smoothing(sigma=0.12, n=1).require(0.0)
+    smoothing = Smoothing(sigma=0.12, n=1)
+    assert smoothing.largest == 0.0
+    smoothing.require(0.0)
 
 
 @pytest.mark.parametrize("radius", [4.6, 5.0, 1e9])

@@ -5,13 +5,10 @@ Noise is not clamped to the box: the certificate of Cohen et al. 2019 is about a
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict
 from torch import Tensor
-from typing_extensions import Self
 
 from atent_ext import checks
 from atent_ext.langevin import Langevin, last_iterate
@@ -19,28 +16,18 @@ from atent_ext.losses import cross_entropy, kl_divergence
 from atent_ext.modes import frozen
 from atent_ext.norms import NormName, gaussian
 from atent_ext.objectives.base import Adversarial, Terms, inside
+from atent_ext.objectives.standard import Standard
 from atent_ext.types import Model
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianNoise:
+class GaussianNoise(Standard):
     """mean_i CE(f(x_i + sigma N), y_i) (Cohen et al. 2019, section 3.3)."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     sigma: float
 
     def __post_init__(self) -> None:
         checks.radius("sigma", self.sigma)
-
-    @property
-    def terms(self) -> int:
-        """How many terms a call yields."""
-        return 1
-
-    def scaled(self, factor: float) -> Self:
-        """Itself: sigma is no eps."""
-        return self
 
     def __call__(
         self,
