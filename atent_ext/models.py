@@ -70,6 +70,24 @@ class DigitsCNN(nn.Sequential):
         )
 
 
+class LeNet5V1(nn.Sequential):
+    """v1's LeNet5 for 28×28 images (Jagatap et al. 2020, Appendix D): 3 conv, 2 max-pools between them, 1 fc.
+
+    v1 names no widths; 6, 16 and 120 of 5×5 are LeNet-5's (LeCun et al. 1998): 51,902 weights for 10 classes.
+    """
+
+    def __init__(self, classes: int = 10, channels: int = 1) -> None:
+        super().__init__(
+            *_conv(channels, 6, padding=2, size=5),
+            nn.MaxPool2d(2),
+            *_conv(6, 16, size=5),
+            nn.MaxPool2d(2),
+            *_conv(16, 120, size=5),
+            nn.Flatten(),
+            nn.Linear(120, classes),
+        )
+
+
 class SmallCNN(nn.Module):
     """TRADES' network for 28×28 images (Zhang et al. 2019; ATENT paper A.1): 4 conv, 3 fc, 312,202 weights.
 
@@ -135,8 +153,8 @@ def _stage(before: int, after: int, stride: int) -> list[nn.Module]:
     return [_BasicBlock(before, after, stride), _BasicBlock(after, after, 1), _BasicBlock(after, after, 1)]
 
 
-def _conv(before: int, after: int, padding: int = 0) -> list[nn.Module]:
-    return [nn.Conv2d(before, after, 3, padding=padding), nn.ReLU()]
+def _conv(before: int, after: int, padding: int = 0, size: int = 3) -> list[nn.Module]:
+    return [nn.Conv2d(before, after, size, padding=padding), nn.ReLU()]
 
 
 def _conv_norm(before: int, after: int, size: int, stride: int = 1) -> nn.Sequential:

@@ -110,7 +110,8 @@ class Recipe(Section):
 
     objective: `name` of a registered objective and its fields. eps_ramp: share of the training in which eps and step
     size of the objective grow linearly to their values. ema: decay of an exponential moving average of the weights,
-    which is then what is validated and kept. init_from: a run folder or a weights file to start from, for fine-tuning;
+    which is then what is validated and kept. examples: train on the first so many images that are not held out (None:
+    all). init_from: a run folder or a weights file to start from, for fine-tuning;
     a relative path starts at the current folder. differs: what differs from the published setting.
     """
 
@@ -119,6 +120,7 @@ class Recipe(Section):
     differs: str = ""
     dataset: str
     augment: Literal["none", "crop-flip"] = "none"
+    examples: Count | None = None
     threat: Threat
     model: Network
     init_from: str | None = None

@@ -31,6 +31,7 @@ OBJECTIVES: Mapping[str, str] = {
 
 MODELS: Mapping[str, str] = {
     "digits-cnn": "atent_ext.models:DigitsCNN",
+    "lenet5-v1": "atent_ext.models:LeNet5V1",
     "small-cnn": "atent_ext.models:SmallCNN",
     "lenet5-madry": "atent_ext.models:lenet5_madry",
     "lenet5-advertorch": "atent_ext.models:lenet5_advertorch",

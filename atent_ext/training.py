@@ -80,7 +80,7 @@ def fit(
         if recipe.init_from and not (resume and folder.state.exists()):
             source = Path(recipe.init_from)
             checkpoints.load_weights(model, RunFolder(source).weights if source.is_dir() else source)
-        trainer = _Trainer(recipe, model, rest, held_out, folder)
+        trainer = _Trainer(recipe, model, rest.take(recipe.examples), held_out, folder)
         if trainer.accelerator.is_main_process:
             folder.claim(recipe, resume=resume, overwrite=overwrite)
         trainer.accelerator.wait_for_everyone()

@@ -13,6 +13,7 @@ from atent_ext.errors import BadInput
 NETWORKS = {
     "digits-cnn": (57_110, 8, 1),
     "small-cnn": (312_202, 28, 1),  # published with TRADES and MMA
+    "lenet5-v1": (51_902, 28, 1),
     "lenet5-madry": (3_274_634, 28, 1),
     "lenet5-advertorch": (648_226, 28, 1),
     "resnet-18": (11_173_962, 32, 3),
@@ -69,6 +70,7 @@ def test_counts_by_hand():
     small = conv(1, 32, 3) + conv(32, 32, 3) + conv(32, 64, 3) + conv(64, 64, 3) + fc(1024, 200) + fc(200, 200)
     assert NETWORKS["small-cnn"][0] == small + fc(200, 10)
     assert NETWORKS["lenet5-madry"][0] == conv(1, 32, 5) + conv(32, 64, 5) + fc(3136, 1024) + fc(1024, 10)
+    assert NETWORKS["lenet5-v1"][0] == conv(1, 6, 5) + conv(6, 16, 5) + conv(16, 120, 5) + fc(120, 10)
     assert NETWORKS["lenet5-advertorch"][0] == conv(1, 32, 3) + conv(32, 64, 3) + fc(3136, 200) + fc(200, 10)
     assert NETWORKS["digits-cnn"][0] == conv(1, 16, 3) + conv(16, 32, 3) + fc(512, 100) + fc(100, 10)
     assert NETWORKS["vgg-11"][0] == 132_863_336 - fc(4096, 1000) + fc(4096, 10)

@@ -522,6 +522,20 @@ def test_every_image_that_is_not_held_out_is_trained_on_once_an_epoch(tmp_path, 
     assert all(call["training"] for call in given)
 
 
+def test_a_share_of_the_images_is_the_first_of_those_not_held_out(tmp_path, tiny, given):
+    training.fit(recipe("pgd-at", "examples=80", "epochs=2"), tiny, tmp_path / "run")
+    rest, _ = data.hold_out(tiny.train, 40, 0)
+    assert len(given) == 4  # 2 epochs of 80 images in batches of 40
+    x, index = (torch.cat([call[name] for call in given[:2]]) for name in ("x", "index"))
+    assert sorted(index.tolist()) == list(range(80))
+    assert torch.equal(x, rest.images[index])
+
+
+def test_a_share_larger_than_the_data_is_refused(tmp_path, tiny):
+    with pytest.raises(BadInput, match="n is 161, but there are only 160"):
+        training.fit(recipe("sgd", "examples=161"), tiny, tmp_path / "run")
+
+
 def test_augmented_images_are_cropped_anew_each_epoch(tmp_path, tiny, given):
     training.fit(recipe("pgd-at", "epochs=2", "augment=crop-flip"), tiny, tmp_path)
     rest, _ = data.hold_out(tiny.train, 40, 0)
