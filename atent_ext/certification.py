@@ -128,12 +128,17 @@ def certify_all(
     return found
 
 
-def certified_accuracy(certificates: Sequence[Certificate], labels: Tensor, radius: float) -> float:
-    """The share whose class is right and certified at `radius` or more; to abstain is to be wrong (Cohen et al.)."""
-    right = [
+def certified_flags(certificates: Sequence[Certificate], labels: Tensor, radius: float) -> list[bool]:
+    """Whose class is right and certified at `radius` or more; to abstain is to be wrong (Cohen et al.)."""
+    return [
         verdict.prediction == int(label) and verdict.radius >= radius
         for verdict, label in zip(certificates, labels, strict=True)
     ]
+
+
+def certified_accuracy(certificates: Sequence[Certificate], labels: Tensor, radius: float) -> float:
+    """The share of `certified_flags`."""
+    right = certified_flags(certificates, labels, radius)
     return sum(right) / len(right)
 
 

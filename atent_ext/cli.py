@@ -236,6 +236,45 @@ def quickstart(
 
 
 @app.command()
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="A table or figure of the papers; see --list.")] = None,
+    scale: Annotated[
+        str, typer.Option(help="smoke (minutes), cpu (hours on 2 cores) or full (the paper's).")
+    ] = "smoke",
+    show: Annotated[bool, typer.Option("--list", help="List all tables and figures with their scales.")] = False,
+    rows: Annotated[list[str] | None, typer.Option("--row", help="Only this row; may be repeated.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the results; runs lie in OUT/runs.")] = Path(
+        "reproduce"
+    ),
+    seed: Seed = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+) -> None:
+    """Train, attack and tabulate what a table or figure of the papers needs; goes on where it was interrupted."""
+    from atent_ext.console import TrainingBar
+    from atent_ext.papers import report, study
+    from atent_ext.papers.reproduce import reproduce as run
+    from atent_ext.papers.rows import Workshop
+
+    if show:
+        console.print(report.listing())
+        return
+    if name is None:
+        raise BadInput("no table or figure is named; `atent reproduce --list` shows them all")
+    chosen = study.load(name)
+    chosen.at(scale)
+    target = out / f"{name}-{scale}.json"
+    with TrainingBar(console) as bar:
+        shop = Workshop(scale, out / "runs", seed or 0, data_root, download, bar, bar.busy)  # type: ignore[arg-type]
+        result = run(chosen, shop, target, rows or ())
+    console.print(report.table(result))
+    for label in ("differs", "notes"):
+        if result[label]:
+            console.print(f"{label}: {result[label]}", soft_wrap=True)
+    console.print(f"written: {target}", soft_wrap=True)
+
+
+@app.command()
 def doctor(
     neighbours: Annotated[list[str] | None, typer.Argument(help="Which to check [default: all].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,

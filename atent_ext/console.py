@@ -55,7 +55,11 @@ class TrainingBar:
 
     def scoring(self, name: str) -> None:
         """Show that `name` is being scored."""
-        self.progress.reset(self.task, description=f"{name}: scoring", total=None, now="", visible=True)
+        self.busy(f"{name}: scoring")
+
+    def busy(self, text: str) -> None:
+        """Show what is being done."""
+        self.progress.reset(self.task, description=text, total=None, now="", visible=True)
 
 
 def report_table(report: Report) -> Table:

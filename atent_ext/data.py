@@ -71,9 +71,13 @@ def load(name: str, root: Path | str | None = None, download: bool = False) -> D
     known = registry.entries("data set")
     if name not in known:
         raise registry.nearest("data set", name, [*known, f"{_FOLDER}PATH", f"{_NPZ}FILE"])
-    home = Path(root or os.environ.get("ATENT_DATA") or _CACHE).expanduser()
-    loaded: DataSet = registry.resolve("data set", name)(home, download)
+    loaded: DataSet = registry.resolve("data set", name)(home(root), download)
     return loaded
+
+
+def home(root: Path | str | None = None) -> Path:
+    """The folder that holds the data sets: `root`, or else $ATENT_DATA, or else ~/.cache/atent_ext."""
+    return Path(root or os.environ.get("ATENT_DATA") or _CACHE).expanduser()
 
 
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:

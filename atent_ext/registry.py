@@ -63,6 +63,7 @@ _HERE = Path(__file__).resolve().parent
 _FOLDERS = {
     "recipe": (_HERE / "_registry" / "recipes", _HERE.parent / "registry" / "recipes"),
     "protocol": (_HERE / "_protocols", _HERE.parent / "eval" / "protocols"),
+    "study": (_HERE / "_protocols" / "papers", _HERE.parent / "eval" / "protocols" / "papers"),
 }
 
 
@@ -117,7 +118,7 @@ def resolve(kind: str, name: str) -> Any:
 
 
 def files(kind: str) -> dict[str, Path]:
-    """Name -> YAML file of all files of a kind ("recipe" or "protocol"), shipped ones and other packages' recipes.
+    """Name -> YAML file of all files of a kind ("recipe", "protocol", "study"): shipped ones, other packages' recipes.
 
     Where two have one name, ours or else the first counts; `faults` says so.
     """

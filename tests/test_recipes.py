@@ -345,7 +345,7 @@ def test_a_base_is_no_recipe_of_its_own():
         ("validation.select=best", ["validation.select is 'best'"]),
         ("name=2024-01-01", ["name is datetime.date(2024, 1, 1)"]),
         ("objective=5", ["objective is 5"]),
-        ("objective.name=null", ["objective has no name", "atent, desgd, gaussian-noise, mart, mma, pgd-at, sgd, "]),
+        ("objective.name=null", ["objective has no name", "atent, desgd, gaussian-noise, ibp, mart, mma, pgd-at, sgd, "]),
         ("objective.steps=0", ["steps is 0", "whole number >= 1"]),
         ("objective.steps=few", ["objective.steps is 'few'"]),
         ("objective.eps=.nan", ["eps is nan"]),

@@ -1,0 +1,122 @@
+"""One row of a study: its network, trained where there is no finished run of the same recipe, and each of its cells."""
+
+import importlib.util
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from atent_ext import data, scoring
+from atent_ext.certification import Smoothing, certified_flags, certify_all, l2_radius_for_linf
+from atent_ext.data import Split
+from atent_ext.errors import BadInput
+from atent_ext.evaluation import Outcome, Protocol, Setting, evaluate
+from atent_ext.papers.study import Certify, Column, Row, Scale, ScaleName, Shipped, Study, load, recipe_of, run_name
+from atent_ext.recipes import Recipe
+from atent_ext.runs import RunFolder
+from atent_ext.scoring import Subject
+from atent_ext.training import Reporter, fit
+
+Cell = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where runs lie and how their training is told: what every row of a reproduction shares.
+
+    out: folder of the run folders. root, download: of the data sets. busy hears what is being done.
+    """
+
+    scale: ScaleName
+    out: Path
+    seed: int = 0
+    root: Path | None = None
+    download: bool = False
+    reporter: Reporter | None = None
+    busy: Callable[[str], None] = lambda text: None
+
+    def recipe(self, study: Study, row: Row) -> Recipe:
+        """The recipe of a row, its starting weights named where it has any."""
+        if row.of is not None:
+            other = load(row.of)
+            return self.recipe(other, other.row(row.row or row.name))
+        recipe = recipe_of(study, row, self.scale, self.seed)
+        if row.after is None:
+            return recipe
+        start = self.folder(study, study.row(row.after))
+        return recipe.model_copy(update={"init_from": str(start)})
+
+    def folder(self, study: Study, row: Row) -> Path:
+        """Where the run of a row lies or will lie."""
+        return self.out / run_name(self.recipe(study, row))
+
+    def train(self, study: Study, row: Row) -> Path:
+        """The run folder of a row, trained to its end; a run that was interrupted goes on."""
+        if row.after is not None:
+            self.train(study, study.row(row.after))
+        recipe, folder = self.recipe(study, row), RunFolder(self.folder(study, row))
+        if not finished(folder, recipe):
+            images = data.load(recipe.dataset, self.root, self.download)
+            fit(recipe, images, folder.path, resume=folder.exists(), reporter=self.reporter)
+        return folder.path
+
+    def subject(self, study: Study, row: Row) -> Subject:
+        """The network of a row, trained or shipped, and its test images."""
+        if row.weights is not None:
+            return _shipped(row.weights, self.root, self.download)
+        return scoring.from_run(self.train(study, row), self.root, self.download)
+
+
+def finished(folder: RunFolder, recipe: Recipe) -> bool:
+    """Whether every epoch of the recipe is behind the run."""
+    return len(history(folder.path)) == recipe.epochs and folder.weights.is_file()
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    """The metrics of a run folder, one mapping an epoch; none where it has no finished epoch."""
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _shipped(weights: Shipped, root: Path | None, download: bool) -> Subject:
+    package, _, inside = weights.file.partition(":")
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise BadInput(f"{package}, which ships {inside}, is not installed; install it, or leave this row out")
+    dataset = weights.dataset.format(root=data.home(root))
+    return scoring.from_weights(
+        Path(spec.origin).parent / inside, weights.model, dataset, weights.threat, root, download
+    )
+
+
+def images(column: Column, row: Row, scale: Scale) -> int:
+    """How many test images a cell is measured on."""
+    count = scale.slow if column.slow else scale.n
+    return min(count, row.n or count, column.n or count)
+
+
+def measure(subject: Subject, column: Column, row: Row, scale: Scale, seed: int) -> Cell:
+    """One cell as plain data: the outcome of an attack or of a certification on the first images of the test set."""
+    split = subject.test.take(min(images(column, row, scale), len(subject.test)))
+    model = subject.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if column.certify is not None:
+        return _certified(model, split, column.certify, scale.certificates, seed).report()
+    threat = column.threat(subject.threat)
+    protocol = Protocol(name=column.name, description="", attacks=(column.spec(subject.threat),))
+    (outcome,) = evaluate(model, split, protocol, Setting(threat, seed, scale.batch_size))
+    return {"threat": threat.model_dump(), **outcome.report()}
+
+
+def _certified(model: nn.Module, split: Split, asked: Certify, draws: int, seed: int) -> Outcome:
+    start = time.perf_counter()
+    smoothing = Smoothing(sigma=asked.sigma, n0=asked.n0, n=draws, alpha=asked.alpha)
+    radius = asked.radius if asked.norm == "L2" else l2_radius_for_linf(asked.radius, split.images[0].numel())
+    smoothing.require(radius)
+    flags = certified_flags(certify_all(model, split, smoothing, seed=seed), split.labels, radius)
+    settings = {"sigma": asked.sigma, "draws": draws, "n0": asked.n0, "alpha": asked.alpha, "l2_radius": radius}
+    return Outcome("certified", settings, torch.tensor(flags), time.perf_counter() - start)
