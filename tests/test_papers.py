@@ -1,0 +1,321 @@
+"""The papers' studies as data, the workshop that runs them, and what is written of them."""
+
+import json
+
+import pytest
+
+from atent_ext import data, training
+from atent_ext.errors import BadInput
+from atent_ext.evaluation import AttackSpec
+from atent_ext.papers import markdown, reproduce, rows, study
+from atent_ext.papers.rows import Workshop
+from atent_ext.papers.study import Certify, Column, CurveAxis, Row, Scale, Study
+from atent_ext.recipes import Threat
+
+TABLES = {
+    "v2-table1": {
+        "SGD": (99.38, 19.40, 13.20),
+        "Entropy-SGD": (99.24, 19.12, 14.52),
+        "ATENT l2": (98.66, 77.21, 76.72),
+    },
+    "v2-table2": {"SGD": (99.39, 0.97, 32.37), "MART": (98.74, 96.48, 96.10), "ATENT linf": (99.45, 96.44, 97.40)},
+}
+NAMES = {
+    *(f"v2-table{number}" for number in range(1, 7)),
+    *("v2-finetune", "v1-table1-mnist", "v1-table1-cifar10", "v1-headline", "v1-fig1", "v1-fig2", "v1-fig3", "v1-fig4"),
+    *("v2-fig1", "v2-fig2", "v2-fig3", "landscape"),
+}
+SMALL = ("epochs=1", "validation.count=60", "validation.steps=2")
+
+
+def tiny(**more):
+    """A study of two networks on digits that takes a second."""
+    given = {
+        "name": "tiny",
+        "title": "Tiny",
+        "columns": (
+            {"name": "benign", "attack": {"attack": "clean"}},
+            {"name": "PGD", "attack": {"attack": "pgd", "steps": 2}, "slow": True},
+            {"name": "half", "attack": {"attack": "pgd", "steps": 2}, "share": 0.5, "n": 7},
+        ),
+        "rows": (
+            {"name": "SGD", "recipe": "linf-sgd", "paper": {"benign": 90.0}},
+            {"name": "tuned", "recipe": "linf-sgd", "after": "SGD", "skip": {"half": "no time"}},
+            {"name": "theirs", "quoted": "not ours", "paper": {"PGD": 50.0}},
+        ),
+        "scales": {"smoke": {"recipes": "digits-{recipe}", "set": SMALL, "n": 20, "slow": 10, "differs": "all of it"}},
+    }
+    return Study.model_validate(given | more)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("papers")
+    result = reproduce.reproduce(tiny(), Workshop("smoke", out / "runs"), out / "tiny.json")
+    return out, result
+
+
+# ---- the studies that are shipped
+
+
+def test_every_table_and_figure_is_there():
+    assert set(study.names()) == NAMES
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_study_is_whole(name):
+    found = study.load(name)
+    assert found.name == name
+    assert set(found.scales) == set(study.SCALES)
+    for scale in study.SCALES:
+        for row in found.rows_at(scale):
+            if row.quoted is None and row.weights is None:
+                recipe = study.recipe_of(found, row, scale)
+                assert (recipe.dataset == "digits") == (scale == "smoke")
+    if found.kind == "accuracy" and name != "v2-table5":  # a certificate holds against every attack
+        radii = {(c.norm, c.eps, c.share) for c in found.columns if c.attack and c.attack.attack != "clean"}
+        assert radii <= {
+            (c.norm, c.eps, c.share) for c in found.columns if c.attack and c.attack.attack == "autoattack"
+        }
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_papers_numbers(name):
+    found = study.load(name)
+    for row, numbers in TABLES[name].items():
+        assert tuple(found.row(row).paper.values()) == numbers
+
+
+def test_the_papers_times_are_ratios_to_plain_training():
+    found = study.load("v1-table1-mnist")
+    seconds = [row.paper["seconds"] for row in found.rows]
+    assert seconds == [1101, 1582, 2989, 3114, 3017, 3320]
+
+
+# ---- what a study can say
+
+
+def test_radii_of_a_curve():
+    axis = CurveAxis(norm="L2", attack=AttackSpec(attack="fgsm"), to=2.0, by=1 / 3)
+    assert axis.radii() == pytest.approx([0, 1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2], abs=1e-6)
+    assert [column.name for column in axis.columns()][:2] == ["L2 0", "L2 0.3333"]
+
+
+def test_a_radius_is_absolute_or_a_share_of_the_rows():
+    own = Threat(norm="Linf", eps=0.3)
+    spec = AttackSpec(attack="pgd")
+    assert Column(name="a", attack=spec, share=0.5).threat(own) == Threat(norm="Linf", eps=0.15)
+    assert Column(name="a", attack=spec, norm="L2", eps=2.0).threat(own) == Threat(norm="L2", eps=2.0)
+    assert Column(name="a", attack=spec, step_share=0.1).spec(own).step_size == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"columns": ({"name": "a"},)}, "needs either attack or certify"),
+        ({"columns": ({"name": "a", "attack": {"attack": "clean"}, "eps": 1},)}, "needs eps and norm together"),
+        ({"rows": ({"name": "a"},)}, "exactly one of recipe, of, weights and quoted"),
+        ({"rows": ({"name": "a", "quoted": "x", "paper": {"PDG": 1}},)}, "did you mean 'PGD'"),
+        ({"rows": ({"name": "a", "recipe": "x", "after": "b"},)}, "row of tiny 'b'"),
+        ({"scales": {"smoke": {"recipes": "x", "leave_out": ("PDG",)}}}, "did you mean 'PGD'"),
+        ({"kind": "figure"}, "says what it draws"),
+        ({"scales": {}}, "at least 1 item"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        tiny(**wrong)
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(BadInput, match="did you mean 'v2-table1'"):
+        study.load("v2-tabel1")
+    with pytest.raises(BadInput, match="unknown scale of tiny 'ful'"):
+        tiny().at("ful")
+    with pytest.raises(BadInput, match="is not trained here"):
+        study.recipe_of(tiny(), tiny().row("theirs"), "smoke")
+
+
+def test_equal_recipes_share_a_run_whatever_they_are_called():
+    one = study.recipe_of(tiny(), tiny().row("SGD"), "smoke")
+    other = one.model_copy(update={"description": "another", "differs": "words"})
+    assert study.run_name(one) == study.run_name(other)
+    assert study.run_name(one) != study.run_name(study.recipe_of(tiny(), tiny().row("SGD"), "smoke", seed=1))
+
+
+def test_a_row_of_another_study_is_that_studys():
+    table = study.load("v2-table2")
+    figure = study.load("landscape")
+    assert study.recipe_of(figure, figure.rows[0], "cpu") == study.recipe_of(table, table.row("ATENT linf"), "cpu")
+
+
+# ---- what is measured
+
+
+def test_cells_say_what_they_are_of(made):
+    _, result = made
+    sgd, tuned, theirs = result["rows"]
+    assert [cell["n"] for cell in sgd["cells"].values()] == [20, 10, 7]
+    assert sgd["cells"]["half"]["threat"] == {"norm": "Linf", "eps": 0.075}
+    assert sgd["cells"]["PGD"]["threat"]["eps"] == 0.15
+    assert tuned["cells"]["half"] == {"skipped": "no time"}
+    assert "cells" not in theirs
+    assert (result["seed"], result["scale"], result["differs"]) == (0, "smoke", "all of it")
+    assert len(sgd["validation"]) == sgd["recipe"]["epochs"] == 1
+
+
+def test_fine_tuning_starts_from_the_other_rows_weights(made):
+    out, result = made
+    sgd, tuned, _ = result["rows"]
+    assert tuned["recipe"]["init_from"] == study.run_name(study.recipe_of(tiny(), tiny().row("SGD"), "smoke"))
+    assert (out / "runs" / tuned["recipe"]["init_from"] / "weights.safetensors").is_file()
+    assert tuned["weights_sha256"] != sgd["weights_sha256"]
+
+
+def test_the_written_result_names_no_folder_of_the_machine(made):
+    out, result = made
+    text = (out / "tiny.json").read_text()
+    assert json.loads(text) == json.loads(json.dumps(result))
+    assert str(out) not in text
+
+
+def test_a_second_call_measures_nothing_anew(made, monkeypatch):
+    out, result = made
+
+    def fail(*_, **__):
+        raise AssertionError("measured or trained again")
+
+    monkeypatch.setattr(reproduce, "measure", fail)
+    monkeypatch.setattr(rows, "fit", fail)
+    again = reproduce.reproduce(tiny(), Workshop("smoke", out / "runs"), out / "tiny.json")
+    assert json.loads(json.dumps(again)) == json.loads(json.dumps(result))
+
+
+def test_an_interrupted_call_goes_on_with_the_next_cell(tmp_path, monkeypatch):
+    measured, measure = [], reproduce.measure
+
+    def break_off(subject, column, *rest):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(column.name)
+        return measure(subject, column, *rest)
+
+    monkeypatch.setattr(reproduce, "measure", break_off)
+    small = tiny(rows=({"name": "SGD", "recipe": "linf-sgd"},))
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.reproduce(small, Workshop("smoke", tmp_path / "runs"), tmp_path / "r.json")
+    kept = json.loads((tmp_path / "r.json").read_text())["rows"][0]["cells"]
+    measured[:] = []
+    whole = reproduce.reproduce(small, Workshop("smoke", tmp_path / "runs"), tmp_path / "r.json")
+    assert measured == ["half"]
+    assert {name: whole["rows"][0]["cells"][name] for name in kept} == kept
+
+
+def test_one_row_can_be_asked_for_and_the_others_are_kept(made, monkeypatch):
+    out, result = made
+    monkeypatch.setattr(reproduce, "_fill", lambda entry, *_: entry.update(cells={"new": {}}))
+    again = reproduce.reproduce(tiny(), Workshop("smoke", out / "runs"), out / "tiny.json", ["tuned"])
+    (out / "tiny.json").write_text(json.dumps(result, indent=1) + "\n")
+    assert again["rows"][0] == json.loads(json.dumps(result["rows"][0]))
+    assert again["rows"][1]["cells"] == {"new": {}}
+
+
+def test_another_seeds_result_is_not_mixed_in(made):
+    out, _ = made
+    with pytest.raises(BadInput, match="holds seed 0, not 1"):
+        reproduce.reproduce(tiny(), Workshop("smoke", out / "runs", seed=1), out / "tiny.json")
+
+
+def test_a_run_that_was_interrupted_is_finished_not_begun_anew(tmp_path):
+    shop, chosen = (
+        Workshop("smoke", tmp_path),
+        tiny(scales={"smoke": {"recipes": "digits-{recipe}", "set": ("epochs=2",)}}),
+    )
+    row = chosen.row("SGD")
+
+    class Stop(training.Silent):
+        def epoch(self, metrics):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(shop.recipe(chosen, row), data.load("digits"), shop.folder(chosen, row), reporter=Stop())
+    assert len(rows.history(shop.folder(chosen, row))) == 1
+    assert len(rows.history(shop.train(chosen, row))) == 2
+
+
+def test_a_certificate_counts_only_right_answers_within_its_radius(made):
+    out, _ = made
+    chosen = tiny()
+    subject = Workshop("smoke", out / "runs").subject(chosen, chosen.row("SGD"))
+    flags = {}
+    for radius in (0.0, 0.005, 0.011):
+        column = Column(name="c", certify=Certify(sigma=0.05, norm="Linf", radius=radius))
+        cell = rows.measure(subject, column, Row(name="r", quoted="x"), Scale(recipes="", n=8, certificates=200), 0)
+        assert cell["l2_radius"] == pytest.approx(8 * radius)  # sqrt(64) pixels
+        flags[radius] = cell["flags"]
+    assert all(a >= b >= c for a, b, c in zip(*flags.values(), strict=True))
+    assert flags[0.0].count("1") > flags[0.011].count("1")
+    column = Column(name="c", certify=Certify(sigma=0.05, norm="L2", radius=0.1))
+    with pytest.raises(BadInput, match=r"no radius above 0\.09128 can be certified"):
+        rows.measure(subject, column, Row(name="r", quoted="x"), Scale(recipes="", n=8, certificates=200), 0)
+
+
+# ---- what is written of it
+
+
+def result_of(flags):
+    """A result of one AutoAttack column with these flags by row."""
+    cells = {
+        name: {"accuracy": text.count("1") / len(text), "n": len(text), "interval95_wilson": (0.1, 0.9), "flags": text}
+        for name, text in flags.items()
+    }
+    rows = [
+        {"name": name, "paper": {"AutoAttack": 50.0}, "note": "", "quoted": None, "recipe": {}, "data": "digits"}
+        | {"cells": {"AutoAttack": cell}}
+        for name, cell in cells.items()
+    ]
+    quoted = {"name": "theirs", "paper": {"AutoAttack": 60.0}, "note": "", "quoted": "not ours"}
+    return {
+        **{
+            "title": "T",
+            "kind": "accuracy",
+            "scale": "cpu",
+            "seed": 0,
+            "batch_size": 5,
+            "differs": "much",
+            "notes": "",
+        },
+        **{"command": "atent reproduce t", "columns": ["AutoAttack"], "rows": [*rows, quoted]},
+        "machine": {"device": "cpu", "threads": 1, "python": "3"},
+        "versions": {"torch": "2"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("ours", "rival", "alone", "p", "verdict"),
+    [
+        ("1" * 8 + "0" * 8, "0" * 16, (8, 0), 2 / 2**8, "wins"),
+        ("0" * 16, "1" * 6 + "0" * 10, (0, 6), 2 / 2**6, "loses"),
+        ("1" * 5 + "0" * 11, "0" * 16, (5, 0), 2 / 2**5, "ties"),
+        ("1" * 8 + "0" * 8, "1" * 8 + "0" * 8, (0, 0), 1.0, "ties"),
+    ],
+)
+def test_a_duel_is_mcnemars_exact_test(ours, rival, alone, p, verdict):
+    (found,) = markdown.duels([result_of({"ATENT l2": ours, "PGD-AT": rival})])
+    assert (found.ours, found.rival, found.images, found.verdict) == ("ATENT l2", "PGD-AT", 16, verdict)
+    assert found.alone == alone
+    assert found.p == pytest.approx(p)
+
+
+def test_our_methods_are_not_set_against_each_other():
+    assert not list(markdown.duels([result_of({"ATENT": "10", "DESGD": "01"})]))
+
+
+def test_the_page_puts_both_numbers_side_by_side():
+    text = markdown.page([result_of({"ATENT": "1" * 9 + "0", "SGD": "0" * 10})], ["img/paper-x.png"])
+    assert "It **wins** in 1 of 1 comparisons:" in text
+    assert "T, AutoAttack: ATENT against SGD, 10 images, 9 right by it alone, 0 by the other alone, p 0.0039" in text
+    assert "| ATENT | 90.0 (10.0-90.0), n 10 / 50.00 (+40.0) |" in text
+    assert "| theirs | / 60.00 |" in text
+    assert "- theirs: not ours." in text
+    assert "![paper-x](img/paper-x.png)" in text
