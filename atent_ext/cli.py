@@ -275,6 +275,28 @@ def reproduce(
 
 
 @app.command()
+def plot(
+    kind: Annotated[str, typer.Argument(help="history, landscape, probabilities, curve, plane or density.")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders; plane and density take none.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Picture to write [default: KIND.png]; an SVG beside it.")
+    ] = None,
+    index: Annotated[int, typer.Option("--index", min=0, help="Which test image, for one image's figures.")] = 0,
+    n: Annotated[int, typer.Option("--n", min=1, help="Test images of a curve, images per class of a plane.")] = 200,
+    dataset: Annotated[str, typer.Option(help="For a plane: digits or mnist.")] = "digits",
+    seed: Seed = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Draw a figure of the papers from run folders, as a picture and as vectors."""
+    from atent_ext.figures import draw
+
+    target = out or Path(f"{kind}.png")
+    with console.status("drawing"):
+        files = draw(kind, runs or [], target, data_root=data_root, index=index, n=n, seed=seed or 0, dataset=dataset)
+    console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True)
+
+
+@app.command()
 def doctor(
     neighbours: Annotated[list[str] | None, typer.Argument(help="Which to check [default: all].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,

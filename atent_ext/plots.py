@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atent_ext.data import Split
+from atent_ext.errors import BadInput
 from atent_ext.evaluation import Setting, predict, robust_flags
 from atent_ext.langevin import last_iterate, pgd
 from atent_ext.losses import cross_entropy
@@ -126,16 +127,53 @@ def _pretty(name: str) -> str:
     return {"Linf": "ℓ∞", "L2": "ℓ2"}[name]
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
     # A Figure of its own, not pyplot: no global state is touched and no display is needed.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, axes[0][0] if rows == columns == 1 else axes
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, axes[0][0] if rows == columns == 1 and not options else axes
+
+
+def level_line(axes: Any, x: Tensor, y: Tensor, values: Tensor, level: float, **style: Any) -> bool:
+    """Draw where `values` (len(y), len(x)) cross `level`; returns whether they do, and draws nothing if not."""
+    crossed = float(values.min()) < level < float(values.max())
+    if crossed:
+        axes.contour(x.numpy(), y.numpy(), values.numpy(), levels=[level], **style)
+    return crossed
+
+
+def both(path: Path) -> list[Path]:
+    """The files of one figure: `path` itself and, unless that is it, the `.svg` beside it.
+
+    Raises BadInput unless `path` ends in .png, .pdf or .svg.
+    """
+    if path.suffix not in _METADATA:
+        raise BadInput(f"{path} ends in {path.suffix!r}; a figure ends in {', '.join(_METADATA)}")
+    return list(dict.fromkeys([path, path.with_suffix(".svg")]))
+
+
+def save(figure: Any, path: Path) -> list[Path]:
+    """Write a figure to `path`, by its suffix, and as vectors to the `.svg` beside it; returns what was written.
+
+    The folder is made where there is none. A figure made anew gives the same bytes. Raises BadInput as `both` does.
+    """
+    written = both(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for one in written:
+        _save(figure, one)
+    return written
+
+
+# Without these dates, and with a fixed salt for the names inside an SVG, a figure drawn twice is the same file.
+_METADATA: Mapping[str, dict[str, Any]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
 
 def _save(figure: Any, path: Path) -> None:
+    from matplotlib import rc_context
+
     temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=150, format=path.suffix[1:])
+    with rc_context({"svg.hashsalt": "atent-ext"}):
+        figure.savefig(temporary, dpi=150, format=path.suffix[1:], metadata=_METADATA.get(path.suffix))
     temporary.replace(path)

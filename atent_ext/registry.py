@@ -24,6 +24,7 @@ OBJECTIVES: Mapping[str, str] = {
     "mma": "atent_ext.objectives:MMA",
     "atent": "atent_ext.objectives:ATENT",
     "desgd": "atent_ext.objectives:DESGD",
+    "ibp": "atent_ext.objectives:IBP",
     "gaussian-noise": "atent_ext.objectives:GaussianNoise",
     "smooth-adv": "atent_ext.objectives:SmoothAdv",
     "smooth-trades": "atent_ext.objectives:SmoothTRADES",

@@ -25,6 +25,7 @@ def test_only_one_package_reaches_site_packages(wheel):
     assert "atent_ext/py.typed" in names
     assert "atent_ext/_registry/recipes/mnist-linf-atent.yaml" in names
     assert "atent_ext/_protocols/autoattack.yaml" in names
+    assert "atent_ext/_protocols/papers/v2-table1.yaml" in names
     assert not [name for name in names if name.endswith((".npz", ".pt", ".safetensors"))]
 
 
@@ -32,16 +33,17 @@ def test_the_wheel_finds_its_data_without_the_checkout(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = (
         "import atent_ext, atent_ext.recipes as r; from atent_ext.evaluation import load_protocol\n"
-        "print(atent_ext.__file__, len(r.names()), load_protocol('quick').name)"
+        "from atent_ext.papers.study import load\n"
+        "print(atent_ext.__file__, len(r.names()), load_protocol('quick').name, load('v2-table1').name)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    place, recipes, protocol = done.stdout.split()
+    place, recipes, protocol, study = done.stdout.split()
     assert Path(place).parent == tmp_path / "atent_ext"
     shipped = [path for path in (ROOT / "registry" / "recipes").glob("*.yaml") if not path.name.startswith("_")]
-    assert (int(recipes), protocol) == (len(shipped), "quick")
+    assert (int(recipes), protocol, study) == (len(shipped), "quick", "v2-table1")
 
 
 def test_registry_and_eval_hold_no_package():

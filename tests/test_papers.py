@@ -36,14 +36,23 @@ def tiny(**more):
         "columns": (
             {"name": "benign", "attack": {"attack": "clean"}},
             {"name": "PGD", "attack": {"attack": "pgd", "steps": 2}, "slow": True},
-            {"name": "half", "attack": {"attack": "pgd", "steps": 2}, "share": 0.5, "n": 7},
+            {"name": "half", "attack": {"attack": "pgd", "steps": 2}, "share": 0.5},
         ),
         "rows": (
             {"name": "SGD", "recipe": "linf-sgd", "paper": {"benign": 90.0}},
             {"name": "tuned", "recipe": "linf-sgd", "after": "SGD", "skip": {"half": "no time"}},
             {"name": "theirs", "quoted": "not ours", "paper": {"PGD": 50.0}},
         ),
-        "scales": {"smoke": {"recipes": "digits-{recipe}", "set": SMALL, "n": 20, "slow": 10, "differs": "all of it"}},
+        "scales": {
+            "smoke": {
+                "recipes": "digits-{recipe}",
+                "set": SMALL,
+                "n": 20,
+                "slow": 10,
+                "images": {"half": 7},
+                "differs": "all of it",
+            }
+        },
     }
     return Study.model_validate(given | more)
 
@@ -96,7 +105,7 @@ def test_the_papers_times_are_ratios_to_plain_training():
 
 
 def test_radii_of_a_curve():
-    axis = CurveAxis(norm="L2", attack=AttackSpec(attack="fgsm"), to=2.0, by=1 / 3)
+    axis = CurveAxis(norm="L2", attack=AttackSpec(attack="fgsm"), to=2.0, by=1 / 3, trained=1.0)
     assert axis.radii() == pytest.approx([0, 1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2], abs=1e-6)
     assert [column.name for column in axis.columns()][:2] == ["L2 0", "L2 0.3333"]
 
@@ -118,6 +127,7 @@ def test_a_radius_is_absolute_or_a_share_of_the_rows():
         ({"rows": ({"name": "a", "quoted": "x", "paper": {"PDG": 1}},)}, "did you mean 'PGD'"),
         ({"rows": ({"name": "a", "recipe": "x", "after": "b"},)}, "row of tiny 'b'"),
         ({"scales": {"smoke": {"recipes": "x", "leave_out": ("PDG",)}}}, "did you mean 'PGD'"),
+        ({"scales": {"smoke": {"recipes": "x", "images": {"PDG": 1}}}}, "did you mean 'PGD'"),
         ({"kind": "figure"}, "says what it draws"),
         ({"scales": {}}, "at least 1 item"),
     ],
@@ -249,7 +259,7 @@ def test_a_certificate_counts_only_right_answers_within_its_radius(made):
     subject = Workshop("smoke", out / "runs").subject(chosen, chosen.row("SGD"))
     flags = {}
     for radius in (0.0, 0.005, 0.011):
-        column = Column(name="c", certify=Certify(sigma=0.05, norm="Linf", radius=radius))
+        column = Column(name="c", certify=Certify(sigma=0.05, radius=radius))
         cell = rows.measure(subject, column, Row(name="r", quoted="x"), Scale(recipes="", n=8, certificates=200), 0)
         assert cell["l2_radius"] == pytest.approx(8 * radius)  # sqrt(64) pixels
         flags[radius] = cell["flags"]

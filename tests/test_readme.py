@@ -26,11 +26,18 @@ SMALLER = {
     "atent eval runs/mnist-linf-atent-fast --n 500": "--n 4",
     "atent eval model.safetensors --model small-cnn --dataset mnist --eps 0.3 --n 1000": "--n 4",
     "atent certify runs/mnist-linf-atent-fast --sigma 0.25 --n 1000 --images 100": "--n 50 --images 2",
+    "atent reproduce --list": "",
+    "atent reproduce v2-table2": "--row SGD",
+    "atent reproduce v2-table2 --scale cpu --data-root DATA": "",
+    "atent plot curve runs/mnist-linf-atent-fast --out curve.png": "--n 4",
     "atent eval runs/mnist-linf-atent-fast --protocol autoattack+atent --n 500": "--n 4",
     "atent export runs/mnist-linf-atent-fast --to robustbench --out models": "",
     "atent eval robustbench:Carmon2019Unlabeled --dataset cifar10 --eps 8/255 --model-dir models": "",
 }
-REFUSED = {"robustbench:Carmon2019Unlabeled": "models/cifar10/Linf/Carmon2019Unlabeled.pt"}
+REFUSED = {
+    "robustbench:Carmon2019Unlabeled": "models/cifar10/Linf/Carmon2019Unlabeled.pt",
+    "--scale cpu": "n is 15000, but there are only 200 examples",  # of the small MNIST
+}
 INSTALLATION = ("pip ", "python ", "v/bin/")  # .ci/run does these
 
 PREAMBLE = """

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from atent_ext import __version__, checkpoints
+from atent_ext import __version__, checkpoints, figures, plots
 from atent_ext.errors import BadInput
 from atent_ext.papers import timing
 from atent_ext.papers.rows import Workshop, history, images, measure
-from atent_ext.papers.study import Row, Study
+from atent_ext.papers.study import CurveAxis, Row, Study
+from atent_ext.recipes import Threat
 from atent_ext.scoring import Subject
 
 Result = dict[str, Any]
@@ -49,8 +50,37 @@ def reproduce(study: Study, shop: Workshop, target: Path, rows: Sequence[str] = 
         _write(result, target)
     if study.kind == "times":
         timing.fill(result, study, shop)
+    pictures = _pictures(result, study, shop, target)
+    if target in pictures:  # where a figure writes its numbers, which become part of the result
+        result["numbers"] = json.loads(target.read_text(encoding="utf-8"))
+    result["files"] = [path.name for path in pictures if path != target]
     _write(result, target)
     return result
+
+
+def _pictures(result: Result, study: Study, shop: Workshop, target: Path) -> list[Path]:
+    """Draw what the study has to show beside `target`: its figure, or the curves of its table."""
+    out, scale = target.with_suffix(".png"), study.at(shop.scale)
+    if study.draws is not None:
+        runs = [shop.out / row["run"] for row in result["rows"]]
+        return figures.draw(
+            study.draws, runs, out, data_root=shop.root, n=scale.n, seed=shop.seed, dataset=scale.dataset
+        )
+    return [path for axis in study.curves for path in _curves(result, axis, out.with_stem(f"{out.stem}-{axis.norm}"))]
+
+
+def _curves(result: Result, axis: CurveAxis, out: Path) -> list[Path]:
+    names = [column.name for column in axis.columns()]
+    measured = [row for row in result["rows"] if all(name in row.get("cells", {}) for name in names)]
+    curves = [
+        plots.Curve(row["name"], axis.radii(), [row["cells"][name]["accuracy"] for name in names]) for row in measured
+    ]
+    images = measured[0]["cells"][names[0]]["n"] if measured else 0
+    attack = f"{axis.attack.attack.upper()}, {axis.attack.steps} steps" if axis.attack.attack != "fgsm" else "FGSM"
+    title = f"{result['title']}; {attack}, scale {result['scale']}, {images} test images"
+    for path in plots.both(out) if measured else []:
+        plots.draw_curves(curves, Threat(norm=axis.norm, eps=axis.trained), title, path)
+    return plots.both(out) if measured else []
 
 
 def _header(study: Study, shop: Workshop) -> Result:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from atent_ext import data, scoring
+from atent_ext.bounds import certified_linf
 from atent_ext.certification import Smoothing, certified_flags, certify_all, l2_radius_for_linf
 from atent_ext.data import Split
 from atent_ext.errors import BadInput
 from atent_ext.evaluation import Outcome, Protocol, Setting, evaluate
+from atent_ext.modes import device_of
 from atent_ext.papers.study import Certify, Column, Row, Scale, ScaleName, Shipped, Study, load, recipe_of, run_name
 from atent_ext.recipes import Recipe
 from atent_ext.runs import RunFolder
@@ -96,8 +98,8 @@ def _shipped(weights: Shipped, root: Path | None, download: bool) -> Subject:
 
 def images(column: Column, row: Row, scale: Scale) -> int:
     """How many test images a cell is measured on."""
-    count = scale.slow if column.slow else scale.n
-    return min(count, row.n or count, column.n or count)
+    count = scale.images.get(column.name) or (scale.slow if column.slow else scale.n)
+    return min(count, row.n or count)
 
 
 def measure(subject: Subject, column: Column, row: Row, scale: Scale, seed: int) -> Cell:
@@ -105,18 +107,26 @@ def measure(subject: Subject, column: Column, row: Row, scale: Scale, seed: int)
     split = subject.test.take(min(images(column, row, scale), len(subject.test)))
     model = subject.model.to("cuda" if torch.cuda.is_available() else "cpu")
     if column.certify is not None:
-        return _certified(model, split, column.certify, scale.certificates, seed).report()
+        certified = _by_intervals if column.certify.by == "intervals" else _by_smoothing
+        start = time.perf_counter()
+        flags, settings = certified(model, split, column.certify, scale.certificates, seed)
+        return Outcome("certified", settings, flags, time.perf_counter() - start).report()
     threat = column.threat(subject.threat)
     protocol = Protocol(name=column.name, description="", attacks=(column.spec(subject.threat),))
     (outcome,) = evaluate(model, split, protocol, Setting(threat, seed, scale.batch_size))
     return {"threat": threat.model_dump(), **outcome.report()}
 
 
-def _certified(model: nn.Module, split: Split, asked: Certify, draws: int, seed: int) -> Outcome:
-    start = time.perf_counter()
-    smoothing = Smoothing(sigma=asked.sigma, n0=asked.n0, n=draws, alpha=asked.alpha)
+def _by_smoothing(model: nn.Module, split: Split, asked: Certify, draws: int, seed: int) -> tuple[Tensor, Cell]:
+    smoothing = Smoothing(sigma=asked.sigma or 0.0, n0=asked.n0, n=draws, alpha=asked.alpha)
     radius = asked.radius if asked.norm == "L2" else l2_radius_for_linf(asked.radius, split.images[0].numel())
     smoothing.require(radius)
     flags = certified_flags(certify_all(model, split, smoothing, seed=seed), split.labels, radius)
     settings = {"sigma": asked.sigma, "draws": draws, "n0": asked.n0, "alpha": asked.alpha, "l2_radius": radius}
-    return Outcome("certified", settings, torch.tensor(flags), time.perf_counter() - start)
+    return torch.tensor(flags), settings
+
+
+def _by_intervals(model: nn.Module, split: Split, asked: Certify, draws: int, seed: int) -> tuple[Tensor, Cell]:
+    device = device_of(model)
+    flags = certified_linf(model, split.images.to(device), split.labels.to(device), asked.radius)
+    return flags.cpu(), {"by": "interval bounds", "linf_radius": asked.radius}

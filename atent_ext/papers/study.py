@@ -21,23 +21,29 @@ SCALES: tuple[ScaleName, ...] = ("smoke", "cpu", "full")
 class Certify(Section):
     """Certified accuracy at `radius`: an ℓ∞ radius, through the ℓ2 ball that holds its ball (v2 Table 5), or an ℓ2 one.
 
-    sigma of the noise; n0, alpha as in `certification.Smoothing`, whose n is the scale's `certificates`. A radius of 0
-    asks for the right answer alone.
+    by: "smoothing" with noise of deviation sigma; n0, alpha as in `certification.Smoothing`, whose n is the scale's
+    `certificates`; a radius of 0 asks for the right answer alone. Or by "intervals", in ℓ∞, as `bounds.certified_linf`.
     """
 
-    sigma: Positive
-    norm: NormName = "L2"
+    by: Literal["smoothing", "intervals"] = "smoothing"
+    sigma: Positive | None = None
+    norm: NormName = "Linf"
     radius: Annotated[float, Field(ge=0)]
     n0: Count = 100
     alpha: float = 0.001
+
+    @model_validator(mode="after")
+    def _fields_apply(self) -> "Certify":
+        if (self.by == "smoothing") != (self.sigma is not None) or (self.by == "intervals" and self.norm != "Linf"):
+            raise BadInput(f"a certificate by {self.by} has {'no' if self.sigma is None else 'a'} sigma, {self.norm}")
+        return self
 
 
 class Column(Section):
     """One measurement of every row.
 
     attack or certify: what is done. eps, norm: the radius, absolute; else `share` of the row's own radius. slow: on the
-    scale's smaller number of images. n: at most so many images. step_share: the attack's step size, as a share of the
-    row's own radius.
+    scale's smaller number of images. step_share: the attack's step size as a share of the row's own radius.
     """
 
     name: str
@@ -48,7 +54,6 @@ class Column(Section):
     norm: NormName | None = None
     step_share: Positive | None = None
     slow: bool = False
-    n: Count | None = None
 
     @model_validator(mode="after")
     def _measures_one_thing(self) -> "Column":
@@ -74,12 +79,13 @@ class Column(Section):
 
 
 class CurveAxis(Section):
-    """Accuracy against eps: one column for each of 0, by, 2 by, ..., to."""
+    """Accuracy against eps: one column for each of 0, by, 2 by, ..., to. trained: the radius that its plot marks."""
 
     norm: NormName
     attack: AttackSpec
     to: Positive
     by: Positive
+    trained: Positive
 
     def radii(self) -> list[float]:
         """The radii, in order."""
@@ -135,18 +141,20 @@ class Row(Section):
 class Scale(Section):
     """How much is done. recipes: the name of a row's recipe, with {recipe} in it. set: overrides of every recipe.
 
-    n: test images of each column (of training times: rounds), slow: of the slow ones. certificates: noisy draws that
-    bound each probability. leave_out: columns that are not measured. differs: what differs from the paper's setting, in
-    words.
+    n: test images of each column (training times: rounds; a plane: images of each class), slow: of the slow ones,
+    images: of single columns. certificates: noisy draws that bound each probability. leave_out: columns that are not
+    measured. dataset: of a plane. differs: what differs from the paper's setting, in words.
     """
 
     recipes: str
     set: tuple[str, ...] = ()
     n: Count = 10_000
     slow: Count = 10_000
+    images: Mapping[str, Count] = Field(default_factory=dict)
     certificates: Count = 100_000
     batch_size: Count = 250
     leave_out: tuple[str, ...] = ()
+    dataset: Literal["digits", "mnist"] = "digits"
     differs: str = ""
 
 
@@ -197,7 +205,7 @@ class Study(Section):
             if row.after is not None:
                 self.row(row.after)
         for scale in self.scales.values():
-            for column in set(scale.leave_out) - known:
+            for column in {*scale.leave_out, *scale.images} - known:
                 raise registry.nearest(f"column of {self.name}", column, known)
         if (self.kind == "figure") != (self.draws is not None):
             raise BadInput(f"{self.name}: a study of kind 'figure', and no other, says what it draws")

@@ -1,0 +1,126 @@
+"""How training went, from the metrics of a run folder: loss, clean and robust validation accuracy (v2 Fig. 3)."""
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from atent_ext import plots
+from atent_ext.errors import BadInput
+from atent_ext.runs import RunFolder
+
+History = Sequence[dict[str, Any]]
+"""One dict per epoch: epoch (from 1), loss, clean and robust in [0, 1], lr, selected."""
+
+_FIELDS = ("epoch", "loss", "clean", "robust", "lr", "selected")
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The epochs of a run folder. Raises BadInput if there are none, or a line of metrics.jsonl is broken."""
+    path = RunFolder(folder).path / "metrics.jsonl"
+    if not path.is_file():
+        raise BadInput(f"{folder} holds no finished epoch: there is no metrics.jsonl in it; name a run folder")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    epochs = [_epoch(path, number, line) for number, line in enumerate(lines, 1)]
+    if not epochs:
+        raise BadInput(f"{path} is empty; train at least one epoch")
+    return epochs
+
+
+def _epoch(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(line)
+        return {name: found[name] for name in _FIELDS}
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadInput(f"{path}, line {number}, is no epoch of {', '.join(_FIELDS)}: {error!r}") from error
+
+
+def decays(history: History) -> list[tuple[int, float]]:
+    """(epoch, learning rate) of each epoch that ended at a lower rate than the one before; empty for a smooth schedule.
+
+    Smooth is a rate that ever rises, or that falls in more than two epochs and in more than half of them.
+    """
+    rates = [epoch["lr"] for epoch in history]
+    if _smooth(rates):
+        return []
+    return [
+        (epoch["epoch"], now) for epoch, before, now in zip(history[1:], rates, rates[1:], strict=False) if now < before
+    ]
+
+
+def _smooth(rates: Sequence[float]) -> bool:
+    steps = list(pairwise(rates))
+    falls = sum(now < before for before, now in steps)
+    return falls > max(2, len(steps) / 2) or any(now > before for before, now in steps)
+
+
+def selected(history: History) -> dict[str, Any] | None:
+    """The epoch whose weights were kept: the last that was selected; None if none was."""
+    return next((epoch for epoch in reversed(history) if epoch["selected"]), None)
+
+
+def chart(runs: Sequence[tuple[str, History]]) -> Any:
+    """A matplotlib Figure: one column per (name, history), accuracy in % above the training loss.
+
+    A vertical line between two epochs marks a learning-rate decay and names the new rate; a dotted line and a star mark
+    the selected epoch.
+    """
+    width = 1.2 + 4.2 * len(runs)
+    figure, grid = plots._figure(width, 5.0, 2, len(runs), sharex="col", sharey="row", height_ratios=(3, 2))
+    for column, (name, history) in enumerate(runs):
+        _accuracy(grid[0][column], history)
+        _loss(grid[1][column], history)
+        grid[0][column].set_title(_heading(name, history), fontsize=9, pad=24)
+    grid[0][0].set_ylabel("validation accuracy (%)")
+    grid[1][0].set_ylabel("training loss")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def draw(runs: Sequence[tuple[str, History]], path: Path) -> list[Path]:
+    """Save `chart(runs)` to `path` and the `.svg` beside it; returns both."""
+    return plots.save(chart(runs), path)
+
+
+def _accuracy(axes: Any, history: History) -> None:
+    epochs = [epoch["epoch"] for epoch in history]
+    size = {"markersize": 3, "color": "black"}
+    axes.plot(epochs, [100 * e["clean"] for e in history], "o-", label="clean", fillstyle="none", **size)
+    axes.plot(epochs, [100 * e["robust"] for e in history], "s--", label="robust (PGD)", **size)
+    axes.set(ylim=(0, 101))
+    axes.grid(alpha=0.3)
+    _mark(axes, history)
+    kept = selected(history)
+    if kept:
+        heights = [100 * kept["clean"], 100 * kept["robust"]]
+        style = {"markersize": 9, "markerfacecolor": "white", "markeredgecolor": "black", "linestyle": "none"}
+        axes.plot([kept["epoch"]] * 2, heights, "*", label="selected epoch", **style)
+    for position, (epoch, rate) in enumerate(decays(history)):
+        place = {"xytext": (0, 2 + 9 * (position % 2)), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+        axes.annotate(f"lr {rate:.2g}", (epoch - 0.5, 1), xycoords=("data", "axes fraction"), **place)
+
+
+def _loss(axes: Any, history: History) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.plot([e["epoch"] for e in history], [e["loss"] for e in history], "^-", color="black", markersize=3)
+    axes.set(xlabel="epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    _mark(axes, history)
+
+
+def _mark(axes: Any, history: History) -> None:
+    for epoch, _ in decays(history):
+        axes.axvline(epoch - 0.5, color="0.5", linewidth=1, gid="decay")
+    kept = selected(history)
+    if kept:
+        axes.axvline(kept["epoch"], color="0.3", linewidth=1, linestyle=":", gid="selected")
+
+
+def _heading(name: str, history: History) -> str:
+    kept, rates = selected(history), [epoch["lr"] for epoch in history]
+    parts = [f"selected: epoch {kept['epoch']}"] if kept else []
+    parts += [f"learning rate {min(rates):.2g} to {max(rates):.2g}"] if _smooth(rates) else []
+    return "\n".join([name, "; ".join(parts)])

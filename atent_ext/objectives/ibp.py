@@ -1,0 +1,66 @@
+"""IBP: training on interval bounds (Gowal et al. 2018, "On the effectiveness of interval bound propagation")."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, cast
+
+import torch
+from pydantic import ConfigDict
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from atent_ext import checks
+from atent_ext.bounds import worst_margins
+from atent_ext.errors import BadInput
+from atent_ext.losses import cross_entropy
+from atent_ext.objectives.base import Terms
+from atent_ext.types import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class IBP:
+    """kappa mean_i CE(f(x_i), y_i) + (1 - kappa) mean_i CE(z_i, y_i), z_i the worst logits in the ℓ∞ ball of eps.
+
+    z_i is `bounds.worst_margins`: upper bounds of logit_k - logit_y, the last layer elided; the cross-entropy does not
+    see the shift. f(x_i) is computed in the caller's mode, z_i always in eval mode (no dropout, running statistics).
+    eps: in units of x. kappa: in [0, 1], constant. box: lowest and highest value of an input.
+    Raises BadInput for values that make no sense and for networks that `bounds.sequence` refuses.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    norm: Literal["Linf"] = "Linf"
+    eps: float
+    kappa: float = 0.5
+    box: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.norm != "Linf":
+            raise BadInput(f"norm is {self.norm!r}; interval bounds are for 'Linf'")
+        checks.radius("eps", self.eps)
+        if not 0 <= self.kappa <= 1:
+            raise BadInput(f"kappa is {self.kappa}; it must lie in [0, 1]")
+        if not self.box[0] < self.box[1]:
+            raise BadInput(f"box is {self.box}; its first value must be below its second")
+
+    @property
+    def terms(self) -> int:
+        """How many terms a call yields."""
+        return 1
+
+    def scaled(self, factor: float) -> Self:
+        """The same method with eps multiplied by `factor`, for an eps that grows during training."""
+        return replace(self, eps=self.eps * factor)
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Terms:
+        """Yield the one term."""
+        clean = cross_entropy(model(x), y).mean()  # first: in train mode it moves batch norm's running statistics
+        worst = worst_margins(cast(nn.Module, model), x, y, self.eps, self.box)
+        yield self.kappa * clean + (1 - self.kappa) * cross_entropy(worst, y).mean()
