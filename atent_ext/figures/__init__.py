@@ -36,6 +36,7 @@ class _Request:
     n: int
     seed: int
     dataset: str
+    updates: int
 
 
 def draw(
@@ -48,13 +49,14 @@ def draw(
     n: int = 200,
     seed: int = 0,
     dataset: str = "digits",
+    updates: int = 400,
 ) -> list[Path]:
     """Draw one figure of `KINDS` from run folders into `out` (.png, .pdf or .svg) and the `.svg` beside it.
 
     data_root: the folder of the data sets, as in `data.load`. index: position of the test image of "landscape" and
     "probabilities". n: test images of "curve"; images per class of "plane", as far as there are. seed: of all random
-    draws. dataset: of "plane" alone, "digits" or "mnist". "plane" and "density" also write their numbers to the
-    `.json` beside `out`. Returns what was written, `out` first.
+    draws. dataset, updates: of "plane" alone: "digits" or "mnist", and the optimizer steps of each net. "plane" and
+    "density" also write their numbers to the `.json` beside `out`. Returns what was written, `out` first.
     Raises BadInput for an unknown kind, a folder that holds no run, runs that do not fit together, or values out of
     range; nothing is written then.
     """
@@ -67,10 +69,11 @@ def draw(
             f"figure {kind!r} is given {len(runs)} runs; it {'takes none' if runs else 'needs at least one'}"
         )
     checks.steps("n", n)
+    checks.steps("updates", updates)
     if not 0 <= seed < 2**32:
         raise BadInput(f"seed is {seed}; it must lie in [0, 2^32)")
     plots.both(out)
-    return _DRAWERS[kind](_Request(runs, out, data_root, index, n, seed, dataset))
+    return _DRAWERS[kind](_Request(runs, out, data_root, index, n, seed, dataset, updates))
 
 
 def _history(request: _Request) -> list[Path]:
@@ -128,7 +131,7 @@ def _plane(request: _Request) -> list[Path]:
     from atent_ext.figures import plane
 
     pair = plane.two_classes(request.dataset, request.n, request.data_root)
-    study = plane.study(pair, plane.Setting(), request.seed)
+    study = plane.study(pair, plane.Setting(updates=request.updates), request.seed)
     numbers = request.out.with_suffix(".json")
     written = plane.draw(study, request.out)
     scoring.save(study.report, numbers)

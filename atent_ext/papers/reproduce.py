@@ -63,9 +63,8 @@ def _pictures(result: Result, study: Study, shop: Workshop, target: Path) -> lis
     out, scale = target.with_suffix(".png"), study.at(shop.scale)
     if study.draws is not None:
         runs = [shop.out / row["run"] for row in result["rows"]]
-        return figures.draw(
-            study.draws, runs, out, data_root=shop.root, n=scale.n, seed=shop.seed, dataset=scale.dataset
-        )
+        plane = {"dataset": scale.dataset, "updates": scale.updates}
+        return figures.draw(study.draws, runs, out, data_root=shop.root, n=scale.n, seed=shop.seed, **plane)
     return [path for axis in study.curves for path in _curves(result, axis, out.with_stem(f"{out.stem}-{axis.norm}"))]
 
 

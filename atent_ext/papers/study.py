@@ -143,7 +143,7 @@ class Scale(Section):
 
     n: test images of each column (training times: rounds; a plane: images of each class), slow: of the slow ones,
     images: of single columns. certificates: noisy draws that bound each probability. leave_out: columns that are not
-    measured. dataset: of a plane. differs: what differs from the paper's setting, in words.
+    measured. dataset, updates: of a plane. differs: what differs from the paper's setting, in words.
     """
 
     recipes: str
@@ -155,6 +155,7 @@ class Scale(Section):
     batch_size: Count = 250
     leave_out: tuple[str, ...] = ()
     dataset: Literal["digits", "mnist"] = "digits"
+    updates: Count = 400
     differs: str = ""
 
 

@@ -55,7 +55,7 @@ def _stepper(recipe: Recipe, shop: Workshop) -> Callable[[], None]:
         loss = 0.0
         for term in objective(model, x, y, generator=generator):
             term.backward()  # type: ignore[no-untyped-call]
-            loss += float(term)
+            loss += float(term.detach())
         return loss
 
     def step() -> None:
