@@ -43,21 +43,22 @@ def accuracy_curve(
 
 
 def draw_curves(curves: Sequence[Curve], threat: Threat, title: str, path: Path) -> None:
-    """Accuracy against eps, one line per model; the radius that the models were trained for is marked."""
+    """Accuracy against eps, one line per model; the radius of training is marked, unless it is 0."""
     figure, axes = _figure(6.4, 4.2)
     for position, curve in enumerate(curves):
         style = {"marker": _MARKERS[position % len(_MARKERS)], "linestyle": _LINES[position % len(_LINES)]}
         axes.plot(curve.radii, [100 * a for a in curve.accuracy], label=curve.name, markersize=4, **style)
-    axes.axvline(threat.eps, color="0.6", linewidth=1)
-    axes.annotate(
-        f"trained for {threat.eps:g}",
-        (threat.eps, 101),
-        ha="center",
-        va="bottom",
-        color="0.4",
-        fontsize=8,
-        annotation_clip=False,
-    )
+    if threat.eps:
+        axes.axvline(threat.eps, color="0.6", linewidth=1)
+        axes.annotate(
+            f"trained for {threat.eps:g}",
+            (threat.eps, 101),
+            ha="center",
+            va="bottom",
+            color="0.4",
+            fontsize=8,
+            annotation_clip=False,
+        )
     axes.set(xlabel=f"eps ({_pretty(threat.norm)})", ylabel="accuracy under attack (%)", ylim=(0, 100))
     axes.set_title(title, fontsize=10, pad=16)
     axes.grid(alpha=0.3)

@@ -71,15 +71,21 @@ def _pictures(result: Result, study: Study, shop: Workshop, target: Path) -> lis
 def _curves(result: Result, axis: CurveAxis, out: Path) -> list[Path]:
     names = [column.name for column in axis.columns()]
     measured = [row for row in result["rows"] if all(name in row.get("cells", {}) for name in names)]
+    if not measured:
+        return []
     curves = [
         plots.Curve(row["name"], axis.radii(), [row["cells"][name]["accuracy"] for name in names]) for row in measured
     ]
-    images = measured[0]["cells"][names[0]]["n"] if measured else 0
-    attack = f"{axis.attack.attack.upper()}, {axis.attack.steps} steps" if axis.attack.attack != "fgsm" else "FGSM"
-    title = f"{result['title']}; {attack}, scale {result['scale']}, {images} test images"
-    for path in plots.both(out) if measured else []:
-        plots.draw_curves(curves, Threat(norm=axis.norm, eps=axis.trained), title, path)
-    return plots.both(out) if measured else []
+    cell = measured[0]["cells"][names[0]]
+    title = (
+        f"{result['title']}\n{cell['attack']}, scale {result['scale']}: {measured[0]['data']}, the first {cell['n']} "
+        f"test images, seed {result['seed']}"
+    )
+    # Smoke runs are trained for radii of their own.
+    threat = Threat(norm=axis.norm, eps=0.0 if result["scale"] == "smoke" else axis.trained)
+    for path in plots.both(out):
+        plots.draw_curves(curves, threat, title, path)
+    return plots.both(out)
 
 
 def _header(study: Study, shop: Workshop) -> Result:
