@@ -236,7 +236,7 @@ def atent(
     """ATENT's chain as an attack (Jagatap et al. 2022, section 4): its last iterate lies in the eps ball and the box.
 
     project: None is the last step for ℓ∞, the authors', and every step for ℓ2. gamma: the pull; None is 0 for ℓ∞ and
-    the paper's 0.05 for ℓ2. Projected at the last step alone, ℓ∞ is a much weaker attack (docs/results.md).
+    the paper's 0.05 for ℓ2. Projected at the last step alone, ℓ∞ is a much weaker attack (docs/measurements.md).
     step_size: None is 2.5 eps / steps, and for ℓ2 at least 1.25 gamma eps: the pull holds a chain at step_size / gamma.
     start: None is the norm's own.
     """

@@ -121,6 +121,11 @@ def test_a_radius_is_absolute_or_a_share_of_the_rows():
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
+        ({"columns": ({"name": "a", "certify": {"radius": 0.1}},)}, "smoothing needs a sigma"),
+        (
+            {"columns": ({"name": "a", "certify": {"radius": 0.1, "sigma": 1}, "share": 2},)},
+            "radius of its certificate",
+        ),
         ({"columns": ({"name": "a"},)}, "needs either attack or certify"),
         ({"columns": ({"name": "a", "attack": {"attack": "clean"}, "eps": 1},)}, "needs eps and norm together"),
         ({"rows": ({"name": "a"},)}, "exactly one of recipe, of, weights and quoted"),
@@ -221,6 +226,50 @@ def test_an_interrupted_call_goes_on_with_the_next_cell(tmp_path, monkeypatch):
     assert {name: whole["rows"][0]["cells"][name] for name in kept} == kept
 
 
+def test_an_interrupted_call_keeps_what_it_has_not_reached(tmp_path, made, monkeypatch):
+    out, result = made
+    target = tmp_path / "tiny.json"
+    target.write_text(json.dumps(result))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce, "measure", stop)
+    more = tiny(scales={"smoke": tiny().scales["smoke"].model_copy(update={"n": 21}).model_dump()})
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.reproduce(more, Workshop("smoke", out / "runs"), target)
+    assert json.loads(target.read_text()) == json.loads(json.dumps(result))
+
+
+@pytest.mark.parametrize("change", [{"draws": 300}, {"eps": 0.2}])
+def test_cells_of_other_settings_are_measured_anew(tmp_path, made, change):
+    out, _ = made
+    column = {"name": "c", "certify": {"sigma": 0.05, "radius": 0.005}}
+    found = []
+    for draws, eps in ((200, 0.15), (change.get("draws", 200), change.get("eps", 0.15))):
+        settings = {"recipes": "digits-{recipe}", "set": (*SMALL, f"threat.eps={eps}"), "n": 4, "certificates": draws}
+        study_of = tiny(columns=(column,), rows=({"name": "SGD", "recipe": "linf-sgd"},), scales={"smoke": settings})
+        made_now = reproduce.reproduce(study_of, Workshop("smoke", out / "runs"), tmp_path / "r.json")
+        found.append((made_now["rows"][0]["threat"]["eps"], made_now["rows"][0]["cells"]["c"]["draws"]))
+    assert found == [(0.15, 200), (change.get("eps", 0.15), change.get("draws", 200))]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": 3}', '{"study": "other", "rows": []}'])
+def test_a_file_that_is_no_result_of_the_study_is_refused(tmp_path, text):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(BadInput, match="name another --out"):
+        reproduce.reproduce(tiny(), Workshop("smoke", tmp_path / "runs"), tmp_path / "r.json")
+    assert (tmp_path / "r.json").read_text() == text
+
+
+def test_rows_of_other_scales_and_single_rows_of_times_are_refused(tmp_path):
+    shop = Workshop("cpu", tmp_path / "runs")
+    with pytest.raises(BadInput, match="row of v2-table5 at scale cpu 'IBP'"):
+        reproduce.reproduce(study.load("v2-table5"), shop, tmp_path / "r.json", ["IBP"])
+    with pytest.raises(BadInput, match="timed in turns"):
+        reproduce.reproduce(study.load("v1-table1-mnist"), shop, tmp_path / "r.json", ["SGD"])
+
+
 def test_one_row_can_be_asked_for_and_the_others_are_kept(made, monkeypatch):
     out, result = made
     monkeypatch.setattr(reproduce, "_fill", lambda entry, *_: entry.update(cells={"new": {}}))
@@ -277,10 +326,12 @@ def result_of(flags):
     """A result of one AutoAttack column with these flags by row."""
     cells = {
         name: {"accuracy": text.count("1") / len(text), "n": len(text), "interval95_wilson": (0.1, 0.9), "flags": text}
+        | {"attack": "AutoAttack", "threat": {"norm": "L2"}, "notes": []}
         for name, text in flags.items()
     }
     rows = [
-        {"name": name, "paper": {"AutoAttack": 50.0}, "note": "", "quoted": None, "recipe": {}, "data": "digits"}
+        {"name": name, "paper": {"AutoAttack": 50.0}, "note": "", "quoted": None, "data": "digits"}
+        | {"recipe": {"objective": {"name": "sgd" if name == "SGD" else "other"}}, "threat": {"norm": "L2"}}
         | {"cells": {"AutoAttack": cell}}
         for name, cell in cells.items()
     ]
@@ -317,14 +368,26 @@ def test_a_duel_is_mcnemars_exact_test(ours, rival, alone, p, verdict):
     assert found.p == pytest.approx(p)
 
 
+def test_a_duel_is_of_networks_trained_for_the_norm_and_of_autoattack_as_published():
+    other_norm, changed = (result_of({"ATENT": "10", "PGD-AT": "01", "SGD": "00"}) for _ in range(2))
+    other_norm["rows"][1]["threat"] = {"norm": "Linf"}
+    other_norm["rows"][2]["threat"] = {"norm": "Linf"}  # of plain training it says nothing
+    changed["rows"][0]["cells"]["AutoAttack"]["attack"] = "AutoAttack, changed"
+    assert [duel.rival for duel in markdown.duels([other_norm, changed])] == ["SGD"]
+
+
 def test_our_methods_are_not_set_against_each_other():
     assert not list(markdown.duels([result_of({"ATENT": "10", "DESGD": "01"})]))
 
 
 def test_the_page_puts_both_numbers_side_by_side():
     text = markdown.page([result_of({"ATENT": "1" * 9 + "0", "SGD": "0" * 10})], ["img/paper-x.png"])
-    assert "It **wins** in 1 of 1 comparisons:" in text
-    assert "T, AutoAttack: ATENT against SGD, 10 images, 9 right by it alone, 0 by the other alone, p 0.0039" in text
+    assert "- **ATENT** against plain training and Entropy-SGD: wins 1, ties 0, loses 0 of 1." in text
+    assert "- **DESGD** against the other adversarial methods: not measured." in text
+    assert (
+        "  - wins: T, AutoAttack: ATENT against SGD, 10 images, 9 right by it alone, 0 by the other alone, p 0.0039"
+        in text
+    )
     assert "| ATENT | 90.0 (10.0-90.0), n 10 / 50.00 (+40.0) |" in text
     assert "| theirs | / 60.00 |" in text
     assert "- theirs: not ours." in text

@@ -115,11 +115,12 @@ def _curve(request: _Request) -> list[Path]:
     if not threat.eps:
         raise BadInput("the runs' eps is 0; a curve needs runs of a threat model with eps > 0")
     radii = [2 * threat.eps * k / (_POINTS - 1) for k in range(_POINTS)]
+    count = min(request.n, *(len(run.test) for _, run in subjects))
     curves = [
-        plots.accuracy_curve(name, run.model, run.test.take(request.n), threat, radii, seed=request.seed)
+        plots.accuracy_curve(name, run.model, run.test.take(count), threat, radii, seed=request.seed)
         for name, run in subjects
     ]
-    title = f"{subjects[0][1].about['data']}: PGD-20 on the first {request.n} test images, seed {request.seed}"
+    title = f"{subjects[0][1].about['data']}: PGD-20 on the first {count} test images, seed {request.seed}"
     request.out.parent.mkdir(parents=True, exist_ok=True)
     for path in plots.both(request.out):
         plots.draw_curves(curves, threat, title, path)

@@ -55,7 +55,7 @@ def described(paper: float | None, cell: dict[str, Any], compare: bool) -> tuple
     """Paper, ours, interval, difference (where it makes sense to `compare`) and images of a cell; percentages."""
     theirs = "" if paper is None else f"{paper:.2f}"
     if "accuracy" not in cell:
-        return theirs, "quoted" if not cell else "not measured", "", "", ""
+        return theirs, "not measured", "", "", ""
     ours, (low, high) = 100 * cell["accuracy"], cell["interval95_wilson"]
     difference = "" if paper is None or not compare else f"{ours - paper:+.1f}"
     return theirs, f"{ours:.1f}", f"{100 * low:.1f} - {100 * high:.1f}", difference, str(cell["n"])

@@ -3,17 +3,17 @@
 import importlib.metadata
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from atent_ext import __version__, checkpoints, figures, plots
+from atent_ext import __version__, checkpoints, figures, plots, registry
 from atent_ext.errors import BadInput
 from atent_ext.papers import timing
 from atent_ext.papers.rows import Workshop, history, images, measure
-from atent_ext.papers.study import CurveAxis, Row, Study
+from atent_ext.papers.study import CurveAxis, Row, Scale, Study
 from atent_ext.recipes import Threat
 from atent_ext.scoring import Subject
 
@@ -23,54 +23,72 @@ Result = dict[str, Any]
 def reproduce(study: Study, shop: Workshop, target: Path, rows: Sequence[str] = ()) -> Result:
     """Train or load what the study needs, measure every cell, and write the result to `target` after each.
 
-    Goes on with the cells that `target` already holds for the same weights, seed and scale. rows: only these (none:
-    all), the others of `target` are kept. Figures are drawn beside `target`. Raises BadInput for a scale that the study
-    does not have, and for a `target` of another study.
+    Goes on with the cells that `target` already holds of the same weights, data and settings; the others are kept until
+    they are measured anew. rows: only these (none: all). Figures are drawn beside `target`. Raises BadInput for a scale
+    or a row that the study does not have, and for a `target` of another study, seed, machine or version.
     """
-    study.at(shop.scale)
+    scale, result = study.at(shop.scale), _opened(study, shop, target)
+    chosen = list(study.rows_at(shop.scale))
     for name in rows:
-        study.row(name)
-    result = _header(study, shop)
-    old = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
-    for key in ("study", "scale", "seed"):
-        if old and old.get(key) != result[key]:
-            raise BadInput(f"{target} holds {key} {old.get(key)!r}, not {result[key]!r}; name another --out")
-    known = {row["name"]: row for row in old.get("rows", [])}
-    for row in study.rows_at(shop.scale):
-        if rows and row.name not in rows:
-            result["rows"] += [known[row.name]] if row.name in known else []
+        if name not in (known := [row.name for row in chosen]):
+            raise registry.nearest(f"row of {study.name} at scale {shop.scale}", name, known)
+    if rows and study.kind == "times":
+        raise BadInput(f"--row is {', '.join(rows)}, but the rows of {study.name} are timed in turns; leave it out")
+    for row, entry in zip(chosen, result["rows"], strict=True):
+        if row.quoted is not None or (rows and row.name not in rows):
             continue
         shop.busy(f"{study.name}: {row.name}")
-        entry: Result = {"name": row.name, "paper": row.paper, "note": row.note, "quoted": row.quoted}
-        result["rows"].append(entry)
-        if row.quoted is None and study.kind == "accuracy":
-            _fill(entry, study, row, shop, known.get(row.name, {}), lambda: _write(result, target))
-        elif row.quoted is None and study.kind == "figure":
+        if study.kind == "accuracy":
+            _fill(entry, study, row, shop, lambda: _write(result, target))
+        elif study.kind == "figure":
             entry["run"] = shop.train(study, row).name
-        _write(result, target)
     if study.kind == "times":
         timing.fill(result, study, shop)
-    pictures = _pictures(result, study, shop, target)
-    if target in pictures:  # where a figure writes its numbers, which become part of the result
-        result["numbers"] = json.loads(target.read_text(encoding="utf-8"))
-    result["files"] = [path.name for path in pictures if path != target]
+    result["files"] = [path.name for path in _pictures(result, study, shop, scale, target)]
     _write(result, target)
     return result
 
 
-def _pictures(result: Result, study: Study, shop: Workshop, target: Path) -> list[Path]:
+def _opened(study: Study, shop: Workshop, target: Path) -> Result:
+    """The result with all its rows: as `target` holds them, or still empty."""
+    result, known = _header(study, shop), {}
+    if target.is_file():
+        try:
+            old = json.loads(target.read_text(encoding="utf-8"))
+            known = {row["name"]: row for row in old["rows"]}
+        except (ValueError, TypeError, KeyError) as error:
+            raise BadInput(f"{target} is no result of `atent reproduce` ({error!r}); name another --out") from None
+        for key in ("study", "scale", "seed", "batch_size", "machine", "versions"):
+            if old.get(key) != result[key]:
+                raise BadInput(f"{target} holds {key} {old.get(key)!r}, not {result[key]!r}; name another --out")
+    for row in study.rows_at(shop.scale):
+        about = {"name": row.name, "paper": dict(row.paper), "note": row.note, "quoted": row.quoted}
+        result["rows"].append(known.get(row.name, {}) | about)
+    return result
+
+
+def _pictures(result: Result, study: Study, shop: Workshop, scale: Scale, target: Path) -> list[Path]:
     """Draw what the study has to show beside `target`: its figure, or the curves of its table."""
-    out, scale = target.with_suffix(".png"), study.at(shop.scale)
     if study.draws is not None:
-        runs = [shop.out / row["run"] for row in result["rows"]]
-        plane = {"dataset": scale.dataset, "updates": scale.updates}
-        return figures.draw(study.draws, runs, out, data_root=shop.root, n=scale.n, seed=shop.seed, **plane)
+        return figures.draw(
+            study.draws,
+            [shop.out / row["run"] for row in result["rows"]],
+            target.with_name(f"{target.stem}-{study.draws}.png"),
+            data_root=shop.root,
+            n=scale.n,
+            seed=shop.seed,
+            dataset=scale.dataset,
+            updates=scale.updates,
+        )
+    out = target.with_suffix(".png")
     return [path for axis in study.curves for path in _curves(result, axis, out.with_stem(f"{out.stem}-{axis.norm}"))]
 
 
 def _curves(result: Result, axis: CurveAxis, out: Path) -> list[Path]:
     names = [column.name for column in axis.columns()]
-    measured = [row for row in result["rows"] if all(name in row.get("cells", {}) for name in names)]
+    measured = [
+        row for row in result["rows"] if all("accuracy" in row.get("cells", {}).get(name, {}) for name in names)
+    ]
     if not measured:
         return []
     curves = [
@@ -101,7 +119,7 @@ def _header(study: Study, shop: Workshop) -> Result:
         "seed": shop.seed,
         "batch_size": study.at(shop.scale).batch_size,
         "machine": {
-            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "device": "cuda" if torch.cuda.is_available() and study.kind != "figure" else "cpu",
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
         },
@@ -118,25 +136,24 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _fill(entry: Result, study: Study, row: Row, shop: Workshop, old: Result, keep: Any) -> None:
-    """The cells of one row, those that `old` holds for the same weights taken over."""
+def _fill(entry: Result, study: Study, row: Row, shop: Workshop, keep: Callable[[], None]) -> None:
+    """The cells of one row; those it holds of the same weights, data and settings are taken as they are."""
     subject, scale = shop.subject(study, row), study.at(shop.scale)
-    entry |= _about(subject, shop, study, row)
-    cells = dict(old.get("cells", {})) if old.get("weights_sha256") == entry["weights_sha256"] else {}
-    entry["cells"] = {}
+    about = _about(subject, shop, study, row)
+    same = all(entry.get(key) == about[key] for key in ("weights_sha256", "data", "threat"))
+    cells = entry.get("cells", {}) if same else {}
+    entry |= about | {"cells": cells}
     for column in study.measured():
         reason = row.skip.get(column.name) or ("left out at this scale" if column.name in scale.leave_out else None)
-        if reason:
-            entry["cells"][column.name] = {"skipped": reason}
-            continue
-        shop.busy(f"{study.name}: {row.name}, {column.name}")
         asked = column.model_dump(mode="json", exclude={"slow"}) | {"n": images(column, row, scale)}
-        done = cells.get(column.name, {})
-        same = done.get("asked") == asked
-        entry["cells"][column.name] = (
-            done if same else measure(subject, column, row, scale, shop.seed) | {"asked": asked}
-        )
-        keep()
+        if column.certify is not None:
+            asked |= {"draws": scale.certificates}
+        if reason:
+            cells[column.name] = {"skipped": reason}
+        elif cells.get(column.name, {}).get("asked") != asked:
+            shop.busy(f"{study.name}: {row.name}, {column.name}")
+            cells[column.name] = measure(subject, column, row, scale, shop.seed) | {"asked": asked}
+            keep()
 
 
 def _about(subject: Subject, shop: Workshop, study: Study, row: Row) -> Result:
@@ -145,7 +162,7 @@ def _about(subject: Subject, shop: Workshop, study: Study, row: Row) -> Result:
     if row.weights is not None:
         return about | {"data": row.weights.dataset}
     recipe, epochs = shop.recipe(study, row).model_dump(mode="json"), history(shop.folder(study, row))
-    recipe["init_from"] = Path(recipe["init_from"]).name if recipe["init_from"] else None  # no path of a machine
+    recipe["init_from"] = recipe["init_from"] and Path(recipe["init_from"]).name  # no path of a machine
     seconds = round(sum(epoch["seconds"] for epoch in epochs), 1)
     return about | {"recipe": recipe, "training_seconds": seconds, "validation": epochs}
 

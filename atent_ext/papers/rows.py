@@ -18,7 +18,7 @@ from atent_ext.data import Split
 from atent_ext.errors import BadInput
 from atent_ext.evaluation import Outcome, Protocol, Setting, evaluate
 from atent_ext.modes import device_of
-from atent_ext.papers.study import Certify, Column, Row, Scale, ScaleName, Shipped, Study, load, recipe_of, run_name
+from atent_ext.papers.study import Certify, Column, Row, Scale, ScaleName, Shipped, Study, recipe_of, resolved, run_name
 from atent_ext.recipes import Recipe
 from atent_ext.runs import RunFolder
 from atent_ext.scoring import Subject
@@ -44,14 +44,11 @@ class Workshop:
 
     def recipe(self, study: Study, row: Row) -> Recipe:
         """The recipe of a row, its starting weights named where it has any."""
-        if row.of is not None:
-            other = load(row.of)
-            return self.recipe(other, other.row(row.row or row.name))
+        study, row = resolved(study, row)
         recipe = recipe_of(study, row, self.scale, self.seed)
         if row.after is None:
             return recipe
-        start = self.folder(study, study.row(row.after))
-        return recipe.model_copy(update={"init_from": str(start)})
+        return recipe.model_copy(update={"init_from": str(self.folder(study, study.row(row.after)))})
 
     def folder(self, study: Study, row: Row) -> Path:
         """Where the run of a row lies or will lie."""
@@ -59,6 +56,7 @@ class Workshop:
 
     def train(self, study: Study, row: Row) -> Path:
         """The run folder of a row, trained to its end; a run that was interrupted goes on."""
+        study, row = resolved(study, row)
         if row.after is not None:
             self.train(study, study.row(row.after))
         recipe, folder = self.recipe(study, row), RunFolder(self.folder(study, row))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -35,7 +36,10 @@ class Certify(Section):
     @model_validator(mode="after")
     def _fields_apply(self) -> "Certify":
         if (self.by == "smoothing") != (self.sigma is not None) or (self.by == "intervals" and self.norm != "Linf"):
-            raise BadInput(f"a certificate by {self.by} has {'no' if self.sigma is None else 'a'} sigma, {self.norm}")
+            raise BadInput(
+                f"a certificate by {self.by} has sigma {self.sigma}, norm {self.norm}; smoothing needs a sigma, "
+                "intervals take none and are in Linf"
+            )
         return self
 
 
@@ -61,6 +65,10 @@ class Column(Section):
             raise BadInput(f"column {self.name!r} needs either attack or certify")
         if (self.eps is None) != (self.norm is None):
             raise BadInput(f"column {self.name!r} needs eps and norm together")
+        if self.certify is not None and self.model_fields_set & {"eps", "norm", "share", "step_share"}:
+            raise BadInput(
+                f"column {self.name!r} has the radius of its certificate; remove eps, norm, share, step_share"
+            )
         return self
 
     def threat(self, row: Threat) -> Threat:
@@ -146,7 +154,7 @@ class Scale(Section):
     measured. dataset, updates: of a plane. differs: what differs from the paper's setting, in words.
     """
 
-    recipes: str
+    recipes: str = "{recipe}"
     set: tuple[str, ...] = ()
     n: Count = 10_000
     slow: Count = 10_000
@@ -229,11 +237,17 @@ def load(name: str) -> Study:
         raise BadInput(f"study {name}: {' '.join(str(error).split())}") from None
 
 
+def resolved(study: Study, row: Row) -> tuple[Study, Row]:
+    """The study and the row that are meant, where `row` points to one of another study."""
+    if row.of is None:
+        return study, row
+    other = load(row.of)
+    return resolved(other, other.row(row.row or row.name))
+
+
 def recipe_of(study: Study, row: Row, scale: ScaleName, seed: int = 0) -> Recipe:
     """The recipe of a row at a scale, overrides applied. Raises BadInput for a row that is not trained."""
-    if row.of is not None:
-        other = load(row.of)
-        return recipe_of(other, other.row(row.row or row.name), scale, seed)
+    study, row = resolved(study, row)
     if row.recipe is None:
         raise BadInput(f"row {row.name!r} of {study.name} is not trained here")
     settings = study.at(scale)
@@ -242,7 +256,8 @@ def recipe_of(study: Study, row: Row, scale: ScaleName, seed: int = 0) -> Recipe
 
 
 def run_name(recipe: Recipe) -> str:
-    """The folder of a recipe's run: its name and a digest of all that decides the weights, so that equal runs meet."""
+    """The folder of a recipe's run: its name and a digest of what decides the weights, so that equal runs meet."""
     deciding: dict[str, Any] = recipe.model_dump(mode="json", exclude={"description", "differs", "name"})
+    deciding["init_from"] = recipe.init_from and Path(recipe.init_from).name  # a run's name, wherever it lies
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
     return f"{recipe.name}-{digest[:8]}"

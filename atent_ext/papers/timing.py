@@ -30,6 +30,8 @@ def fill(result: dict[str, Any], study: Study, shop: Workshop) -> None:
         for name, step in steps.items():
             start = time.perf_counter()
             step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             taken[name].append(time.perf_counter() - start)
     first = next(iter(taken.values()))[WARMUP:]
     paper = next(study.rows_at(shop.scale)).paper.get("seconds")
@@ -44,11 +46,13 @@ def fill(result: dict[str, Any], study: Study, shop: Workshop) -> None:
 def _stepper(recipe: Recipe, shop: Workshop) -> Callable[[], None]:
     """One optimizer step of the recipe on the first batch of its data set, as `fit` takes it."""
     images = data.load(recipe.dataset, shop.root, shop.download)
-    x, y = images.train.images[: recipe.batch_size], images.train.labels[: recipe.batch_size]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batch = images.train.take(recipe.batch_size)
+    x, y = batch.images.to(device), batch.labels.to(device)
     with seeded(recipe.seed):
-        model = build_model(recipe, images).train()
+        model = build_model(recipe, images).to(device).train()
     objective, optimizer = recipe.build_objective(), recipe.optimizer.build(model.parameters())
-    generator = torch.Generator().manual_seed(recipe.seed)
+    generator = torch.Generator(device).manual_seed(recipe.seed)
 
     def closure() -> float:
         optimizer.zero_grad()
