@@ -347,7 +347,7 @@ def test_runs_are_drawn_by_name(tmp_path, runs, kind):
 
 
 def test_figures_without_runs_are_drawn_with_their_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(plane, "Setting", lambda: plane.QUICK)
+    monkeypatch.setattr(plane, "Setting", lambda **_: plane.QUICK)
     monkeypatch.setattr(plane, "QUICK", QUICK, raising=False)
     short = density.Setting(chains=20, steps=2)
     monkeypatch.setattr(density, "Setting", lambda: short)
