@@ -12,7 +12,7 @@ import torch
 from atent_ext import __version__, checkpoints, figures, plots, registry
 from atent_ext.errors import BadInput
 from atent_ext.papers import timing
-from atent_ext.papers.rows import Workshop, history, images, measure
+from atent_ext.papers.rows import Certified, Workshop, history, images, measure
 from atent_ext.papers.study import CurveAxis, Row, Scale, Study
 from atent_ext.recipes import Threat
 from atent_ext.scoring import Subject
@@ -143,6 +143,7 @@ def _fill(entry: Result, study: Study, row: Row, shop: Workshop, keep: Callable[
     same = all(entry.get(key) == about[key] for key in ("weights_sha256", "data", "threat"))
     cells = entry.get("cells", {}) if same else {}
     entry |= about | {"cells": cells}
+    known: Certified = {}
     for column in study.measured():
         reason = row.skip.get(column.name) or ("left out at this scale" if column.name in scale.leave_out else None)
         asked = column.model_dump(mode="json", exclude={"slow"}) | {"n": images(column, row, scale)}
@@ -152,7 +153,7 @@ def _fill(entry: Result, study: Study, row: Row, shop: Workshop, keep: Callable[
             cells[column.name] = {"skipped": reason}
         elif cells.get(column.name, {}).get("asked") != asked:
             shop.busy(f"{study.name}: {row.name}, {column.name}")
-            cells[column.name] = measure(subject, column, row, scale, shop.seed) | {"asked": asked}
+            cells[column.name] = measure(subject, column, row, scale, shop.seed, known) | {"asked": asked}
             keep()
 
 

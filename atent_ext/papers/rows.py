@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from atent_ext import data, scoring
 from atent_ext.bounds import certified_linf
-from atent_ext.certification import Smoothing, certified_flags, certify_all, l2_radius_for_linf
+from atent_ext.certification import Certificate, Smoothing, certified_flags, certify_all, l2_radius_for_linf
 from atent_ext.data import Split
 from atent_ext.errors import BadInput
 from atent_ext.evaluation import Outcome, Protocol, Setting, evaluate
@@ -25,6 +25,7 @@ from atent_ext.scoring import Subject
 from atent_ext.training import Reporter, fit
 
 Cell = dict[str, Any]
+Certified = dict[tuple[Smoothing, int], list[Certificate]]
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,19 @@ def images(column: Column, row: Row, scale: Scale) -> int:
     return min(count, row.n or count)
 
 
-def measure(subject: Subject, column: Column, row: Row, scale: Scale, seed: int) -> Cell:
-    """One cell as plain data: the outcome of an attack or of a certification on the first images of the test set."""
+def measure(subject: Subject, column: Column, row: Row, scale: Scale, seed: int, known: Certified) -> Cell:
+    """One cell as plain data: the outcome of an attack or of a certification on the first images of the test set.
+
+    known: the certificates of this row so far, which columns of several radii share.
+    """
     split = subject.test.take(min(images(column, row, scale), len(subject.test)))
     model = subject.model.to("cuda" if torch.cuda.is_available() else "cpu")
     if column.certify is not None:
-        certified = _by_intervals if column.certify.by == "intervals" else _by_smoothing
         start = time.perf_counter()
-        flags, settings = certified(model, split, column.certify, scale.certificates, seed)
+        if column.certify.by == "intervals":
+            flags, settings = _by_intervals(model, split, column.certify)
+        else:
+            flags, settings = _by_smoothing(model, split, column.certify, scale.certificates, seed, known)
         return Outcome("certified", settings, flags, time.perf_counter() - start).report()
     threat = column.threat(subject.threat)
     protocol = Protocol(name=column.name, description="", attacks=(column.spec(subject.threat),))
@@ -115,16 +121,20 @@ def measure(subject: Subject, column: Column, row: Row, scale: Scale, seed: int)
     return {"threat": threat.model_dump(), **outcome.report()}
 
 
-def _by_smoothing(model: nn.Module, split: Split, asked: Certify, draws: int, seed: int) -> tuple[Tensor, Cell]:
+def _by_smoothing(
+    model: nn.Module, split: Split, asked: Certify, draws: int, seed: int, known: Certified
+) -> tuple[Tensor, Cell]:
     smoothing = Smoothing(sigma=asked.sigma or 0.0, n0=asked.n0, n=draws, alpha=asked.alpha)
     radius = asked.radius if asked.norm == "L2" else l2_radius_for_linf(asked.radius, split.images[0].numel())
     smoothing.require(radius)
-    flags = certified_flags(certify_all(model, split, smoothing, seed=seed), split.labels, radius)
+    if (smoothing, len(split)) not in known:
+        known[smoothing, len(split)] = certify_all(model, split, smoothing, seed=seed)
+    flags = certified_flags(known[smoothing, len(split)], split.labels, radius)
     settings = {"sigma": asked.sigma, "draws": draws, "n0": asked.n0, "alpha": asked.alpha, "l2_radius": radius}
     return torch.tensor(flags), settings
 
 
-def _by_intervals(model: nn.Module, split: Split, asked: Certify, draws: int, seed: int) -> tuple[Tensor, Cell]:
+def _by_intervals(model: nn.Module, split: Split, asked: Certify) -> tuple[Tensor, Cell]:
     device = device_of(model)
     flags = certified_linf(model, split.images.to(device), split.labels.to(device), asked.radius)
     return flags.cpu(), {"by": "interval bounds", "linf_radius": asked.radius}
