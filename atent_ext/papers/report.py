@@ -43,7 +43,7 @@ def cells(result: Result) -> Iterator[tuple[str, str, float | None, dict[str, An
 def _accuracies(result: Result) -> Table:
     table = Table("row", "column", title=heading(result), title_justify="left")
     for name in ("paper", "ours", "95 % interval", "difference", "images"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     before = ""
     for row, column, paper, cell in cells(result):
         table.add_row("" if row == before else row, column, *described(paper, cell, result["scale"] != "smoke"))
@@ -55,7 +55,7 @@ def described(paper: float | None, cell: dict[str, Any], compare: bool) -> tuple
     """Paper, ours, interval, difference (where it makes sense to `compare`) and images of a cell; percentages."""
     theirs = "" if paper is None else f"{paper:.2f}"
     if "accuracy" not in cell:
-        return theirs, "not measured", "", "", ""
+        return theirs, "-", "", "", ""
     ours, (low, high) = 100 * cell["accuracy"], cell["interval95_wilson"]
     difference = "" if paper is None or not compare else f"{ours - paper:+.1f}"
     return theirs, f"{ours:.1f}", f"{100 * low:.1f} - {100 * high:.1f}", difference, str(cell["n"])
