@@ -1,6 +1,7 @@
 """How training went, from the metrics of a run folder: loss, clean and robust validation accuracy (v2 Fig. 3)."""
 
 import json
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -39,7 +40,7 @@ def _epoch(path: Path, number: int, line: str) -> dict[str, Any]:
 def decays(history: History) -> list[tuple[int, float]]:
     """(epoch, learning rate) of each epoch that ended at a lower rate than the one before; empty for a smooth schedule.
 
-    Smooth is a rate that ever rises, or that falls in more than two epochs and in more than half of them.
+    Smooth is a rate that ever changes by anything but a division by 10 or 100: one milestone or two.
     """
     rates = [epoch["lr"] for epoch in history]
     if _smooth(rates):
@@ -50,9 +51,8 @@ def decays(history: History) -> list[tuple[int, float]]:
 
 
 def _smooth(rates: Sequence[float]) -> bool:
-    steps = list(pairwise(rates))
-    falls = sum(now < before for before, now in steps)
-    return falls > max(2, len(steps) / 2) or any(now > before for before, now in steps)
+    tens = [math.log10(before / now) if now > 0 else math.inf for before, now in pairwise(rates)]
+    return not all(math.isfinite(ten) and 0 <= round(ten) <= 2 and abs(ten - round(ten)) < 1e-6 for ten in tens)
 
 
 def selected(history: History) -> dict[str, Any] | None:

@@ -122,19 +122,20 @@ def _section(result: Result) -> list[str]:
         line for label in ("differs", "notes") if result[label] for line in (f"{_LABELS[label]}{result[label]}", "")
     ]
     lines += [*_BODIES[result["kind"]](result), ""]
-    skipped = sorted(
-        {
-            (row["name"], cell["skipped"])
-            for row in result["rows"]
-            for cell in row.get("cells", {}).values()
-            if "skipped" in cell
-        }
-    )
-    lines += [f"- {name}: {reason}." for name, reason in skipped]
-    lines += [
-        f"- {row['name']}: {row['quoted'] or row['note']}." for row in result["rows"] if row["quoted"] or row["note"]
-    ]
-    return [*lines, "", "```sh", result["command"], "```", ""]
+    remarks = [f"- {name}: {remark}." for name, remark in _remarks(result)]
+    return [*lines, *(remarks and [*remarks, ""]), "```sh", result["command"], "```", ""]
+
+
+def _remarks(result: Result) -> Iterator[tuple[str, str]]:
+    """What there is to say of single rows: why one is quoted, what it is, and of its cells."""
+    for row in result["rows"]:
+        if row["quoted"] or row["note"]:
+            yield row["name"], row["quoted"] or row["note"]
+        said: dict[str, list[str]] = {}
+        for column, cell in row.get("cells", {}).items():
+            for note in (cell.get("skipped"), *cell.get("notes", ())):
+                said.setdefault(note or "", []).append(column)
+        yield from ((f"{row['name']}, {', '.join(columns)}", note) for note, columns in said.items() if note)
 
 
 _LABELS = {"differs": "What differs from the paper: ", "notes": ""}
