@@ -9,12 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from atent_ext import checks, compat
+from atent_ext import checks, compat, speed
 from atent_ext.errors import BadInput
-from atent_ext.langevin import Langevin, Pull, finite, last_iterate
+from atent_ext.langevin import Langevin, Pull
 from atent_ext.losses import cross_entropy
 from atent_ext.modes import evaluating
 from atent_ext.norms import L2, LINF, Direction, Norm, Start
+from atent_ext.search import Keep, adversaries
 from atent_ext.types import Loss, Model, Radius
 
 compat.advertorch()
@@ -40,6 +41,11 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
     project: Projection | None
     targeted: bool
     generator: torch.Generator | None
+    restarts: int
+    keep: Keep
+    early_stop: bool
+    batch_size: int | None
+    speed: speed.Speed
 
     def __init__(self, predict: Model, loss_fn: Loss | None, clip_min: float, clip_max: float, **settings: Any) -> None:
         super().__init__(predict, loss_fn or cross_entropy, clip_min, clip_max)
@@ -81,12 +87,23 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
         checks.images(x, self.clip_min, self.clip_max)
         if len(x) == 0:  # many models cannot run on it
             return x.new_empty((n, *x.shape))
-        with evaluating(self.predict):
+        with evaluating(self.predict), speed.viewed(self.predict, x, self.speed) as model:
             y = self._labels(x, y)
-            return torch.stack([self._chain(x, y) for _ in range(n)])
+            return torch.stack([self._found(model, x, y) for _ in range(n)])
 
-    def _chain(self, x: Tensor, y: Tensor) -> Tensor:
-        return finite(last_iterate(self.kernel, self.predict, x, y, self.loss_fn, self.generator))
+    def _found(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
+        return adversaries(
+            self.kernel,
+            model,
+            x,
+            y,
+            self.loss_fn,
+            self.generator,
+            restarts=self.restarts,
+            keep=self.keep,
+            early_stop=self.early_stop,
+            batch_size=self.batch_size,
+        )
 
     def _labels(self, x: Tensor, y: Tensor | None) -> Tensor:
         if y is None:
@@ -106,6 +123,8 @@ class LinfATENTAttack(_ATENTAttack):
     eps: radius, a number or (N,). nb_iter: steps. eps_iter: step size. noise: square root of the temperature.
     rand_init: start uniformly in the ball (or at `start`: "corner" is the authors'); False starts at x.
     project: "last" step only (the authors' for CIFAR-10) or "every". generator: source of noise and starts.
+    restarts, keep, early_stop, batch_size: how often it runs and what it returns, as in `search.adversaries`: the last
+    iterate of one run unless told otherwise. speed: "channels-last" or "plain", as in `speed.viewed`.
     What it returns lies in the eps ball and in [clip_min, clip_max]. Raises BadInput for values that make no sense.
     """
 
@@ -130,6 +149,11 @@ class LinfATENTAttack(_ATENTAttack):
         direction: Direction | None = None,
         pull: Pull = "coordinate",
         generator: torch.Generator | None = None,
+        restarts: int = 1,
+        keep: Keep = "last",
+        early_stop: bool = True,
+        batch_size: int | None = None,
+        speed: speed.Speed = "channels-last",
     ) -> None:
         if project not in ("last", "every"):
             raise BadInput(f"project is {project!r}; the ℓ∞ attack projects at the 'last' or at 'every' step")
@@ -150,6 +174,11 @@ class LinfATENTAttack(_ATENTAttack):
             project=project,
             targeted=targeted,
             generator=generator,
+            restarts=restarts,
+            keep=keep,
+            early_stop=early_stop,
+            batch_size=batch_size,
+            speed=speed,
         )
 
 
@@ -182,6 +211,11 @@ class L2ATENTAttack(_ATENTAttack):
         direction: Direction | None = None,
         pull: Pull = "authors",
         generator: torch.Generator | None = None,
+        restarts: int = 1,
+        keep: Keep = "last",
+        early_stop: bool = True,
+        batch_size: int | None = None,
+        speed: speed.Speed = "channels-last",
     ) -> None:
         super().__init__(
             predict,
@@ -200,4 +234,9 @@ class L2ATENTAttack(_ATENTAttack):
             project=project,
             targeted=targeted,
             generator=generator,
+            restarts=restarts,
+            keep=keep,
+            early_stop=early_stop,
+            batch_size=batch_size,
+            speed=speed,
         )

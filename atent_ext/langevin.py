@@ -152,13 +152,15 @@ def walk(kernel: Langevin, x: Tensor, gradient: Gradient, generator: Generator =
 
 def input_gradient(model: Model, loss: Loss, target: Tensor) -> Gradient:
     """The gradient of `loss(model(x'), target)`, summed, with respect to x' alone; leaves no gradient on the model."""
+    return lambda moving: scored_gradient(model, loss, moving, target)[0]
 
-    def gradient(moving: Tensor) -> Tensor:
-        with torch.inference_mode(False), torch.enable_grad(), frozen(model):
-            leaf = _recordable(moving.detach()).requires_grad_()
-            return torch.autograd.grad(loss(model(leaf), _recordable(target)).sum(), leaf)[0]
 
-    return gradient
+def scored_gradient(model: Model, loss: Loss, moving: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """`input_gradient` at x', (N, ...), and the logits there, (N, classes), of the same pass."""
+    with torch.inference_mode(False), torch.enable_grad(), frozen(model):
+        leaf = _recordable(moving.detach()).requires_grad_()
+        logits = model(leaf)
+        return torch.autograd.grad(loss(logits, _recordable(target)).sum(), leaf)[0], logits.detach()
 
 
 def _recordable(tensor: Tensor) -> Tensor:
