@@ -25,6 +25,8 @@ Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="
 
 def main() -> None:
     """Run the command line."""
+    # Read by torch at its first large tensor: large pages spare most of the page faults of a training step on the CPU.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         app()
     except (AtentError, OSError) as error:
@@ -124,15 +126,22 @@ def evaluate(
     ] = None,
     seed: Seed = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch; the random draws follow it.")] = 250,
+    chunk: Annotated[
+        int | None, typer.Option(min=1, help="Images that are scored and kept together [default: 100, on a GPU 250].")
+    ] = None,
+    speed: Annotated[str, typer.Option(help="plain, channels-last, compile, graphs or auto.")] = "channels-last",
     data_root: DataRoot = None,
     download: Download = False,
     model_dir: Annotated[
         Path | None, typer.Option("--model-dir", help="For robustbench:NAME: its model_dir [default: models].")
     ] = None,
 ) -> None:
-    """Score a trained model on test images: clean accuracy, attacks, and their worst case."""
+    """Score a trained model on test images: clean accuracy, attacks, and their worst case.
+
+    The same command goes on with an evaluation that was interrupted; the processes of torchrun share one.
+    """
     from atent_ext import scoring
-    from atent_ext.console import report_table
+    from atent_ext.console import ScoringBar, report_table
     from atent_ext.evaluation import load_protocol
 
     chosen = load_protocol(protocol)
@@ -140,16 +149,19 @@ def evaluate(
     target = out or scoring.default_path(subject, loaded, chosen, n, seed or 0)
     if target.is_dir():
         raise BadInput(f"--out {target} is a folder; name the JSON file to write")
-    with console.status("scoring") as status:
+    with ScoringBar(console) as bar:
         report = scoring.score(
             loaded,
             chosen,
             n=n,
             seed=seed or 0,
             batch_size=batch_size,
-            busy=lambda text: status.update(f"scoring: {text}"),
+            chunk=chunk,
+            speed=speed,
+            path=target,
+            busy=bar.busy,
+            progress=bar.standing,
         )
-    scoring.save(report, target)
     console.print(report_table(report))
     _print_notes([report])
     console.print(f"written: {target}", soft_wrap=True)

@@ -1,12 +1,26 @@
 """What the command line shows: progress bars and tables, on rich."""
 
+import math
+import time
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
+from atent_ext.chunks import Standing
 from atent_ext.scoring import Report
 from atent_ext.training import Metrics
 
@@ -62,15 +76,65 @@ class TrainingBar:
         self.progress.reset(self.task, description=text, total=None, now="", visible=True)
 
 
+class ScoringBar:
+    """A bar over the chunks of an evaluation, with the time that has passed, the time left, and the current attack.
+
+    Where there is no terminal, a line per chunk instead.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.terminal = console.is_terminal
+        columns = (TextColumn("scoring, chunks"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _TimeLeft())
+        now = TextColumn("{task.fields[now]}", markup=False)
+        self.progress = Progress(*columns, now, console=console, transient=True, disable=not self.terminal)
+        self.task = self.progress.add_task("", total=None, now="", due=None)
+        self.done: int | None = None
+
+    def __enter__(self) -> "ScoringBar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def busy(self, text: str) -> None:
+        """Show what is being done."""
+        self.progress.update(self.task, now=text)
+
+    def standing(self, standing: Standing) -> None:
+        """Show how many chunks are done and how long the others will take, which runs down by the clock in between."""
+        if self.done == standing.done:
+            return
+        left = standing.left
+        due = None if left is None else time.monotonic() + left
+        self.progress.update(self.task, total=standing.chunks, completed=standing.done, due=due)
+        begun, self.done = self.done is None, standing.done
+        if left is not None and (begun or (left and not self.terminal)):
+            said = "going on where it stopped: " if begun else ""
+            said += f"{standing.done} of {standing.chunks} chunks are done, about {_clock(left)} left"
+            self.progress.console.print(said, highlight=False, soft_wrap=True)
+
+
+class _TimeLeft(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        due = task.fields["due"]
+        return Text("time left unknown" if due is None else f"about {_clock(due - time.monotonic())} left")
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=max(0, math.ceil(seconds))))
+
+
 def report_table(report: Report) -> Table:
-    """One row per attack: correct, accuracy, 95 % interval, seconds."""
+    """One row per attack: correct, accuracy, 95 % interval, seconds of all processes together."""
     threat = report["threat"]
     title = (
         f"{report['name']} on {report['data']}, {report['split']}; {threat['norm']} eps {threat['eps']:g}, "
         f"protocol {report['protocol']}, seed {report['seed']}"
     )
     table = Table(title=title, title_justify="left")
-    for heading in ("attack", "correct", "accuracy", "95 % interval", "seconds"):
+    seconds = "seconds" if report["processes"] == 1 else "process-seconds"
+    for heading in ("attack", "correct", "accuracy", "95 % interval", seconds):
         table.add_column(heading, justify="left" if heading == "attack" else "right")
     for result in report["results"]:
         low, high = result["interval95_wilson"]

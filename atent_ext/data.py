@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
 
 from atent_ext import checks, registry
 from atent_ext.errors import BadInput
 
-AUGMENTATIONS = ("none", "crop-flip")
 _CACHE = "~/.cache/atent_ext"
 _FOLDER = "folder:"
 _NPZ = "npz:"
@@ -96,34 +94,6 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
         raise BadInput(f"cannot hold out {count} of {len(split)} examples with seed {seed}: {error}") from error
     rest, held = (torch.from_numpy(part).sort().values for part in parts)
     return Split(split.images[rest], split.labels[rest]), Split(split.images[held], split.labels[held])
-
-
-def dataset(split: Split, augment: str = "none") -> Dataset[tuple[Tensor, ...]]:
-    """The split as a torch data set of (image (C, H, W), label (), position in the split ()).
-
-    `augment` "crop-flip" crops at random from the image padded by 4 black pixels and mirrors every second one on
-    average, drawn anew at each access from torch's global random state; "none" changes nothing.
-    """
-    if augment not in AUGMENTATIONS:
-        raise registry.nearest("augmentation", augment, AUGMENTATIONS)
-    if augment == "crop-flip":
-        return _CropFlip(split)
-    return TensorDataset(split.images, split.labels, torch.arange(len(split)))
-
-
-class _CropFlip(Dataset[tuple[Tensor, ...]]):
-    def __init__(self, split: Split) -> None:
-        from torchvision.transforms import v2
-
-        self.split = split
-        size = tuple(split.images.shape[-2:])
-        self.change = v2.Compose([v2.RandomCrop(size, padding=4), v2.RandomHorizontalFlip()])
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return self.change(self.split.images[index]), self.split.labels[index], torch.tensor(index)
 
 
 def digits(root: Path, download: bool) -> DataSet:

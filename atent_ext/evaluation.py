@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Annotated, Any, Literal
 
@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from atent_ext import checks, registry
 from atent_ext.data import Split
 from atent_ext.errors import BadInput
-from atent_ext.langevin import Langevin, atent, fgsm, finite, last_iterate, pgd
+from atent_ext.langevin import Langevin, atent, fgsm, pgd
 from atent_ext.library_attacks import Attack, carlini_wagner, deepfool
 from atent_ext.losses import cross_entropy
 from atent_ext.modes import device_of, evaluating, frozen, seeded
 from atent_ext.norms import Norm
 from atent_ext.norms import norm as norm_called
 from atent_ext.recipes import Count, Section, Threat
+from atent_ext.search import Keep, adversaries, allowed
 from atent_ext.types import Radius
 
 _MINIMAL: Mapping[str, Callable[[Norm, int], Attack]] = {"cw": carlini_wagner, "deepfool": deepfool}
-_CHAIN = ("steps", "restarts", "step_size")
+_CHAIN = ("steps", "restarts", "step_size", "keep")
 _APPLY = {
     "pgd": _CHAIN,
     "ifgsm": ("steps",),
@@ -34,8 +35,6 @@ _APPLY = {
     "atent": (*_CHAIN, "noise", "project"),
     "autoattack": ("version",),
 }
-_ROUNDING = 1e-5
-"""What float32 may add to a radius; an attack that leaves ball or box by more has not succeeded."""
 
 
 class AttackSpec(Section):
@@ -43,21 +42,23 @@ class AttackSpec(Section):
 
     attack: "clean"; "fgsm", "ifgsm" (steps of eps / steps from the clean image), "pgd", "atent"; "cw" and "deepfool" of
     other libraries (`library_attacks`); "autoattack". steps, restarts, step_size: of PGD and ATENT; a step_size
-    of None is 2.5 eps / steps. noise, project: of ATENT, as in `langevin.atent`. version: of AutoAttack.
+    of None is 2.5 eps / steps; keep: "last" counts a run's last iterate, "success" each on the way. noise, project: of
+    ATENT, as in `langevin.atent`. version: of AutoAttack.
     """
 
     attack: Literal["clean", "fgsm", "ifgsm", "pgd", "atent", "cw", "deepfool", "autoattack"]
     steps: Count = 40
     restarts: Count = 1
     step_size: Annotated[float, Field(gt=0)] | None = None
+    keep: Keep = "last"
     noise: Annotated[float, Field(ge=0)] = 1e-3
     project: Literal["last", "every"] | None = None
     version: Literal["standard", "rand", "plus"] = "standard"
 
     @model_validator(mode="after")
     def _fields_apply(self) -> "AttackSpec":
-        for field in self.model_fields_set - {"attack", *_APPLY.get(self.attack, ())}:
-            raise BadInput(f"{field} does not apply to attack {self.attack!r}; remove it")
+        for name in self.model_fields_set - {"attack", *_APPLY.get(self.attack, ())}:
+            raise BadInput(f"{name} does not apply to attack {self.attack!r}; remove it")
         return self
 
 
@@ -71,13 +72,17 @@ class Protocol(Section):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One attack's result: `flags` (N,) is True where the prediction was right and stayed right."""
+    """One attack's result: `flags` (N,) is True where the prediction was right and stayed right.
+
+    `seconds` is the work of all processes together. `robust_after`: of AutoAttack, as in `AutoAttackResult`.
+    """
 
     attack: str
     settings: Mapping[str, Any]
     flags: Tensor
     seconds: float
     notes: tuple[str, ...] = ()
+    robust_after: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -94,6 +99,7 @@ class Outcome:
             "n": count,
             "accuracy": right / count,
             "interval95_wilson": interval(right, count),
+            **({"robust_after": dict(self.robust_after)} if self.robust_after else {}),
             "seconds": round(self.seconds, 1),
             "notes": list(self.notes),
             "flags": "".join("01"[int(flag)] for flag in self.flags),
@@ -131,17 +137,29 @@ def clean_flags(model: nn.Module, split: Split, batch_size: int = 250) -> Tensor
     return predict(model, split.images, batch_size).argmax(1) == split.labels
 
 
-def robust_flags(model: nn.Module, split: Split, kernel: Langevin, setting: Setting, restarts: int = 1) -> Tensor:
+def robust_flags(
+    model: nn.Module,
+    split: Split,
+    kernel: Langevin,
+    setting: Setting,
+    restarts: int = 1,
+    keep: Keep = "last",
+    early_stop: bool = True,
+) -> Tensor:
     """Which examples are right and stay right in every one of `restarts` runs of the attack, (N,) bool.
 
+    keep: "last" counts the last iterate of each run, "success" every iterate. early_stop: what is broken is attacked no
+    further, which changes the cost and not the flags (`search.adversaries`).
     Raises BadInput if the attack runs into NaN: what cannot be attacked is not robust.
     """
     generator = torch.Generator(device_of(model)).manual_seed(setting.seed)
 
     def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return finite(last_iterate(kernel, model, x, y, cross_entropy, generator))
+        return adversaries(
+            kernel, model, x, y, cross_entropy, generator, restarts=restarts, keep=keep, early_stop=early_stop
+        )
 
-    return flags_under(attack, model, split, kernel.norm, kernel.eps, setting.batch_size, restarts, kernel.box)
+    return flags_under(attack, model, split, kernel.norm, kernel.eps, setting.batch_size, kernel.box)
 
 
 def flags_under(
@@ -151,10 +169,9 @@ def flags_under(
     norm: Norm,
     eps: Radius,
     batch_size: int,
-    restarts: int = 1,
     box: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
-    """Which examples are right and stay right in every one of `restarts` runs of any attack, (N,) bool.
+    """Which examples are right and stay right under any attack, (N,) bool.
 
     What an attack returns outside the eps ball or the box does not count, so that a minimal-norm attack succeeds only
     within eps.
@@ -165,19 +182,10 @@ def flags_under(
         for start in range(0, len(split), batch_size):
             batch = slice(start, start + batch_size)
             x, y = split.images[batch].to(device), split.labels[batch].to(device)
-            right = _right(model, x, y)
-            for _ in range(restarts):
-                adversary = attack(model, x, y)
-                right &= _right(model, adversary, y) | ~allowed(norm, eps, x, adversary, box)
-            flags.append(right.cpu())
+            adversary = attack(model, x, y)
+            stays = _right(model, adversary, y) | ~allowed(norm, eps, x, adversary, box)
+            flags.append((_right(model, x, y) & stays).cpu())
     return torch.cat(flags)
-
-
-def allowed(norm: Norm, eps: Radius, x: Tensor, adversary: Tensor, box: tuple[float, float] = (0.0, 1.0)) -> Tensor:
-    """Which adversaries keep to the eps ball and the box up to rounding, (N,) bool: only those can count."""
-    low, high = box
-    in_box = ((adversary >= low - _ROUNDING) & (adversary <= high + _ROUNDING)).flatten(1).all(1)
-    return in_box & (norm.size(adversary - x) <= eps + _ROUNDING)
 
 
 def load_protocol(name: str) -> Protocol:
@@ -271,7 +279,10 @@ def _chain(
 ) -> Outcome:
     settings = {"steps": spec.steps, "step_size": kernel.step_size, "restarts": spec.restarts, **more}
     name += f"-{spec.steps}" + (f" x {spec.restarts}" if spec.restarts > 1 else "")
-    return Outcome(name, settings, robust_flags(model, split, kernel, setting, spec.restarts), 0.0)
+    if spec.keep == "success":
+        settings["keep"], name = spec.keep, f"{name}, every iterate"
+    flags = robust_flags(model, split, kernel, setting, spec.restarts, spec.keep)
+    return Outcome(name, settings, flags, 0.0)
 
 
 def _autoattack(model: nn.Module, split: Split, spec: AttackSpec, setting: Setting) -> Outcome:
@@ -295,7 +306,7 @@ def _autoattack(model: nn.Module, split: Split, spec: AttackSpec, setting: Setti
     outside = int((~inside).sum())
     notes = [*result.notes, *([f"{outside} adversaries left ball or box and do not count"] if outside else [])]
     flags = torch.where(inside, result.robust, clean_flags(model, split, setting.batch_size))
-    return Outcome(name, settings, flags, 0.0, tuple(notes))
+    return Outcome(name, settings, flags, 0.0, tuple(notes), result.robust_after)
 
 
 _RUNNERS: Mapping[str, Callable[[nn.Module, Split, AttackSpec, Setting], Outcome]] = {

@@ -3,8 +3,9 @@
 Everything is per example: a batch (N, ...) is N vectors, and the result for one never depends on the others.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -61,10 +62,30 @@ def per_example(value: Radius, x: Tensor) -> Tensor:
     return value.to(x).reshape(-1, *[1] * (x.dim() - 1))
 
 
+class SharedGenerator(torch.Generator):
+    """Of every draw for a batch, the rows of one process: `rows` of the `total` examples that all share.
+
+    Processes that seed theirs alike then draw for each example what a single process would. What is not of the length
+    of `rows` is drawn as from any generator.
+    """
+
+    total: int = 0
+    rows: range = range(0)
+
+
+def _drawn(draw: Callable[..., Tensor], x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A draw of the shape, dtype and device of `x`, made where the generator lives."""
+    device = x.device if generator is None else generator.device
+    options: dict[str, Any] = {"generator": generator, "device": device, "dtype": x.dtype}
+    if isinstance(generator, SharedGenerator) and x.shape[:1] == (len(generator.rows),):
+        whole = draw((generator.total, *x.shape[1:]), **options)
+        return whole[generator.rows.start : generator.rows.stop].to(x.device)
+    return draw(x.shape, **options).to(x.device)
+
+
 def gaussian(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal noise of the shape, dtype and device of `x`, drawn where the generator lives."""
-    device = x.device if generator is None else generator.device
-    return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+    return _drawn(torch.randn, x, generator)
 
 
 @dataclass(frozen=True)
@@ -85,9 +106,7 @@ class _Linf:
         return torch.where(gradient.isnan(), gradient, gradient.sign())
 
     def random(self, x: Tensor, eps: Radius, generator: torch.Generator | None) -> Tensor:
-        device = x.device if generator is None else generator.device
-        uniform = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
-        return (2 * uniform - 1) * per_example(eps, x)
+        return (2 * _drawn(torch.rand, x, generator) - 1) * per_example(eps, x)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def quickstart(
     """
     protocol = load_protocol("autoattack")
     digits = data.load("digits")
-    digits.test.take(n)  # refuses an impossible n before anything is trained
+    count = len(digits.test.take(n))  # refuses an impossible n before anything is trained
     subjects, reports = {}, []
     for method in METHODS:
         recipe = recipes.load(f"digits-linf-{method}", [f"seed={seed}", *overrides])
@@ -48,7 +48,7 @@ def quickstart(
         fit(recipe, digits, folder.path, resume=again, overwrite=overwrite, reporter=reporter)
         scoring_begins(recipe.name)
         subjects[method] = scoring.from_run(folder.path)
-        reports.append(scoring.score(subjects[method], protocol, n=n, seed=seed))
+        reports.append(scoring.score(subjects[method], protocol, n=n, seed=seed, chunk=count))
     checkpoints.write(out / "results.json", json.dumps(reports, indent=1) + "\n")
     checkpoints.write(out / "leaderboard.md", leaderboard.markdown(reports))
     _draw({method: subject.model for method, subject in subjects.items()}, digits, recipe.threat, n, out)

@@ -19,6 +19,7 @@ from atent_ext import registry
 from atent_ext.entropy_sgd import EntropySGD
 from atent_ext.errors import BadInput
 from atent_ext.norms import NormName
+from atent_ext.speed import Speed
 from atent_ext.types import Objective
 
 Positive = Annotated[float, Field(gt=0)]
@@ -112,7 +113,9 @@ class Recipe(Section):
     size of the objective grow linearly to their values. ema: decay of an exponential moving average of the weights,
     which is then what is validated and kept. examples: train on the first so many images that are not held out (None:
     all). init_from: a run folder or a weights file to start from, for fine-tuning;
-    a relative path starts at the current folder. differs: what differs from the published setting.
+    a relative path starts at the current folder. speed: how the network is run, as in `atent_ext.speed`; a setting that
+    it cannot run with gives way to a simpler one, and "auto" is measured on the first batch; the run folder's recipe
+    holds what was chosen. differs: what differs from the published setting.
     """
 
     name: str
@@ -132,6 +135,7 @@ class Recipe(Section):
     eps_ramp: Share = 0.0
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    speed: Speed = "channels-last"
     validation: Validation
     seed: Annotated[int, Field(ge=0)] = 0
 

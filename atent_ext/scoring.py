@@ -4,25 +4,30 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from accelerate import PartialState
+from torch import Tensor, nn
 
-from atent_ext import __version__, checkpoints, checks, data, models
+from atent_ext import __version__, checkpoints, checks, chunks, data, models
 from atent_ext.certification import Certificate, Smoothing, certified_accuracy, certify_all
+from atent_ext.chunks import Chunk, Journal, Standing
 from atent_ext.data import Split
 from atent_ext.errors import BadInput
-from atent_ext.evaluation import Protocol, Setting, evaluate
+from atent_ext.evaluation import Protocol, Setting
 from atent_ext.norms import norm as norm_called
 from atent_ext.recipes import Threat
 from atent_ext.runs import RunFolder
+from atent_ext.speed import Prepared, prepare
 
 Report = dict[str, Any]
 _ZOO = "robustbench:"
+_CHUNK = {"cpu": 100, "cuda": 250}
+"""Images in a chunk: enough to keep the device busy, few enough that an interruption costs minutes."""
 
 
 @dataclass(frozen=True)
@@ -127,27 +132,94 @@ def score(
     n: int | None = None,
     seed: int = 0,
     batch_size: int = 250,
+    chunk: int | None = None,
+    speed: str = "channels-last",
+    path: Path | None = None,
     busy: Callable[[str], None] = lambda text: None,
+    progress: Callable[[Standing], None] = lambda standing: None,
 ) -> Report:
-    """Run `protocol` on the first `n` test images (None: all); `busy` hears what is being done."""
+    """Run `protocol` on the first `n` test images (None: all), in chunks of `chunk` images (None: 100, on a GPU 250).
+
+    Chunk k is scored with `seed + k`, in batches of at most `batch_size`, by the network as `speed.prepare` makes it.
+    With a `path` the report is written there; until then the finished chunks lie in the folder `path`.chunks, and a
+    call with the same setting goes on with the others. Several processes of torchrun or `accelerate launch` share the
+    chunks through that folder; each returns the report. In the first one `busy` hears what is being done, and
+    `progress` how far all are.
+    Raises BadInput for a folder of another setting, for several processes without a path or without a folder in common,
+    and where memory does not reach for a single image.
+    """
+    team = chunks.processes()
+    if path is None and team.num_processes > 1:
+        raise BadInput(
+            f"{team.num_processes} processes share the chunks through a folder; give a path, the same to all"
+        )
     split = subject.test.take(n)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    setting = Setting(subject.threat, seed, batch_size, busy)
-    versions = {"atent-ext": __version__} | {
-        name: importlib.metadata.version(name) for name in ("torch", "pyautoattack")
-    }
-    outcomes = evaluate(
-        subject.model.to(device), split, protocol, setting, lambda o: busy(f"{o.attack}: {o.accuracy:.2%}")
-    )
-    return subject.about | {
-        "split": f"test, the first {len(split)} of {len(subject.test)}",
+    device = team.device if team.device.type == "cuda" else torch.device("cpu")
+    size = _CHUNK[device.type] if chunk is None else chunk
+    pieces = chunks.cut(len(split), size, seed)
+    journal = Journal(pieces, None if path is None else path.with_name(f"{path.name}.chunks"))
+    setting = Setting(subject.threat, seed, min(batch_size, size), busy)
+    facts = _facts(subject, split, protocol, setting, size) | {"device": device.type}
+    prepared, missing = _begin(subject.model.to(device), split, journal, facts, speed, team)
+    chunks.share(prepared.model, split, protocol, setting, journal, missing, team, progress)
+    report: Report = {}
+    if team.is_main_process:
+        report = _report(subject, protocol, facts, prepared, journal.collect(), team.num_processes)
+        if path is not None:
+            save(report, path)
+        journal.discard()
+    return chunks.told(team, report)
+
+
+def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting, chunk: int) -> Report:
+    """What decides the flags, as plain data."""
+    weights = [value for value in subject.model.state_dict().values() if isinstance(value, Tensor)]
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "pyautoattack")}
+    return {
+        **{key: subject.about.get(key) for key in ("weights_sha256", "model", "data")},
+        "test_images": len(subject.test),
+        "n": len(split),
+        "content_sha256": _digest([*weights, split.images, split.labels]),
         "threat": subject.threat.model_dump(),
+        "protocol": protocol.model_dump(mode="json"),
+        "seed": setting.seed,
+        "chunk": chunk,
+        "batch_size": setting.batch_size,
+        "versions": {"atent-ext": __version__} | versions,
+    }
+
+
+def _begin(
+    model: nn.Module, split: Split, journal: Journal, facts: Report, speed: str, team: PartialState
+) -> tuple[Prepared, list[Chunk]]:
+    """The network as it is to be scored and the chunks to do: the main process decides, the others do as it says."""
+    images = split.images[: facts["batch_size"]]
+    if not team.is_main_process:
+        chosen, missing = chunks.told(team, (speed, list[Chunk]()))
+        return prepare(model, images, chosen), missing
+    earlier = journal.setting()
+    prepared = prepare(model, images, earlier["speed"] if earlier and speed == "auto" else speed)
+    journal.claim(facts | {"speed": prepared.speed})
+    missing = journal.missing()
+    chunks.told(team, (prepared.speed, missing))
+    return prepared, missing
+
+
+def _report(
+    subject: Subject, protocol: Protocol, facts: Report, prepared: Prepared, records: list[Report], processes: int
+) -> Report:
+    same = {key: facts[key] for key in ("threat", "seed", "batch_size", "chunk", "versions")}
+    threads = torch.get_num_threads()
+    return subject.about | {
+        "split": f"test, the first {facts['n']} of {facts['test_images']}",
         "protocol": protocol.name,
-        "seed": seed,
-        "batch_size": batch_size,
-        "machine": {"device": device, "threads": torch.get_num_threads(), "python": platform.python_version()},
-        "versions": versions,
-        "results": [outcome.report() for outcome in outcomes],
+        **same,
+        "smaller_batches": chunks.smaller_batches(records),
+        "speed": prepared.speed,
+        "prepared": list(prepared.notes),
+        "processes": processes,
+        "machine": {"device": facts["device"], "threads": threads, "python": platform.python_version()},
+        "results": [outcome.report() for outcome in chunks.outcomes(records)],
     }
 
 
@@ -199,3 +271,10 @@ def _about(name: str, model: str, weights: list[Path], images: data.DataSet) -> 
     found = bool(weights) and all(path.is_file() for path in weights)
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest() if found else None
     return {"name": name, "model": model, "weights_sha256": digest, "data": images.name, "data_note": images.note}
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -1,6 +1,8 @@
 """`fit`: one training loop for every objective, on Accelerate, resumable after every epoch."""
 
+import logging
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -10,23 +12,26 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, broadcast, broadcast_object_list, gather_object
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 
-from atent_ext import checkpoints, checks
-from atent_ext.data import DataSet, Split, dataset, hold_out
+from atent_ext import checkpoints, checks, speed
+from atent_ext.batches import Batch, Batches
+from atent_ext.data import DataSet, Split, hold_out
 from atent_ext.errors import BadInput, NonFiniteLoss
 from atent_ext.evaluation import Setting, predict, robust_flags
 from atent_ext.langevin import pgd
 from atent_ext.modes import seeded
-from atent_ext.norms import norm
+from atent_ext.norms import SharedGenerator, norm
 from atent_ext.recipes import Recipe, Schedule
 from atent_ext.runs import RunFolder, build_model
 from atent_ext.types import Objective
 
 Metrics = dict[str, Any]
+_log = logging.getLogger(__name__)
 
 
 class Reporter(Protocol):
@@ -36,7 +41,7 @@ class Reporter(Protocol):
         """Training of recipe `name` starts: `epochs` of `steps` each, of which `done` epochs lie behind it."""
 
     def step(self, loss: float) -> None:
-        """One optimizer step was made."""
+        """One optimizer step was made; `loss` is that of this process's share of the batch."""
 
     def epoch(self, metrics: Metrics) -> None:
         """An epoch ended and its checkpoint is written."""
@@ -69,7 +74,14 @@ def fit(
     After each epoch the training state and, where it is the best so far, the weights are on disk; `resume` goes on
     from there and on the CPU ends with the same weights bit for bit. The epoch is chosen on images held out of the
     training split; the test split is never looked at. Global random state is restored.
-    Raises BadInput for data or folders that do not fit, NonFiniteLoss if the loss becomes NaN or infinite.
+
+    Under torchrun or `accelerate launch`, `recipe.batch_size` is that of all processes together, each of which takes
+    its share. Order, augmentation, starts and noise are drawn by example, so that a recipe means the same on any number
+    of processes. What is not: dropout, drawn by each process, and BatchNorm, which sees each process's share alone; its
+    running statistics are the main process's at the end of each epoch. The main process writes. A process whose loss
+    becomes NaN or infinite ends, and the launcher then ends the others.
+    Raises BadInput for data or folders that do not fit and for more processes than `recipe.batch_size`, NonFiniteLoss
+    if the loss becomes NaN or infinite.
     """
     folder = RunFolder(Path(out))
     checks.images(data.train.images, 0.0, 1.0)
@@ -80,9 +92,11 @@ def fit(
         if recipe.init_from and not (resume and folder.state.exists()):
             source = Path(recipe.init_from)
             checkpoints.load_weights(model, RunFolder(source).weights if source.is_dir() else source)
+        if resume and recipe.speed == "auto" and folder.exists():  # what it chose then, not what is fastest today
+            recipe = recipe.model_copy(update={"speed": folder.recipe().speed})
         trainer = _Trainer(recipe, model, rest.take(recipe.examples), held_out, folder)
         if trainer.accelerator.is_main_process:
-            folder.claim(recipe, resume=resume, overwrite=overwrite)
+            folder.claim(trainer.recipe, resume=resume, overwrite=overwrite)
         trainer.accelerator.wait_for_everyone()
         if resume and folder.state.exists():
             trainer.restore()
@@ -92,29 +106,42 @@ def fit(
 
 class _Trainer:
     def __init__(self, recipe: Recipe, model: nn.Module, rest: Split, held_out: Split, folder: RunFolder) -> None:
-        self.recipe, self.held_out, self.folder = recipe, held_out, folder
+        self.held_out, self.folder = held_out, folder
         self.objective = recipe.build_objective()
         self.history: list[Metrics] = []
         self.lr = recipe.optimizer.lr  # of the last step
         self.accelerator = _accelerator(recipe.mixed_precision)
-        # A generator of our own, seeded anew each epoch: Accelerate would seed one of its own once.
-        self.order = torch.Generator()
-        loader = DataLoader(dataset(rest, recipe.augment), recipe.batch_size, shuffle=True, generator=self.order)
+        self.recipe = self.hastened(model, recipe, rest.images[: recipe.batch_size])
+        here = (self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes)
+        self.batches = Batches(rest, recipe.batch_size, recipe.augment, *here)
         optimizer = recipe.optimizer.build(model.parameters())
-        schedule = _schedule(recipe.schedule, optimizer, recipe.epochs, len(loader))
-        prepared = self.accelerator.prepare(model, optimizer, schedule, loader)
-        self.model, self.optimizer, self.schedule, self.loader = prepared
-        plain = self.accelerator.unwrap_model(self.model)
-        self.average = _average(plain, recipe.ema) if recipe.ema else None
+        schedule = _schedule(recipe.schedule, optimizer, recipe.epochs, len(self.batches))
+        self.model, self.optimizer, self.schedule = self.accelerator.prepare(model, optimizer, schedule)
+        if isinstance(self.model, DistributedDataParallel):
+            self.model.broadcast_buffers = False  # else the processes would meet before every pass of an inner loop
+        self.plain: nn.Module = self.accelerator.unwrap_model(self.model)
+        self.average = _average(self.plain, recipe.ema) if recipe.ema else None
         # What is validated and kept: the averaged weights where there are any.
-        self.judged: nn.Module = self.average.module if self.average else plain
+        self.judged: nn.Module = self.average.module if self.average else self.plain
+
+    def hastened(self, model: nn.Module, recipe: Recipe, images: Tensor) -> Recipe:
+        """Set the network to the recipe's speed, the same in all processes; a measured choice replaces "auto"."""
+        device = self.accelerator.device
+        found = speed.choose(model.to(device), images.to(device), recipe.speed)
+        chosen, notes = broadcast_object_list([found])[0]
+        speed.convert(model, chosen)
+        for note in notes if self.accelerator.is_main_process else ():
+            # Channels-last is not asked for by name, so that what has no use for it need not hear of it.
+            _log.log(logging.INFO if recipe.speed == "channels-last" else logging.WARNING, "%s", note)
+        return recipe.model_copy(update={"speed": chosen}) if recipe.speed == "auto" else recipe
 
     def run(self, reporter: Reporter) -> None:
-        reporter.begin(self.recipe.name, self.recipe.epochs, len(self.loader), len(self.history))
+        reporter.begin(self.recipe.name, self.recipe.epochs, len(self.batches), len(self.history))
         for epoch in range(len(self.history), self.recipe.epochs):
             start = time.perf_counter()
-            loss = self.train(epoch, reporter)
+            loss = self.together(self.train(epoch, reporter))
             metrics = {"epoch": epoch + 1, "loss": loss, **self.validate(), "lr": self.lr}
+            metrics = broadcast_object_list([metrics])[0]  # no rounding may part the processes' choice of an epoch
             metrics["selected"] = self.is_best(metrics)
             metrics["seconds"] = round(time.perf_counter() - start, 1)
             self.history.append(metrics)
@@ -122,32 +149,33 @@ class _Trainer:
             reporter.epoch(metrics)
 
     def train(self, epoch: int, reporter: Reporter) -> float:
-        """One epoch; returns the mean loss. Every draw follows from seed, epoch and process alone."""
-        process = self.accelerator.process_index
-        self.order.manual_seed(_seed(self.recipe.seed, epoch))
-        torch.manual_seed(_seed(self.recipe.seed, epoch, process, 2))  # augmentation and dropout
-        generator = torch.Generator(self.accelerator.device)
-        generator.manual_seed(_seed(self.recipe.seed, epoch, process, 1))  # the objective's starts and noise
+        """One epoch; returns the mean weighted loss. Draws follow from seed and epoch (dropout: and process)."""
+        seed = self.recipe.seed
+        torch.manual_seed(_seed(seed, epoch, self.accelerator.process_index, 2))  # dropout
+        generator = SharedGenerator(self.accelerator.device)
+        generator.manual_seed(_seed(seed, epoch, 0, 1))  # the objective's starts and noise
         self.model.train()
         total = 0.0
-        for step, (x, y, index) in enumerate(self.loader):
-            objective = self.ramped(epoch * len(self.loader) + step)
+        for step, batch in enumerate(self.batches.epoch(_seed(seed, epoch))):
+            objective = self.ramped(epoch * len(self.batches) + step)
             self.lr = self.optimizer.param_groups[0]["lr"]
-            loss = self.step(objective, (x, y, index), generator, f"epoch {epoch + 1}, step {step + 1}")
+            loss = self.step(objective, batch, generator, f"epoch {epoch + 1}, step {step + 1}")
             self.schedule.step()
             if self.average:
-                self.average.update_parameters(self.accelerator.unwrap_model(self.model))
-            total += loss
+                self.average.update_parameters(self.plain)
+            total += batch.weight * loss
             reporter.step(loss)
-        return total / len(self.loader)
+        return total / len(self.batches)
 
-    def step(self, objective: Objective, batch: tuple[Tensor, ...], generator: torch.Generator, place: str) -> float:
-        """One optimizer step on one batch; returns the loss at the weights before it."""
+    def step(self, objective: Objective, batch: Batch, generator: SharedGenerator, place: str) -> float:
+        """One optimizer step on one batch; returns the mean loss of this process's share at the weights before it."""
+        generator.total, generator.rows = batch.total, batch.rows
         losses: list[float] = []
 
         def closure() -> float:
             self.optimizer.zero_grad()
-            losses.append(self.backpropagate(objective.terms, objective(self.model, *batch, generator=generator)))
+            terms = objective(self.model, batch.images, batch.labels, batch.index, generator=generator)
+            losses.append(self.backpropagate(objective.terms, terms, batch.weight))
             if not math.isfinite(losses[-1]):
                 raise self.broken(f"the loss is {losses[-1]} at {place}")
             return losses[-1]
@@ -159,8 +187,8 @@ class _Trainer:
             self.optimizer.step()
         return losses[0]
 
-    def backpropagate(self, count: int, terms: Iterator[Tensor]) -> float:
-        """Back-propagate each term before the next is asked for; returns their sum.
+    def backpropagate(self, count: int, terms: Iterator[Tensor], weight: float) -> float:
+        """Back-propagate each term, times `weight`, before the next is asked for; returns their sum without it.
 
         Processes exchange gradients on the last one only, so the others' forward passes run without synchronisation.
         """
@@ -169,14 +197,26 @@ class _Trainer:
             last = position == count - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 term = next(terms)
-                self.accelerator.backward(term)
-            loss += term.detach()
+                self.accelerator.backward(weight * term)
+            loss = loss + term.detach()  # of the wider type of both
         return float(loss)
 
     def ramped(self, step: int) -> Objective:
         """The objective at this step: eps and step size grow linearly over the first `eps_ramp` of the training."""
-        length = self.recipe.eps_ramp * self.recipe.epochs * len(self.loader)
+        length = self.recipe.eps_ramp * self.recipe.epochs * len(self.batches)
         return self.objective.scaled((step + 1) / length) if step + 1 < length else self.objective
+
+    def together(self, loss: float) -> float:
+        """The mean of the processes' losses; what they found out apart in an epoch becomes the same in all."""
+        if self.accelerator.num_processes == 1:
+            return loss
+        for network in filter(None, (self.plain, self.average)):
+            broadcast(list(network.buffers()))  # in place: the running statistics of the main process
+        memory: Any = self.objective
+        if hasattr(memory, "merge"):
+            memory.merge(gather_object([memory.state_dict()]))
+        losses: list[float] = gather_object([loss])
+        return math.fsum(losses) / len(losses)
 
     def broken(self, what: str) -> NonFiniteLoss:
         done = len(self.history)
@@ -192,7 +232,7 @@ class _Trainer:
         # The last step of an epoch may break the weights, and no loss has seen them yet.
         if not bool(torch.isfinite(logits).all()):
             raise self.broken(
-                f"the network's outputs are not finite after epoch {len(self.history) + 1}, step {len(self.loader)}"
+                f"the network's outputs are not finite after epoch {len(self.history) + 1}, step {len(self.batches)}"
             )
         clean = logits.argmax(1) == self.held_out.labels
         robust = robust_flags(self.judged, self.held_out, kernel, setting)
@@ -214,7 +254,7 @@ class _Trainer:
     def parts(self) -> dict[str, Any]:
         """What has state, by name."""
         found = {
-            "model": self.accelerator.unwrap_model(self.model),
+            "model": self.plain,
             "optimizer": self.optimizer,
             "schedule": self.schedule,
             "average": self.average,
@@ -242,8 +282,13 @@ class _Trainer:
 
 
 def _accelerator(precision: str) -> Accelerator:
+    # Where there is no GPU, Accelerate joins the processes of a launcher only if it is told so: else each of them would
+    # train alone, into the same folder.
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    cpu = several and not (torch.cuda.is_available() or torch.xpu.is_available())
+    once = DataLoaderConfiguration(split_batches=True)  # a step is one of all processes, and of the schedule, too
     try:
-        return Accelerator(mixed_precision=precision)
+        return Accelerator(mixed_precision=precision, cpu=cpu, dataloader_config=once)
     except ValueError as error:  # a device without it, or an earlier run of this process in another precision
         raise BadInput(f"mixed_precision is {precision!r}, which cannot be had here: {error}") from error
 

@@ -26,6 +26,11 @@ class Objective(Protocol):
     The caller runs `backward()` on each term before it asks for the next, and steps its optimizer after the last.
     `index` holds the positions of the examples in the training set, for methods that keep state per example;
     `generator` is the source of the method's own random draws (None: torch's global one); dropout has the global one.
+
+    On several processes each calls the method with its share of a batch. That is the same training as on one if every
+    term is a mean over the examples and the noise is drawn by `norms.gaussian` or a norm's `random`, which look at
+    `norms.SharedGenerator`. A method that remembers has `state_dict` and `load_state_dict`, for checkpoints; and
+    `merge`, which is given the `state_dict`s of all processes after each epoch and makes all remember the same.
     """
 
     @property

@@ -1,21 +1,22 @@
-"""Check a report of `atent eval` against pyautoattack called directly: same images, seed and batch size, same flags.
+"""Check a report of `atent eval`, chunk by chunk, against pyautoattack called directly: same images, seed, batch size.
 
     python eval/autoattack_parity.py REPORT.json WEIGHTS [--data-root DIR]
 
-Prints how many flags agree and exits with code 1 unless all do.
+The network is prepared as the report says (its "speed"), for that changes rounding. Prints how many flags agree in each
+chunk and exits with code 1 unless all do.
 """
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from pyautoattack import AutoAttack
 
-from atent_ext import scoring
-from atent_ext.modes import frozen
+from atent_ext import chunks, scoring, speed
+from atent_ext.data import Split
 
 
 def main(report: Path, weights: Path, data_root: Annotated[Path | None, typer.Option()] = None) -> None:
@@ -24,19 +25,30 @@ def main(report: Path, weights: Path, data_root: Annotated[Path | None, typer.Op
     threat = told["threat"]
     subject = scoring.load(weights, told["model"], told["data"], threat["norm"], threat["eps"], data_root)
     split = subject.test.take(ours["n"])
-    with frozen(subject.model):
-        attack = AutoAttack(
-            subject.model, norm=threat["norm"], eps=threat["eps"], seed=told["seed"], version="standard"
-        )
-        adversaries, _ = attack.run_standard_evaluation(split.images, split.labels, batch_size=told["batch_size"])
+    device = told["machine"]["device"]
+    model = speed.prepare(subject.model.to(device), split.images[: told["batch_size"]], told["speed"]).model
+    differing = 0
+    for chunk in chunks.cut(len(split), told["chunk"], told["seed"]):
+        batch_size = told["smaller_batches"].get(str(chunk.number), told["batch_size"])
+        theirs = directly(model, chunk.of(split), threat, chunk.seed, batch_size, device)
+        mine = ours["flags"][chunk.start : chunk.stop]
+        same = sum(one == other for one, other in zip(mine, theirs, strict=True))
+        differing += len(theirs) - same
+        counts = f"robust: {mine.count('1')}, directly {theirs.count('1')}"
+        print(f"{told['name']}, chunk {chunk.number}: {same} of {len(theirs)} flags agree; {counts}", flush=True)
+    print(f"{differing} of {len(split)} flags differ")
+    sys.exit(differing > 0)
+
+
+def directly(
+    model: torch.nn.Module, split: Split, threat: dict[str, Any], seed: int, batch_size: int, device: str
+) -> str:
+    """The flags of stock AutoAttack as a text of 0 and 1."""
+    attack = AutoAttack(model, norm=threat["norm"], eps=threat["eps"], seed=seed, version="standard", device=device)
+    found, _ = attack.run_standard_evaluation(split.images, split.labels, batch_size=batch_size)
     with torch.no_grad():
-        batches = adversaries.split(told["batch_size"])
-        predictions = torch.cat([subject.model(batch).argmax(1) for batch in batches])
-    flags = "".join("01"[int(flag)] for flag in predictions == split.labels)
-    same = sum(mine == theirs for mine, theirs in zip(ours["flags"], flags, strict=True))
-    name, robust = told["name"], ours["correct"]
-    print(f"{name}: {same} of {len(flags)} flags agree; robust: {robust}, directly {flags.count('1')}")
-    sys.exit(same != len(flags))
+        classes = torch.cat([model(batch.to(device)).argmax(1).cpu() for batch in found.split(batch_size)])
+    return "".join("01"[int(flag)] for flag in classes == split.labels)
 
 
 if __name__ == "__main__":

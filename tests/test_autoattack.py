@@ -1,3 +1,4 @@
+import re
 import sys
 from types import SimpleNamespace
 
@@ -88,6 +89,32 @@ def test_the_standard_version_is_that_of_pyautoattack():
     assert 0 < result.robust.sum() < (model(x).argmax(1) == y).sum()
     assert result.attacks == ("apgd-ce", "apgd-t", "fab-t", "square")
     assert (result.target_classes, result.package, result.notes) == (9, "pyautoattack 0.2.0", ())
+    counts = list(result.robust_after.values())
+    assert list(result.robust_after) == ["clean", *result.attacks]
+    assert counts == sorted(counts, reverse=True)
+    assert (counts[0], counts[-1]) == (18, int(result.robust.sum()))
+
+
+def test_where_nothing_is_left_no_other_attack_runs_and_0_follows():
+    model, x, y = linear((1, 4, 4), 12)
+    heard = []
+    result = autoattack.run(model, x, y, norm="Linf", eps=0.5, on_attack=lambda *batch: heard.append(batch))
+    assert heard == [("apgd-ce", 18)]
+    assert result.robust_after == {"clean": 18, "apgd-ce": 0, "apgd-t": 0, "fab-t": 0, "square": 0}
+
+
+def test_the_counts_after_each_attack_are_those_of_autoattacks_log(caplog):
+    model, x, y = linear((1, 4, 4), 12)
+    eps, attacks = 0.06, ["square", "apgd-dlr", "apgd-ce"]
+    attacker = pyautoattack.AutoAttack(model, eps=eps, seed=0, version="plus")
+    attacker.attacks_to_run, attacker.square.n_queries = attacks, 5000
+    with caplog.at_level("DEBUG", "auto-attack"):
+        directly(attacker, x, y, 7)
+    shares = re.findall(r"(?:initial|robust) accuracy(?: after \S+)?: ([\d.]+)%", caplog.text)[:4]
+    result = autoattack.run(model, x, y, norm="Linf", eps=eps, version="plus", attacks=attacks, batch_size=7)
+    assert list(result.robust_after) == ["clean", *attacks]
+    assert list(result.robust_after.values()) == [round(float(share) / 100 * len(x)) for share in shares]
+    assert len(set(result.robust_after.values())) >= 3
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -206,6 +233,7 @@ def test_no_radius_and_no_images():
     assert torch.equal(clean.robust, model(x).argmax(1) == y)
     assert clean.robust.sum() == 18
     assert torch.equal(clean.adversaries, x)
+    assert clean.robust_after == {"clean": 18}
     assert clean.attacks == ()
     assert "eps is 0" in clean.notes[0]
     empty = autoattack.run(model, x[:0], y[:0], norm="L2", eps=0.5)
@@ -246,7 +274,7 @@ def test_the_original_package_is_used_and_a_disagreement_is_noted(monkeypatch):
     class Original:
         def __init__(self, model, norm, eps, seed, verbose, attacks_to_run, version, device):
             self.attacks_to_run, self.version, self.norm = ["apgd-ce"], version, norm
-            self.apgd = self.apgd_targeted = self.fab = self.square = SimpleNamespace(n_target_classes=9)
+            self.apgd = self.apgd_targeted = self.fab = self.square = SimpleNamespace(n_target_classes=9, perturb=None)
 
         def run_standard_evaluation(self, x, y, bs, return_labels):
             return x, torch.cat([y[:-3], (y[-3:] + 1) % 12])

@@ -5,11 +5,12 @@ import json
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from atent_ext import cli
+from atent_ext import chunks, cli
 from atent_ext.evaluation import AttackSpec, Protocol
 
 SMALL = ("epochs=2", "objective.steps=2", "validation.count=60", "validation.steps=2")
@@ -117,6 +118,64 @@ def test_eval_takes_another_radius_and_a_weights_file(run, tmp_path):
     assert attacked == [clean] * 3  # at eps 0 no attack can change anything
 
 
+def interrupted(monkeypatch, done, *arguments):
+    """An evaluation that fails after `done` chunks."""
+    score, calls = chunks.score, []
+
+    def failing(*args):
+        if len(calls) == done:
+            raise OSError("no space left")
+        calls.append(score(*args))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chunks, "score", failing)
+        refused(atent("eval", *arguments), "no space left")
+
+
+def test_eval_goes_on_where_it_was_interrupted(run, tmp_path, monkeypatch):
+    setting = [run[0], "--protocol", "quick", "--n", 30, "--chunk", 8, "--speed", "plain"]
+    assert atent("eval", *setting, "--out", tmp_path / "whole.json").returncode == 0
+    target = tmp_path / "parts.json"
+    interrupted(monkeypatch, 3, *setting, "--out", target)
+    refused(atent("eval", *setting, "--seed", 1, "--out", target), "seed = 0, not 1", "parts.json.chunks")
+    done = atent("eval", *setting, "--out", target)
+    assert done.returncode == 0, done.stderr
+    assert "going on where it stopped: 3 of 4 chunks are done, about" in done.stdout
+    whole, parts = (json.loads((tmp_path / name).read_text()) for name in ("whole.json", "parts.json"))
+    assert [result["flags"] for result in whole["results"]] == [result["flags"] for result in parts["results"]]
+    assert (parts["chunk"], parts["batch_size"], parts["speed"], parts["processes"]) == (8, 8, "plain", 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.json", "parts.json"}
+
+
+@pytest.mark.integration
+def test_two_processes_share_an_evaluation_that_one_began(run, tmp_path, monkeypatch):
+    setting = [run[0], "--protocol", "quick", "--n", 50, "--chunk", 10]
+    assert atent("eval", *setting, "--out", tmp_path / "whole.json").returncode == 0
+    target = tmp_path / "parts.json"
+    interrupted(monkeypatch, 2, *setting, "--out", target)
+    # After "--" nothing is torchrun's, which would take --n for an option of its own.
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--", "atent_ext"]
+    command = [*launcher, "eval", *map(str, setting), "--out", target]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written: ") == done.stdout.count("2 of 5 chunks are done") == 1
+    whole, parts = (json.loads((tmp_path / name).read_text()) for name in ("whole.json", "parts.json"))
+    assert [result["flags"] for result in whole["results"]] == [result["flags"] for result in parts["results"]]
+    assert (whole["processes"], parts["processes"]) == (1, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.json", "parts.json"}
+
+
+@pytest.mark.integration
+def test_an_evaluation_that_is_killed_loses_at_most_one_chunk(run, tmp_path):
+    script = Path(__file__).parents[1] / "eval" / "kill_evaluation.py"
+    size = ["--n", "40", "--chunk", "4", "--kills", "2", "--protocol", "quick"]
+    command = [sys.executable, script, run[0], "--out", tmp_path / "kills.json", *size]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads((tmp_path / "kills.json").read_text())
+    assert (len(told["kills"]), told["good"], set(told["flags_same"])) == (2, True, {True})
+
+
 def test_eval_of_bad_input(run, tmp_path):
     folder, _ = run
     weights = folder / "weights.safetensors"
@@ -125,6 +184,7 @@ def test_eval_of_bad_input(run, tmp_path):
     refused(atent("eval", folder, "--n", 0), "n is 0")
     refused(atent("eval", folder, "--n", 361), "361", "360")
     refused(atent("eval", folder, "--eps", -1), "eps is -1")
+    refused(atent("eval", folder, "--speed", "fast"), "fast", "channels-last")
     refused(atent("eval", folder, "--norm", "L1"), "L1")
     refused(atent("eval", tmp_path), str(tmp_path), "recipe.yaml")
     refused(atent("eval", tmp_path / "nowhere"), "nowhere", "does not exist")

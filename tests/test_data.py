@@ -120,49 +120,6 @@ def test_hold_out_refuses_a_class_of_one():
         data.hold_out(numbered([10, 10, 1]), 5, seed=0)
 
 
-def test_plain_dataset_yields_image_label_and_position(digits):
-    plain = data.dataset(digits.test, "none")
-    image, label, index = plain[7]
-    assert len(plain) == 360
-    assert torch.equal(image, digits.test.images[7])
-    assert (label.item(), index.item()) == (digits.test.labels[7].item(), 7)
-
-
-def test_crop_flip_yields_shifted_or_mirrored_images():
-    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
-    padded = torch.nn.functional.pad(image, (4, 4, 4, 4))
-    crops = [padded[:, i : i + 8, j : j + 8] for i in range(9) for j in range(9)]
-    changed = data.dataset(data.Split(image[None], torch.tensor([5])), "crop-flip")
-    assert len(changed) == 1
-    mirrored, places = 0, set()
-    torch.manual_seed(0)
-    for _ in range(300):
-        found, label, index = changed[0]
-        assert (label.item(), index.item()) == (5, 0)
-        plain = [k for k, crop in enumerate(crops) if torch.equal(found, crop)]
-        flipped = [k for k, crop in enumerate(crops) if torch.equal(found.flip(-1), crop)]
-        assert plain or flipped
-        mirrored += not plain
-        places.update(plain or flipped)
-    assert 120 < mirrored < 180  # 150 on average, standard deviation 8.7
-    assert len(places) > 70  # of 81; 300 draws meet 79 on average
-
-
-def test_crop_flip_follows_the_global_seed(digits):
-    changed = data.dataset(digits.test, "crop-flip")
-    draws = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        draws.append(torch.stack([changed[i % 4][0] for i in range(40)]))
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
-
-
-def test_unknown_augmentation_names_the_nearest():
-    with pytest.raises(BadInput, match="'crop-flip'"):
-        data.dataset(numbered([2, 2]), "cropflip")
-
-
 # ---- names
 
 

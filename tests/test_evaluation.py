@@ -203,7 +203,7 @@ def small_split(count=100):
 )
 def test_only_what_stays_in_the_ball_counts(monkeypatch, cheat, counts):
     split = Split(torch.full((9, *SHAPE), 0.5), torch.zeros(9, dtype=torch.long))
-    monkeypatch.setattr(evaluation, "last_iterate", lambda kernel, model, x, *_: cheat(x))
+    monkeypatch.setattr(evaluation, "adversaries", lambda kernel, model, x, *_, **__: cheat(x))
     flags = robust_flags(Flat(0.59), split, attack(eps=0.1), setting(eps=0.1))
     assert torch.equal(flags, torch.full((9,), not counts))
     wrong = Split(split.images, 1 - split.labels)  # what is wrong without an attack stays wrong
@@ -326,7 +326,7 @@ def test_autoattack_beside_atent_is_reported_as_a_worst_case_over_named_attacks(
     found = {"robust": torch.arange(20) % 2 == 0, "adversaries": linear_split(20).images, "notes": ()}
     monkeypatch.setattr(
         "atent_ext.adapters.autoattack.run",
-        lambda *a, **k: SimpleNamespace(**found, package="pyautoattack 0.2.0", attacks=("apgd-ce",)),
+        lambda *a, **k: SimpleNamespace(**found, package="pyautoattack 0.2.0", attacks=("apgd-ce",), robust_after={}),
     )
     outcomes = evaluation.evaluate(
         linear(), linear_split(20), evaluation.load_protocol("autoattack+atent"), setting(eps=0.0)
@@ -362,7 +362,7 @@ def test_autoattack_gets_the_threat_and_its_flags_are_kept(monkeypatch, note, na
     def run(*arguments, **options):
         calls.append(signature.bind(*arguments, **options).arguments)
         calls[-1].pop("on_attack")("apgd-ce", 20)
-        found = {"robust": robust, "adversaries": split.images}
+        found = {"robust": robust, "adversaries": split.images, "robust_after": {"clean": 18, "apgd-ce": 9}}
         return SimpleNamespace(**found, package="pyautoattack 0.2.0", attacks=("apgd-ce",), notes=(note,))
 
     monkeypatch.setattr(autoattack, "run", run)
@@ -379,6 +379,7 @@ def test_autoattack_gets_the_threat_and_its_flags_are_kept(monkeypatch, note, na
     assert torch.equal(worst.flags, robust & clean.flags)
     assert (result.attack, result.notes) == (name, (note,))
     assert result.settings == {"version": "rand", "package": "pyautoattack 0.2.0", "attacks": ["apgd-ce"]}
+    assert result.report()["robust_after"] == {"clean": 18, "apgd-ce": 9}
     json.dumps(result.report())
 
 
@@ -387,7 +388,12 @@ def test_autoattack_beyond_its_budget_does_not_count(monkeypatch):
     far = split.images.clone()
     far[:5] = 1 - far[:5]
     found = SimpleNamespace(
-        adversaries=far, robust=torch.zeros(20, dtype=torch.bool), package="p", attacks=("square",), notes=()
+        adversaries=far,
+        robust=torch.zeros(20, dtype=torch.bool),
+        package="p",
+        attacks=("square",),
+        notes=(),
+        robust_after={},
     )
     monkeypatch.setattr(autoattack, "run", lambda *_, **__: found)
     clean, result, _ = evaluation.evaluate(

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import LinearTwoClass, small_batch, small_net
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from atent_ext.errors import BadInput
 from atent_ext.langevin import Langevin, atent, fgsm, input_gradient, last_iterate, pgd, walk
@@ -250,3 +251,47 @@ def test_the_usual_step_refuses_what_is_no_radius():
         atent(L2, "a", 3)
     with pytest.raises(BadInput, match=r"^steps is 'a'"):
         pgd(LINF, 0.3, "a")
+
+
+# What a GPU would have to wait for.
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations whose result the host has to read before it can go on."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waiting = (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+            torch.ops.aten.equal.default,
+        )
+        self.count += func in waiting
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_is_counted_as_waiting():
+    with Waits() as waits:
+        value = torch.ones(3).sum()
+        assert waits.count == 0
+        assert float(value) == 3
+        assert bool(value > 1)
+        value.reshape(1).nonzero()
+    assert waits.count == 3
+
+
+@pytest.mark.parametrize("direction", ["sign", "unit", "unit-or-random", "raw"])
+@pytest.mark.parametrize(("pull", "project"), [("coordinate", "every"), ("authors", "last"), ("paper", "never")])
+def test_the_host_waits_for_nothing_inside_the_loop(direction, pull, project):
+    x, y = small_batch()
+    norm = LINF if direction == "sign" else L2
+    kernel = Langevin(
+        **{"norm": norm, "eps": 0.3, "steps": 4, "step_size": 0.1, "direction": direction, "noise": 0.01},
+        **{"gamma": 0.1, "pull": pull, "project": project, "start": norm.start},
+    )
+    with Waits() as waits:
+        last_iterate(kernel, small_net(), x, y, cross_entropy, generator())
+    assert waits.count == 0

@@ -804,3 +804,58 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path, tiny, change, part)
 def test_a_silent_reporter_says_nothing(tmp_path, tiny, capsys):
     training.fit(recipe("sgd", "epochs=1"), tiny, tmp_path)
     assert capsys.readouterr() == ("", "")
+
+
+# ---- how fast the network runs
+
+
+def layouts(seen):
+    """A hook's list of whether each pass of the convolution gave activations with the channels innermost."""
+    return lambda module, given, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
+
+
+def convolving(*overrides):
+    return recipe("pgd-at", "model.name=digits-cnn", "epochs=1", *overrides)
+
+
+@pytest.mark.parametrize(("setting", "innermost"), [("channels-last", True), ("plain", False)])
+def test_the_network_is_trained_with_the_recipes_speed(tiny, tmp_path, monkeypatch, setting, innermost):
+    seen = []
+    build = training.build_model
+
+    def hooked(*arguments):
+        model = build(*arguments)
+        model[2].register_forward_hook(layouts(seen))
+        return model
+
+    monkeypatch.setattr(training, "build_model", hooked)
+    folder = training.fit(convolving(f"speed={setting}"), tiny, tmp_path / "run")
+    assert seen[-1] is innermost
+    assert folder.recipe().speed == setting
+    stored = safetensors.torch.load_file(folder.weights)
+    assert all(tensor.is_contiguous() for tensor in stored.values())
+
+
+def test_what_auto_chose_is_kept_and_resumed(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.speed, "measure", lambda runs: {name: len(name) for name in runs})
+    folder = training.fit(convolving("speed=auto"), tiny, tmp_path / "run")
+    assert folder.recipe().speed == "plain"  # the shorter name
+    before = weights(folder)
+    monkeypatch.setattr(training.speed, "measure", lambda runs: {name: -len(name) for name in runs})
+    longer = training.fit(convolving("speed=auto"), tiny, tmp_path / "run", resume=True)
+    assert longer.recipe().speed == "plain"
+    assert weights(longer) == before
+
+
+def test_a_speed_that_cannot_be_had_gives_way_and_says_why(tiny, tmp_path, monkeypatch, caplog):
+    problem = training.speed._problem
+    monkeypatch.setattr(
+        training.speed, "_problem", lambda m, x, name: "no compiler" if name == "compile" else problem(m, x, name)
+    )
+    fast = training.fit(convolving("speed=compile"), tiny, tmp_path / "compile")
+    assert [record.getMessage() for record in caplog.records] == ["compile not used: no compiler"]
+    plain = training.fit(convolving(), tiny, tmp_path / "channels-last")
+    assert weights(fast) == weights(plain)
+    caplog.clear()
+    training.fit(recipe("sgd", "epochs=1"), tiny, tmp_path / "linear")  # no convolutions, and nobody asked
+    assert not caplog.records

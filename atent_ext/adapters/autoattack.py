@@ -14,7 +14,7 @@ import importlib.metadata
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +41,8 @@ class AutoAttackResult:
     of the input. `robust` (N,) bool: the model still gives the label to `adversaries`. `attacks`: the ensemble, in
     order (AutoAttack stops early when no robust image is left). `target_classes`: how many wrong classes the targeted
     attacks aimed at; 0 without one. `package`: what ran, with its version. `notes`: what was changed, and what
-    AutoAttack itself warned of.
+    AutoAttack itself warned of. `robust_after`: how many images AutoAttack's log counts as robust before any attack,
+    under "clean", and after each of `attacks`.
     """
 
     adversaries: Tensor
@@ -50,6 +51,7 @@ class AutoAttackResult:
     target_classes: int
     package: str
     notes: tuple[str, ...]
+    robust_after: Mapping[str, int]
 
 
 def run(
@@ -93,13 +95,13 @@ def run(
             return _clean(x, logits, y)
         attacker = _attacker(target, norm, eps, version, seed, attacks)
         notes = _adapt(attacker, logits.shape[1], target.shape[1], attacks)
-        _announce(attacker, on_attack)
+        given = _listen(attacker, on_attack)
         with _warnings() as warned:
             found, classes = attacker.run_standard_evaluation(target.images(x), y, bs=batch_size, return_labels=True)
         adversaries = target.restored(found, x)
         robust = target.logits(adversaries, batch_size).max(dim=1).indices == y
         notes += [*warned.values(), *_disagreement(classes == y, robust)]
-        return _result(attacker, adversaries, robust, notes)
+        return _result(attacker, adversaries, robust, notes, _robust_after(attacker, given, classes == y))
 
 
 def _check(norm: str, eps: float, version: str, batch_size: int, attacks: Sequence[str] | None) -> None:
@@ -176,7 +178,8 @@ def _check_logits(logits: Tensor) -> None:
 
 def _clean(x: Tensor, logits: Tensor, y: Tensor) -> AutoAttackResult:
     note = "eps is 0: no attack ran, robust means correct" if len(x) else "no images: no attack ran"
-    return AutoAttackResult(x.clone(), logits.max(dim=1).indices == y, (), 0, _package(), (note,))
+    robust = logits.max(dim=1).indices == y
+    return AutoAttackResult(x.clone(), robust, (), 0, _package(), (note,), {"clean": int(robust.sum())})
 
 
 def _attacker(target: _Images, norm: str, eps: float, version: str, seed: int, attacks: Sequence[str] | None) -> Any:
@@ -227,15 +230,24 @@ def _lower_targets(attacker: Any, classes: int) -> list[str]:
     return notes
 
 
-def _announce(attacker: Any, on_attack: Callable[[str, int], None] | None) -> None:
-    """Call `on_attack` before each `perturb`, the one method that AutoAttack calls on its attacks."""
-    if on_attack is None:
-        return
+def _listen(attacker: Any, on_attack: Callable[[str, int], None] | None) -> dict[str, int]:
+    """Count the images that each attack is given from now on, and tell `on_attack` of each batch before it is attacked.
+
+    `perturb` is the one method that AutoAttack calls on its attacks.
+    """
+    given: dict[str, int] = {}
+
+    def hear(name: str, images: int) -> None:
+        given[name] = given.get(name, 0) + images
+        if on_attack is not None:
+            on_attack(name, images)
+
     apgd, fab = attacker.apgd, attacker.fab
-    _before(apgd, lambda images: on_attack(f"apgd-{apgd.loss}", images))
-    _before(attacker.apgd_targeted, lambda images: on_attack("apgd-t", images))
-    _before(fab, lambda images: on_attack("fab-t" if fab.targeted else "fab", images))
-    _before(attacker.square, lambda images: on_attack("square", images))
+    _before(apgd, lambda images: hear(f"apgd-{apgd.loss}", images))
+    _before(attacker.apgd_targeted, lambda images: hear("apgd-t", images))
+    _before(fab, lambda images: hear("fab-t" if fab.targeted else "fab", images))
+    _before(attacker.square, lambda images: hear("square", images))
+    return given
 
 
 def _before(attack: Any, tell: Callable[[int], None]) -> None:
@@ -246,6 +258,13 @@ def _before(attack: Any, tell: Callable[[int], None]) -> None:
         return perturb(x, y)
 
     attack.perturb = told
+
+
+def _robust_after(attacker: Any, given: Mapping[str, int], robust: Tensor) -> dict[str, int]:
+    """An attack is given what those before it left; with nothing left AutoAttack stops, and 0 stays 0."""
+    attacks = list(attacker.attacks_to_run)
+    counts = [*(given.get(name, 0) for name in attacks), int(robust.sum())]
+    return dict(zip(("clean", *attacks), counts, strict=True))
 
 
 @contextmanager
@@ -275,10 +294,12 @@ def _disagreement(robust_in_run: Tensor, robust: Tensor) -> list[str]:
     return [f"{count} images lie so close to the boundary that the model's answer depends on the batch they are in"]
 
 
-def _result(attacker: Any, adversaries: Tensor, robust: Tensor, notes: list[str]) -> AutoAttackResult:
+def _result(
+    attacker: Any, adversaries: Tensor, robust: Tensor, notes: list[str], robust_after: dict[str, int]
+) -> AutoAttackResult:
     attacks = tuple(attacker.attacks_to_run)
     targets = int(attacker.apgd_targeted.n_target_classes) if _TARGETED & set(attacks) else 0
-    return AutoAttackResult(adversaries, robust, attacks, targets, _package(), tuple(notes))
+    return AutoAttackResult(adversaries, robust, attacks, targets, _package(), tuple(notes), robust_after)
 
 
 def _package() -> str:

@@ -1,6 +1,6 @@
 """MMA: max-margin adversarial training (Ding et al. 2020, Eq. 9 and Algorithm 1)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,14 +28,13 @@ class Lengths:
 
     least: float
     values: Tensor = field(default_factory=lambda: torch.zeros(0))
+    common: Tensor = field(default_factory=lambda: torch.zeros(0))  # as all processes had them last
 
     def of(self, index: Tensor | None, x: Tensor) -> Tensor:
         """The lengths of a batch, (N,), of the dtype and device of `x`."""
         if index is None:
             return x.new_full((len(x),), self.least)
-        missing = int(index.max()) + 1 - len(self.values)
-        if missing > 0:
-            self.values = torch.cat([self.values, torch.full((missing,), self.least)])
+        self.values = self._at_least(self.values, int(index.max()) + 1)
         return self.values[index.cpu()].to(x)
 
     def put(self, index: Tensor | None, which: Tensor, found: Tensor) -> None:
@@ -43,6 +42,22 @@ class Lengths:
         if index is not None:
             which = which.cpu()
             self.values[index.cpu()[which]] = found.to(self.values)[which]
+
+    def take(self, values: Tensor) -> None:
+        """Have these lengths, and know that all processes do."""
+        self.values, self.common = values.clone(), values.clone()  # two runs never share their memory
+
+    def merge(self, others: Sequence[Tensor]) -> None:
+        """Have what any process has found since all had the same."""
+        size = max(map(len, others))
+        common = merged = self._at_least(self.common, size)
+        for values in (self._at_least(other, size) for other in others):
+            merged = torch.where(values != common, values, merged)
+        self.take(merged)
+
+    def _at_least(self, values: Tensor, size: int) -> Tensor:
+        missing = size - len(values)
+        return torch.cat([values, torch.full((missing,), self.least)]) if missing > 0 else values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +94,11 @@ class MMA(Adversarial):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` gave."""
-        self.lengths.values = state["lengths"].clone()  # two runs never share their memory
+        self.lengths.take(state["lengths"])
+
+    def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Take up what several processes' `state_dict`s found since they were last the same."""
+        self.lengths.merge([state["lengths"] for state in states])
 
     def __call__(
         self,

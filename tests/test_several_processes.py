@@ -1,0 +1,316 @@
+"""Two processes train as one does. torchrun starts this very file, too: the programs at its end."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from atent_ext import data, recipes, registry, training
+from atent_ext.data import DataSet, Split
+from atent_ext.modes import seeded
+from atent_ext.objectives import ATENT, MMA
+from atent_ext.objectives.mma import Lengths
+from atent_ext.runs import build_model
+
+pytestmark = pytest.mark.integration
+
+COMMON = ("model.name=double-net", "epochs=3", "batch_size=8", "examples=53", "eps_ramp=0.5", "optimizer.lr=0.05")
+"""21 steps, of 8 examples or, at the end of an epoch, of 5, which two processes share as 3 and 2."""
+JUDGED = ("validation={count: 20, steps: 1, select: last}",)
+SHORT = ("objective.steps=3",)
+NOISE = "objective.noise=0.03"
+
+EQUAL = {
+    "sgd": ("digits-linf-sgd",),
+    "pgd-at": ("digits-linf-pgd-at", *SHORT),
+    "trades": ("digits-linf-trades", *SHORT),
+    "mart": ("digits-linf-mart", *SHORT),
+    "atent": ("digits-linf-atent", *SHORT, NOISE, "objective.alpha=0.5"),
+    "mma": ("digits-linf-mma", *SHORT, "optimizer.lr=0.5"),
+    "ibp": ("digits-linf-ibp",),
+    "pgd-at in ℓ2": ("digits-l2-pgd-at", *SHORT),
+    "trades in ℓ2": ("digits-l2-trades", *SHORT),
+    "atent in ℓ2": ("digits-l2-atent", *SHORT, NOISE, "objective.alpha=0.5"),
+    "gaussian-noise": ("digits-l2-gaussian-noise",),
+    "smooth-trades": ("digits-l2-smooth-trades",),
+    "smooth-adv": ("digits-l2-smooth-adv", *SHORT),
+    "entropy-sgd": ("digits-linf-entropy-sgd", "optimizer.arguments={steps: 2, noise: 0.01}"),
+    "crop-flip": ("digits-linf-pgd-at", *SHORT, "augment=crop-flip"),
+    "ema": ("digits-linf-pgd-at", *SHORT, "ema=0.9"),
+    "a last example alone": ("digits-linf-atent", *SHORT, NOISE, "objective.alpha=0.5", "examples=57"),
+    "mma with a last example alone": ("digits-linf-mma", *SHORT, "optimizer.lr=0.5", "examples=57"),
+}
+
+RESUMED = {
+    "ema": ("digits-linf-trades", *SHORT, "ema=0.9", "augment=crop-flip", "validation.select=robust"),
+    "mma": ("digits-linf-mma", *SHORT),
+}
+"""With BatchNorm and dropout, in float32."""
+
+COMMAND = ("epochs=6", "objective.steps=6", "validation.count=100", "validation.steps=2")
+
+
+def double_net(classes=10, channels=1):
+    """Neither BatchNorm nor dropout."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.Tanh(), nn.Linear(24, classes)).double()
+
+
+def load(name, *overrides):
+    return recipes.load(name, [*COMMON, *JUDGED, *overrides])
+
+
+def digits(dtype=torch.float64):
+    loaded = data.load("digits")
+    train = loaded.train.take(100)
+    return DataSet("digits", loaded.classes, Split(train.images.to(dtype), train.labels), loaded.test)
+
+
+def torchrun(*arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # two processes leave no core for a second thread
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process):
+    """Its output; a process that hangs is an error."""
+    try:
+        out, err = process.communicate(timeout=180)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        raise
+    return out, err
+
+
+def lines(folder):
+    parsed = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in parsed]
+
+
+def weights(folder):
+    return safetensors.torch.load_file(folder / "weights.safetensors")
+
+
+def distance(one, other):
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What two processes made of all the recipes above."""
+    folder = tmp_path_factory.mktemp("together")
+    process = torchrun(__file__, "everything", str(folder))
+    _, err = finish(process)
+    assert process.returncode == 0, err
+    return folder
+
+
+# ---- the same training
+
+
+@pytest.fixture
+def double_net_is_known(monkeypatch):
+    monkeypatch.setitem(registry.MODELS, "double-net", f"{Path(__file__).stem}:double_net")
+
+
+@pytest.mark.parametrize("case", EQUAL)
+def test_two_processes_train_as_one(together, tmp_path, double_net_is_known, case):
+    chosen = load(*EQUAL[case])
+    folder = training.fit(chosen, digits(), tmp_path / "alone")
+    with seeded(chosen.seed):
+        first = build_model(chosen, digits()).state_dict()
+    alone, shared = weights(folder.path), weights(together / case)
+    assert {tensor.dtype for tensor in shared.values()} == {torch.float64}
+    apart, moved = distance(alone, shared), distance(alone, first)
+    print(f"{case}: largest difference {apart:.2g}, moved by {moved:.2g}")
+    assert apart < 1e-8
+    assert moved > 1e-3
+    for one, other in zip(lines(folder.path), lines(together / case), strict=True):
+        assert one.pop("loss") == pytest.approx(other.pop("loss"), abs=1e-8)
+        assert one == other
+
+
+def test_one_folder_is_written_and_all_agree_on_its_metrics(together):
+    for case in EQUAL:
+        names = sorted(path.name for path in (together / case).iterdir())
+        assert names == ["metrics.jsonl", "recipe.yaml", "state.pt", "weights.safetensors"]
+        told = [json.loads((together / f"{case}-{process}.json").read_text()) for process in range(2)]
+        assert told[0] == told[1] == lines(together / case)
+
+
+@pytest.mark.parametrize(("case", "examples"), [("mma", 53), ("mma with a last example alone", 57)])
+def test_two_processes_remember_what_one_does(together, tmp_path, double_net_is_known, case, examples):
+    alone = training.fit(load(*EQUAL[case]), digits(), tmp_path / "alone").state
+    one, other = (torch.load(path)["objective"]["lengths"] for path in (alone, together / case / "state.pt"))
+    assert one.shape == (examples,)
+    assert torch.allclose(one, other, rtol=0, atol=1e-6)
+    assert len(one.unique()) > 20
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_resumed_run_of_two_processes_is_the_undisturbed_one_bit_for_bit(together, case):
+    whole, cut = together / f"{case} whole", together / f"{case} cut"
+    assert (whole / "weights.safetensors").read_bytes() == (cut / "weights.safetensors").read_bytes()
+    assert (whole / "state.pt").stat().st_size > 1000
+    assert lines(whole) == lines(cut)
+    assert len(lines(cut)) == 3
+    assert flat(torch.load(whole / "state.pt")["model"]) == flat(torch.load(cut / "state.pt")["model"])
+
+
+def flat(state):
+    return {name: tensor.numpy().tobytes() for name, tensor in state.items()}
+
+
+def test_processes_meet_once_a_step_not_once_a_term_or_a_pass(together):
+    counted = json.loads((together / "reductions.json").read_text())
+    assert counted == [{"steps": 21, "terms": 63, "reductions": 21, "broadcasts": 0}] * 2
+
+
+def test_what_several_processes_remember_is_merged():
+    one, other = Lengths(0.1), Lengths(0.1)
+    x, right = torch.zeros(2, 1, dtype=torch.float64), torch.tensor([True, True])
+    one.of(torch.tensor([0, 4]), x)
+    one.put(torch.tensor([0, 4]), right, torch.tensor([0.5, 0.25]))
+    other.of(torch.tensor([2, 1]), x)
+    other.put(torch.tensor([2, 1]), ~right | torch.tensor([True, False]), torch.tensor([0.75, 9.0]))
+    found = [one.values.clone(), other.values.clone()]
+    for lengths in (one, other):
+        lengths.merge(found)
+        assert lengths.values.tolist() == torch.tensor([0.5, 0.1, 0.75, 0.1, 0.25]).tolist()
+    other.put(torch.tensor([0, 3]), right, torch.tensor([0.1, 0.3]))  # back to where it began, and a new one
+    one.merge([one.values.clone(), other.values.clone()])
+    assert one.values.tolist() == torch.tensor([0.1, 0.1, 0.75, 0.3, 0.25]).tolist()
+
+
+def test_what_was_restored_is_what_all_remember():
+    objective = MMA(eps=0.3, steps=1, least=0.1)
+    objective.load_state_dict({"lengths": torch.tensor([0.2, 0.25])})
+    objective.merge([{"lengths": torch.tensor([0.3, 0.25])}, {"lengths": torch.tensor([0.2, 0.25])}])
+    assert objective.state_dict()["lengths"].tolist() == torch.tensor([0.3, 0.25]).tolist()
+
+
+# ---- the command, and what goes wrong
+
+
+def test_the_command_writes_one_run_that_may_be_killed_and_resumed(together, tmp_path):
+    out = tmp_path / "run"
+    options = [part for setting in COMMAND for part in ("--set", setting)]
+    command = ["-m", "atent_ext", "train", "digits-linf-atent", *options, "--out", str(out)]
+    process, deadline = torchrun(*command), time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.terminate()
+    finish(process)
+    assert 1 <= len(lines(out)) < 6
+    process = torchrun(*command, "--resume")
+    said, err = finish(process)
+    assert process.returncode == 0, err
+    assert said.count("trained: ") == 1
+    assert len(lines(out)) == 6
+    assert flat(weights(out)) == flat(weights(together / "command"))
+    assert lines(out) == lines(together / "command")
+
+
+def test_a_loss_that_breaks_in_one_process_ends_both(tmp_path):
+    process = torchrun(__file__, "broken", str(tmp_path))
+    _, err = finish(process)
+    assert process.returncode != 0
+    assert "NonFiniteLoss: the loss is nan at epoch 1, step 3; no epoch was finished" in err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
+
+
+# ---- what torchrun starts
+
+
+class Notes(training.Silent):
+    """Keeps an epoch's metrics; may stop the run after a step."""
+
+    def __init__(self, stop_after=0):
+        self.steps, self.stop_after, self.told = 0, stop_after, []
+
+    def step(self, loss):
+        self.steps += 1
+        if self.steps == self.stop_after:
+            raise KeyboardInterrupt
+
+    def epoch(self, metrics):
+        self.told.append({key: value for key, value in metrics.items() if key != "seconds"})
+
+
+def everything(folder):
+    """Train all the recipes above, two processes together."""
+    process = int(os.environ["RANK"])
+    for case, settings in EQUAL.items():
+        notes = Notes()
+        training.fit(load(*settings), digits(), folder / case, reporter=notes)
+        (folder / f"{case}-{process}.json").write_text(json.dumps(notes.told))
+    for case, settings in RESUMED.items():
+        chosen = load(*settings, "model.name=tiny-net")
+        training.fit(chosen, digits(torch.float32), folder / f"{case} whole")
+        try:
+            training.fit(chosen, digits(torch.float32), folder / f"{case} cut", reporter=Notes(stop_after=10))
+        except KeyboardInterrupt:
+            training.fit(chosen, digits(torch.float32), folder / f"{case} cut", resume=True)
+    training.fit(recipes.load("digits-linf-atent", COMMAND), data.load("digits"), folder / "command")
+    count_reductions(folder)
+
+
+def count_reductions(folder):
+    """How often ATENT's gradients were reduced, as the hook that reduces them sees it, and BatchNorm's buffers sent.
+
+    The net fits one bucket.
+    """
+    from accelerate.utils import gather_object
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+    from torch.nn.parallel import DistributedDataParallel
+
+    counted, call = dict.fromkeys(("steps", "terms", "reductions", "broadcasts"), 0), ATENT.__call__
+    sync = DistributedDataParallel._sync_buffers
+
+    def counting(group, bucket):
+        counted["reductions"] += 1
+        return allreduce_hook(group, bucket)
+
+    def sending(self):
+        counted["broadcasts"] += 1
+        sync(self)
+
+    def spy(self, model, *arguments, **options):
+        if not counted["steps"]:
+            model.register_comm_hook(None, counting)
+        counted["steps"] += 1
+        for term in call(self, model, *arguments, **options):
+            counted["terms"] += 1
+            yield term
+
+    ATENT.__call__, DistributedDataParallel._sync_buffers = spy, sending
+    training.fit(load(*EQUAL["atent"], "model.name=tiny-net"), digits(torch.float32), folder / "counted")
+    everyone = gather_object([counted])
+    (folder / "reductions.json").write_text(json.dumps(everyone))
+
+
+def broken(folder):
+    """Plain training whose loss is NaN in the third step of the second process alone."""
+    from atent_ext.objectives import standard
+
+    calls, cross_entropy = [], standard.cross_entropy
+
+    def breaking(logits, y):
+        calls.append(1)
+        return cross_entropy(logits, y) * (float("nan") if len(calls) == 3 and os.environ["RANK"] == "1" else 1)
+
+    standard.cross_entropy = breaking
+    training.fit(load("digits-linf-sgd"), digits(), folder / "run")
+
+
+if __name__ == "__main__":
+    registry.MODELS |= {"double-net": "test_several_processes:double_net", "tiny-net": "problems:tiny_net"}
+    {"everything": everything, "broken": broken}[sys.argv[1]](Path(sys.argv[2]))
