@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from atent_ext import checks, compat, speed
+from atent_ext import checks, compat, search, speed
 from atent_ext.errors import BadInput
 from atent_ext.langevin import Langevin, Pull
 from atent_ext.losses import cross_entropy
 from atent_ext.modes import evaluating
 from atent_ext.norms import L2, LINF, Direction, Norm, Start
 from atent_ext.search import Keep, adversaries
+from atent_ext.speed import ViewSpeed
 from atent_ext.types import Loss, Model, Radius
 
 compat.advertorch()
@@ -45,12 +46,14 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
     keep: Keep
     early_stop: bool
     batch_size: int | None
-    speed: speed.Speed
+    speed: ViewSpeed
 
     def __init__(self, predict: Model, loss_fn: Loss | None, clip_min: float, clip_max: float, **settings: Any) -> None:
         super().__init__(predict, loss_fn or cross_entropy, clip_min, clip_max)
         self.__dict__.update(settings)
         self.kernel  # noqa: B018 -- building it checks the arguments now, not at the first call
+        search.check(self.restarts, self.keep, self.batch_size)
+        speed.check_view(self.speed)
 
     @property
     def kernel(self) -> Langevin:
@@ -153,7 +156,7 @@ class LinfATENTAttack(_ATENTAttack):
         keep: Keep = "last",
         early_stop: bool = True,
         batch_size: int | None = None,
-        speed: speed.Speed = "channels-last",
+        speed: ViewSpeed = "channels-last",
     ) -> None:
         if project not in ("last", "every"):
             raise BadInput(f"project is {project!r}; the ℓ∞ attack projects at the 'last' or at 'every' step")
@@ -215,7 +218,7 @@ class L2ATENTAttack(_ATENTAttack):
         keep: Keep = "last",
         early_stop: bool = True,
         batch_size: int | None = None,
-        speed: speed.Speed = "channels-last",
+        speed: ViewSpeed = "channels-last",
     ) -> None:
         super().__init__(
             predict,

@@ -129,8 +129,8 @@ class Journal:
         lost = ", ".join(str(chunk.number) for chunk in self.missing())
         if lost:
             raise BadInput(
-                f"chunk {lost} was scored but is not in {self.folder}: the processes have no folder in common; "
-                "give an --out that all of them reach"
+                f"chunk {lost} was scored but is not in {self.folder}: another evaluation has the same --out, or the "
+                "processes have no folder in common; give an --out of its own that all of them reach"
             )
         return self.records()
 

@@ -195,14 +195,30 @@ def _begin(
     """The network as it is to be scored and the chunks to do: the main process decides, the others do as it says."""
     images = split.images[: facts["batch_size"]]
     if not team.is_main_process:
-        chosen, missing = chunks.told(team, (speed, list[Chunk]()))
-        return prepare(model, images, chosen), missing
-    earlier = journal.setting()
-    prepared = prepare(model, images, earlier["speed"] if earlier and speed == "auto" else speed)
-    journal.claim(facts | {"speed": prepared.speed})
+        theirs, missing = chunks.told(team, (facts, list[Chunk]()))
+        prepared = prepare(model, images, theirs["speed"], theirs["folded"])
+        return _same(facts | _choice(prepared), theirs, team.process_index, prepared), missing
+    earlier = journal.setting() or {"speed": speed, "folded": True}
+    prepared = prepare(model, images, earlier["speed"] if speed == "auto" else speed, earlier["folded"])
+    facts = facts | _choice(prepared)
+    journal.claim(facts)
     missing = journal.missing()
-    chunks.told(team, (prepared.speed, missing))
+    chunks.told(team, (facts, missing))
     return prepared, missing
+
+
+def _choice(prepared: Prepared) -> Report:
+    return {"speed": prepared.speed, "folded": prepared.folded}
+
+
+def _same(mine: Report, theirs: Report, process: int, prepared: Prepared) -> Prepared:
+    """Raise BadInput if this process would score something else than the main one."""
+    for name in (name for name in mine if mine[name] != theirs[name]):
+        raise BadInput(
+            f"process {process} has {name} = {mine[name]!r} and the main one {theirs[name]!r}; "
+            "give all processes the same files and packages"
+        )
+    return prepared
 
 
 def _report(
@@ -216,6 +232,7 @@ def _report(
         **same,
         "smaller_batches": chunks.smaller_batches(records),
         "speed": prepared.speed,
+        "folded": prepared.folded,
         "prepared": list(prepared.notes),
         "processes": processes,
         "machine": {"device": facts["device"], "threads": threads, "python": platform.python_version()},

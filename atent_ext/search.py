@@ -18,14 +18,24 @@ from atent_ext.types import Loss, Model, Radius
 
 Keep = Literal["last", "success"]
 _ROUNDING = 1e-5
-"""What float32 may add to a radius; an attack that leaves ball or box by more has not succeeded."""
+"""What float32 may add to a radius (half precision: its own); an attack that leaves ball or box by more has failed."""
 
 
 def allowed(norm: Norm, eps: Radius, x: Tensor, adversary: Tensor, box: tuple[float, float] = (0.0, 1.0)) -> Tensor:
     """Which adversaries keep to the eps ball and the box up to rounding, (N,) bool: only those can count."""
     low, high = box
-    in_box = ((adversary >= low - _ROUNDING) & (adversary <= high + _ROUNDING)).flatten(1).all(1)
-    return in_box & (norm.size(adversary - x) <= eps + _ROUNDING)
+    rounding = _ROUNDING + (torch.finfo(x.dtype).eps if x.dtype in (torch.float16, torch.bfloat16) else 0.0)
+    in_box = ((adversary >= low - rounding) & (adversary <= high + rounding)).flatten(1).all(1)
+    return in_box & (norm.size(adversary - x) <= eps + rounding)
+
+
+def check(restarts: int, keep: str, batch_size: int | None) -> None:
+    """Raise BadInput for values that make no sense."""
+    checks.steps("restarts", restarts)
+    if keep not in ("last", "success"):
+        raise BadInput(f"keep is {keep!r}; known: last, success")
+    if batch_size is not None:
+        checks.steps("batch_size", batch_size)
 
 
 def adversaries(
@@ -48,18 +58,16 @@ def adversaries(
     kernel: y) inside ball and box. early_stop: examples that are done are attacked no further; the others are gathered
     into batches of `batch_size` (None: one batch). Raises BadInput where input gradients are NaN.
     """
-    checks.steps("restarts", restarts)
-    if keep not in ("last", "success"):
-        raise BadInput(f"keep is {keep!r}; known: last, success")
-    if batch_size is not None:
-        checks.steps("batch_size", batch_size)
+    check(restarts, keep, batch_size)
     if restarts == 1 and keep == "last" and batch_size is None:
         return finite(last_iterate(kernel, model, x, y, loss, generator))
     search = _Search(kernel, model, x.detach(), y, loss, keep == "success", early_stop, batch_size or len(x))
     if restarts == 1 and keep == "last":
         return search.walked(generator)
-    for _ in range(restarts):
+    for left in reversed(range(restarts)):
         search.run(generator)
+        if left:  # after the last run there is nothing to choose
+            search.judge()
     return search.best
 
 
@@ -85,9 +93,12 @@ class _Search:
         last = self.walked(generator)
         wide = self.done.reshape(-1, *[1] * (self.x.dim() - 1))
         self.best = torch.where(wide, self.best, last)
-        with torch.no_grad():
-            for rows in self.rows():
-                self.record(rows, last[rows], self.model(last[rows]))
+
+    @torch.no_grad()
+    def judge(self) -> None:
+        """Find out which of the last iterates succeed."""
+        for rows in self.rows():
+            self.record(rows, self.best[rows], self.model(self.best[rows]))
 
     def walked(self, generator: Generator) -> Tensor:
         """x'_K of one chain per example."""

@@ -23,21 +23,29 @@ from atent_ext.modes import evaluating, frozen, seeded
 from atent_ext.types import Model
 
 Speed = Literal["plain", "channels-last", "compile", "graphs", "auto"]
+ViewSpeed = Literal["plain", "channels-last"]
 SPEEDS: tuple[Speed, ...] = ("plain", "channels-last", "compile", "graphs", "auto")
 
 _SIMPLER: Mapping[str, str] = {"graphs": "compile", "compile": "channels-last", "channels-last": "plain"}
 _TOLERANCE = 1e-3
-"""How far logits and input gradients may lie from the plain network's, in units of the largest among them (or 1)."""
+"""How far a setting may move the answers: the logits, in units of the largest (or 1), and the median image's gradient,
+in units of its own norm. The median, since rounding may take any one image across a kink of the network."""
 _ROUNDS = 5
+_FEW = 32
+"""Images that answers are compared on."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network ready to be scored. `speed`: the setting that was chosen. `notes`: what was done and what was not."""
+    """A network ready to be scored.
+
+    `speed`: the setting that was chosen. `folded`: whether BatchNorm was folded. `notes`: what was done and what not.
+    """
 
     model: nn.Module
     speed: str
+    folded: bool
     notes: tuple[str, ...]
 
 
@@ -47,11 +55,12 @@ def check(speed: str) -> None:
         raise BadInput(f"speed is {speed!r}; known: {', '.join(SPEEDS)}")
 
 
-def prepare(model: nn.Module, images: Tensor, speed: str = "channels-last") -> Prepared:
+def prepare(model: nn.Module, images: Tensor, speed: str = "channels-last", fold: bool = True) -> Prepared:
     """A copy of the network for scoring: in eval mode, frozen, BatchNorm folded into convolutions, run by `speed`.
 
-    `images` (N, ...) are what its logits are checked on, against those of `model`, which stays as it is. What cannot be
-    copied is returned as it is; what cannot be folded is not. Raises BadInput for an unknown setting.
+    `images` (N, ...) are what its answers are checked on, against those of `model`, which stays as it is. What cannot
+    be copied is returned as it is; what cannot be folded, or draws at random, is not folded, nor is anything without
+    `fold`. Raises BadInput for an unknown setting.
     """
     check(speed)
     device = next((p.device for p in model.parameters()), images.device)
@@ -59,11 +68,11 @@ def prepare(model: nn.Module, images: Tensor, speed: str = "channels-last") -> P
     try:
         mine = copy.deepcopy(model).eval().requires_grad_(False)
     except Exception as error:  # a model may refuse to be copied in any way
-        return Prepared(model, "plain", (f"not prepared: the model cannot be copied ({_line(error)})",))
-    mine, folded = _folded(mine, images)
-    chosen, notes = choose(mine, images, speed)
-    convert(mine, chosen)
-    return Prepared(mine, chosen, (*folded, *notes, f"speed: {chosen}"))
+        return Prepared(model, "plain", False, (f"not prepared: the model cannot be copied ({_line(error)})",))
+    fused, folding = _folded(mine, images[:_FEW]) if fold else (None, ())
+    chosen, notes = choose(fused or mine, images, speed)
+    convert(fused or mine, chosen)
+    return Prepared(fused or mine, chosen, fused is not None, (*folding, *notes, f"speed: {chosen}"))
 
 
 def convert(model: nn.Module, speed: str) -> None:
@@ -85,7 +94,7 @@ def choose(model: nn.Module, images: Tensor, speed: str) -> tuple[str, tuple[str
         return _fastest(model, images, [*names, "compile"] if images.is_cuda else names)
     notes = []
     while speed != "plain":
-        problem = _problem(model, images, speed)
+        problem = _problem(model, images[:_FEW], speed)
         if problem is None:
             break
         notes.append(f"{speed} not used: {problem}")
@@ -93,23 +102,28 @@ def choose(model: nn.Module, images: Tensor, speed: str) -> tuple[str, tuple[str
     return speed, tuple(notes)
 
 
+def check_view(speed: str) -> None:
+    """Raise BadInput unless `speed` is a setting that an attack can run a network with."""
+    if speed not in ("plain", "channels-last"):
+        raise BadInput(f"speed is {speed!r}; an attack knows: plain, channels-last")
+
+
 @contextmanager
 def viewed(model: Model, x: Tensor, speed: str) -> Iterator[Model]:
     """The model as an attack runs it on `x` (N, ...), N >= 1; the model itself, its weights included, stays as it is.
 
-    speed: "plain" or "channels-last"; the latter applies on the CPU to a network with convolutions in float32, and
-    gives way where the network cannot run so.
+    speed: "plain" or "channels-last"; the latter applies on the CPU to a network with convolutions in float32 or half
+    precision, and gives way where the network cannot run so.
     """
-    if speed not in ("plain", "channels-last"):
-        raise BadInput(f"speed is {speed!r}; an attack knows: plain, channels-last")
+    check_view(speed)
     if speed == "plain" or x.is_cuda or not isinstance(model, nn.Module) or not _suits(model):
         yield model
         return
-    view = _View(model)
     try:
-        with torch.no_grad():
-            view(x[:1])
-    except RuntimeError as error:  # a `view` of the activations, say, or a module that takes no other weights
+        with torch.inference_mode(False):  # autograd takes no copies that were made under it
+            view = _View(model)
+            _probe(view, x[:1].clone())
+    except Exception as error:  # a `view` of the activations, say, or a module that takes no other weights
         _log.info("channels-last not used: %s", _line(error))
         yield model
         return
@@ -138,20 +152,38 @@ def _suits(model: nn.Module) -> bool:
     return any(conv.weight.dtype in (torch.float32, torch.float16, torch.bfloat16) for conv in convolutions)
 
 
-def _folded(model: nn.Module, images: Tensor) -> tuple[nn.Module, tuple[str, ...]]:
-    """BatchNorm folded into the convolutions before it, where torch.fx can follow the network."""
-    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+def _folded(model: nn.Module, images: Tensor) -> tuple[nn.Module | None, tuple[str, ...]]:
+    """The network with BatchNorm folded into the convolutions before it, where torch.fx can follow it; else None."""
+    norms = _norms(model)
     if not norms:
-        return model, ()
+        return None, ()
     try:
         from torch.fx.experimental.optimization import fuse
 
-        fused: nn.Module = fuse(model).eval().requires_grad_(False)
+        if _draws(model, images):
+            raise ValueError("the network draws at random, and following it would fix the draw")
+        with seeded(0):
+            fused: nn.Module = fuse(model).eval().requires_grad_(False)
         _agree(_probe(model, images), _probe(fused, images))
     except Exception as error:  # tracing runs the network's own code, which may fail in any way
-        return model, (f"BatchNorm not folded: {_line(error)}",)
-    left = sum(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
-    return fused, (f"BatchNorm folded: {norms - left} of {norms}",)
+        return None, (f"BatchNorm not folded: {_line(error)}",)
+    return fused, (f"BatchNorm folded: {norms - _norms(fused)} of {norms}",)
+
+
+def _norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def _draws(model: nn.Module, images: Tensor) -> bool:
+    """Whether a pass of the network takes random numbers of torch."""
+
+    def state() -> Tensor:
+        return torch.cuda.get_rng_state(images.device).cpu() if images.is_cuda else torch.get_rng_state()
+
+    with seeded(0), evaluating(model), torch.no_grad():
+        before = torch.get_rng_state(), state()
+        model(images)
+        return not all(map(torch.equal, before, (torch.get_rng_state(), state())))
 
 
 def _problem(model: nn.Module, images: Tensor, speed: str) -> str | None:
@@ -169,7 +201,7 @@ def _problem(model: nn.Module, images: Tensor, speed: str) -> str | None:
     return None
 
 
-def _probe(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def _probe(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and the gradient of their weighted sum with respect to the images, in eval mode; nothing is left behind.
 
     The weights grow with the class: a plain sum has no gradient where the logits add up to a constant.
@@ -182,17 +214,23 @@ def _probe(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _agree(plain: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> None:
-    """Raise ValueError if logits or gradients differ by more than rounding."""
-    for what, mine, theirs in zip(("logits", "input gradients"), plain, other, strict=True):
-        scale = max(1.0, float(mine.abs().max()))
-        apart = float((mine - theirs).abs().max()) / scale
-        if not apart <= _TOLERANCE:  # NaN is no agreement
-            raise ValueError(f"its {what} differ by {apart:.1e} of the largest, more than {_TOLERANCE:g}")
+    """Raise ValueError if logits or input gradients differ by more than rounding."""
+    (logits, gradient), (their_logits, their_gradient) = plain, other
+    apart = float((logits - their_logits).abs().max()) / max(1.0, float(logits.abs().max()))
+    sizes, errors = (part.float().flatten(1).norm(dim=1) for part in (gradient, gradient - their_gradient))
+    bent = float(torch.where(errors == 0, 0.0, errors / sizes).median())
+    for what, by in (("logits differ", apart), ("input gradients differ for the median image", bent)):
+        if not by <= _TOLERANCE:  # NaN is no agreement
+            raise ValueError(f"its {what} by {by:.1e}, more than {_TOLERANCE:g}")
 
 
 def _fastest(model: nn.Module, images: Tensor, names: list[str]) -> tuple[str, tuple[str, ...]]:
-    notes = [f"{name} not used: {problem}" for name in names[1:] if (problem := _problem(model, images, name))]
-    able = [name for name in names if not any(note.startswith(name) for note in notes)]
+    """The fastest of the settings that the network can run with, of which the first is "plain"."""
+    problems = {name: _problem(model, images[:_FEW], name) for name in names[1:]}
+    notes = tuple(f"{name} not used: {problem}" for name, problem in problems.items() if problem)
+    able = [name for name in names if not problems.get(name)]
+    if able == ["plain"]:
+        return "plain", notes
     runners = {name: copy.deepcopy(model) for name in able}
     for name, runner in runners.items():
         convert(runner, name)

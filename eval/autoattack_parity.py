@@ -26,7 +26,9 @@ def main(report: Path, weights: Path, data_root: Annotated[Path | None, typer.Op
     subject = scoring.load(weights, told["model"], told["data"], threat["norm"], threat["eps"], data_root)
     split = subject.test.take(ours["n"])
     device = told["machine"]["device"]
-    model = speed.prepare(subject.model.to(device), split.images[: told["batch_size"]], told["speed"]).model
+    model = speed.prepare(
+        subject.model.to(device), split.images[: told["batch_size"]], told["speed"], told["folded"]
+    ).model
     differing = 0
     for chunk in chunks.cut(len(split), told["chunk"], told["seed"]):
         batch_size = told["smaller_batches"].get(str(chunk.number), told["batch_size"])

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,25 +197,33 @@ def write(path: Path, report: Mapping[str, Any]) -> None:
     print(f"written: {path}")
 
 
-def bars(path: Path, title: str, panels: Mapping[str, Mapping[str, Mapping[str, float]]], label: str) -> None:
-    """A bar chart: a panel each, a bar per name with the range of its rounds; `panels` hold median, min and max."""
+def bars(path: Path, title: str, measured: Sequence[Mapping[str, Any]]) -> None:
+    """A bar chart of ratios to the floor: a panel for each measurement, bars at the median, lines for the range."""
+    panels = {
+        f"{one['network']}, batch {one['batch']}, {one['steps']} steps": {
+            name: row["ratio_to_floor"] for name, row in one["results"].items() if name != "floor"
+        }
+        for one in measured
+    }
+    chart(path, title, panels, "cost in plain passes of the same number (floor = 1)")
+
+
+def chart(path: Path, title: str, panels: Mapping[str, Mapping[str, Mapping[str, float]]], label: str) -> None:
+    """A panel for each name, a bar for each of its values: median, min and max."""
     from matplotlib.figure import Figure
 
     from atent_ext import plots
 
-    figure = Figure(figsize=(5.2 * len(panels), 0.8 + 0.42 * max(map(len, panels.values()))), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(panels), 0.9 + 0.42 * max(map(len, panels.values()))), layout="constrained")
     for axes, (name, found) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        names = list(found)
-        medians = [found[one]["median"] for one in names]
-        ranges = [
-            [found[one]["median"] - found[one]["min"] for one in names],
-            [found[one]["max"] - found[one]["median"] for one in names],
-        ]
-        axes.barh(names, medians, xerr=ranges, color="#4477aa", error_kw={"elinewidth": 1})
-        for row, value in enumerate(medians):
-            axes.text(value, row, f" {value:.2f}", va="bottom", fontsize=8)
+        rows = list(found.values())
+        medians = [row["median"] for row in rows]
+        ranges = [[row["median"] - row["min"] for row in rows], [row["max"] - row["median"] for row in rows]]
+        axes.barh(list(found), medians, xerr=ranges, color="#4477aa", error_kw={"elinewidth": 1})
+        for place, row in enumerate(rows):
+            axes.text(row["max"], place, f" {row['median']:.2f}", va="center", fontsize=8)
         axes.axvline(1.0, color="#999999", linewidth=1, linestyle="--")
         axes.invert_yaxis()
-        axes.set(title=name, xlabel=label, xlim=(0, None))
+        axes.set(title=name, xlabel=label, xlim=(0, 1.15 * max(row["max"] for row in rows)))
     figure.suptitle(title)
     plots.save(figure, path)

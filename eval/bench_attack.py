@@ -61,14 +61,12 @@ def with_art(model: nn.Module, steps: int) -> Callable[[Tensor, Tensor], object]
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
-    def run(x: Tensor, y: Tensor) -> object:
-        estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), x.shape[1:], 10, clip_values=(0.0, 1.0))
-        attack = ProjectedGradientDescentPyTorch(
-            estimator, eps=EPS, eps_step=STEP, max_iter=steps, num_random_init=1, batch_size=len(x), verbose=False
-        )
-        return attack.generate(x.numpy(), y.numpy())
-
-    return run
+    shape = (1, 28, 28) if next(model.parameters()).shape[1] == 1 else (3, 32, 32)  # which it does not look at
+    estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, 10, clip_values=(0.0, 1.0))
+    attack = ProjectedGradientDescentPyTorch(
+        estimator, eps=EPS, eps_step=STEP, max_iter=steps, num_random_init=1, batch_size=4096, verbose=False
+    )
+    return lambda x, y: attack.generate(x.numpy(), y.numpy())
 
 
 FIVE: dict[str, Attack] = {
@@ -160,13 +158,7 @@ def main(
         "image": [compared("resnet-20", (3, size, size), 16, 10, few) for size in (16, 32, 64)],
     }
     bench.write(out, report)
-    panels = {
-        f"{one['network']}, batch {one['batch']}": {
-            name: row["ratio_to_floor"] for name, row in one["results"].items() if name != "floor"
-        }
-        for one in report["five"]
-    }
-    bench.bars(picture, "Attacks of 20 steps", panels, "cost in plain passes of the same number (floor = 1)")
+    bench.bars(picture, "Attacks of 20 steps", report["five"])
 
 
 if __name__ == "__main__":

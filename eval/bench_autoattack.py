@@ -3,8 +3,9 @@
     python eval/bench_autoattack.py RUN [--n 200] [--processes 2] [--out eval/results/bench-autoattack.json]
 
 RUN is a run folder. Each evaluation is a command of its own with one thread a process, timed from start to end. Stock
-is pyautoattack called directly on the network as it is; `atent eval` scores the clean images and PGD-40 besides. The
-robust accuracies after each attack, and the flags with one and with several processes, are compared.
+is pyautoattack called directly on the network as it is, in a plain environment; `atent eval` prepares the network, asks
+torch for large pages, and scores the clean images and PGD-40 besides. Each runs once: a time has no range. The robust
+accuracies after each attack, and the flags with one and with several processes, are compared.
 """
 
 import json
@@ -89,7 +90,7 @@ def main(
 ) -> None:
     if stock_to is not None:
         return stock(run, stock_to, n, seed)
-    subject = scoring.load(run)
+    subject = scoring.load(run)  # which also fills the file caches, for whoever runs first
     report: dict[str, Any] = {
         "what": f"standard AutoAttack on the first {n} test images, one thread a process, seed {seed}",
         **bench.about(),

@@ -87,7 +87,11 @@ def text(tensor):
 
 def team(index, count):
     return SimpleNamespace(
-        process_index=index, num_processes=count, is_main_process=index == 0, wait_for_everyone=lambda: None
+        process_index=index,
+        num_processes=count,
+        is_main_process=index == 0,
+        device=torch.device("cpu"),
+        wait_for_everyone=lambda: None,
     )
 
 
@@ -378,9 +382,9 @@ def test_a_folder_without_chunks_is_taken_over_and_chunks_without_a_setting_are_
 def test_the_measured_speed_is_kept(tmp_path, monkeypatch):
     asked, resolved = [], "channels-last"
 
-    def prepare(model, images, speed):
-        asked.append((speed, len(images)))
-        return scoring.Prepared(model, resolved if speed == "auto" else speed, ())
+    def prepare(model, images, speed, fold):
+        asked.append((speed, fold, len(images)))
+        return scoring.Prepared(model, resolved if speed == "auto" else speed, False, ())
 
     monkeypatch.setattr(scoring, "prepare", prepare)
     same = {"protocol": protocol("clean"), "chunk": 5, "path": tmp_path / "r.json"}
@@ -390,7 +394,20 @@ def test_the_measured_speed_is_kept(tmp_path, monkeypatch):
         scoring.score(subject(), speed="plain", **same)
     resolved = "plain"  # what a measurement would say now
     assert scoring.score(subject(), speed="auto", **same)["speed"] == "channels-last"
-    assert asked == [("auto", 5), ("plain", 5), ("channels-last", 5)]
+    assert asked == [("auto", True, 5), ("plain", False, 5), ("channels-last", False, 5)]
+
+
+def test_a_process_that_would_score_something_else_is_refused(monkeypatch, tmp_path):
+    main = {"speed": "plain", "folded": False}
+
+    def told(_, value):
+        facts, missing = value
+        return facts | main | {"content_sha256": "another"}, missing
+
+    monkeypatch.setattr(chunks, "processes", lambda: team(1, 2))
+    monkeypatch.setattr(chunks, "told", told)
+    with pytest.raises(BadInput, match=r"process 1 has content_sha256 = '\w+' and the main one 'another'"):
+        scoring.score(subject(), protocol("clean"), path=tmp_path / "r.json")
 
 
 def test_several_processes_need_a_folder_in_common(monkeypatch, tmp_path):
@@ -399,7 +416,7 @@ def test_several_processes_need_a_folder_in_common(monkeypatch, tmp_path):
         scoring.score(subject(), protocol("clean"))
     journal = Journal(chunks.cut(20, 5), tmp_path)
     chunks.score(Flat(), gray(20), journal.chunks[2], protocol("clean"), Setting(THREAT, 0, 5), journal)
-    with pytest.raises(BadInput, match=r"chunk 0, 1, 3 was scored but is not in .*give an --out that all"):
+    with pytest.raises(BadInput, match=r"chunk 0, 1, 3 was scored but is not in .*give an --out of its own that all"):
         journal.collect()
 
 

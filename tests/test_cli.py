@@ -168,12 +168,13 @@ def test_two_processes_share_an_evaluation_that_one_began(run, tmp_path, monkeyp
 @pytest.mark.integration
 def test_an_evaluation_that_is_killed_loses_at_most_one_chunk(run, tmp_path):
     script = Path(__file__).parents[1] / "eval" / "kill_evaluation.py"
-    size = ["--n", "40", "--chunk", "4", "--kills", "2", "--protocol", "quick"]
+    size = ["--n", "24", "--chunk", "4", "--kills", "2", "--protocol", "pgd"]
     command = [sys.executable, script, run[0], "--out", tmp_path / "kills.json", *size]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads((tmp_path / "kills.json").read_text())
     assert (len(told["kills"]), told["good"], set(told["flags_same"])) == (2, True, {True})
+    assert any(kill["chunks_kept"] for kill in told["kills"]), "no kill came after a chunk was done: nothing was shown"
 
 
 def test_eval_of_bad_input(run, tmp_path):

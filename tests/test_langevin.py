@@ -269,7 +269,8 @@ class Waits(TorchDispatchMode):
             torch.ops.aten.nonzero.default,
             torch.ops.aten.equal.default,
         )
-        self.count += func in waiting
+        by_mask = func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype is torch.bool for i in args[1])
+        self.count += func in waiting or by_mask
         return func(*args, **(kwargs or {}))
 
 
@@ -280,7 +281,8 @@ def test_what_is_counted_as_waiting():
         assert float(value) == 3
         assert bool(value > 1)
         value.reshape(1).nonzero()
-    assert waits.count == 3
+        value.reshape(1)[torch.tensor([True])]
+    assert waits.count == 4
 
 
 @pytest.mark.parametrize("direction", ["sign", "unit", "unit-or-random", "raw"])

@@ -24,6 +24,8 @@ SMALLER = {
     "atent train mnist-linf-atent-fast --set epochs=2 --seed 1": QUICK,
     "atent train mnist-linf-atent-fast --resume": "",
     "atent eval runs/mnist-linf-atent-fast --n 500": "--n 4",
+    "torchrun --nproc-per-node 2 -m atent_ext train mnist-linf-pgd-at-fast": QUICK,
+    "torchrun --nproc-per-node 2 -m -- atent_ext eval runs/mnist-linf-pgd-at-fast --n 1000": "--n 4 --chunk 2",
     "atent reproduce --list": "",
     "atent reproduce v2-table2": "--row SGD",
     "atent reproduce v2-table2 --scale cpu --data-root DATA": "",
@@ -38,6 +40,7 @@ REFUSED = {
     "robustbench:Carmon2019Unlabeled": "models/cifar10/Linf/Carmon2019Unlabeled.pt",
     "--scale cpu": "n is 15000, but there are only 200 examples",  # of the small MNIST
 }
+PROGRAMS = {"atent": "atent_ext", "torchrun": "torch.distributed.run"}  # what each command runs, as a module
 INSTALLATION = ("pip ", "python ", "v/bin/")  # .ci/run does these
 
 PREAMBLE = """
@@ -95,8 +98,7 @@ def test_every_command_runs(folder):
             weights = (folder / "runs" / "mnist-linf-atent-fast" / "weights.safetensors").read_bytes()
             (folder / "model.safetensors").write_bytes(weights)
         program, *arguments = shlex.split(f"{command} {smaller}".replace("DATA", "data").replace("--download", ""))
-        assert program == "atent"
-        done = run([sys.executable, "-m", "atent_ext", *arguments], folder)
+        done = run([sys.executable, "-m", PROGRAMS[program], *arguments], folder)
         refused = next((said for subject, said in REFUSED.items() if subject in command), None)
         if refused:
             assert done.returncode == 2

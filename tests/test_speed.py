@@ -78,6 +78,7 @@ def test_a_prepared_network_gives_the_same_logits(name, channels, side, setting)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.model.modules())
     expected = (f"BatchNorm folded: {len(norms)} of {len(norms)}",) if norms else ()
     assert (prepared.speed, prepared.notes) == (setting, (*expected, f"speed: {setting}"))
+    assert prepared.folded == bool(norms)
     assert not any(p.requires_grad for p in prepared.model.parameters())
     assert not any(module.training for module in prepared.model.modules())
     innermost = [
@@ -107,10 +108,64 @@ def test_what_cannot_run_so_runs_plainly_and_says_why():
     assert prepared.notes[0].startswith("channels-last not used: RuntimeError: view size is not compatible")
 
 
+@pytest.mark.parametrize(("name", "channels", "side"), [("small-cnn", 1, 28), ("resnet-20", 3, 32)])
+def test_a_kink_of_the_network_is_not_taken_for_another_answer(name, channels, side):
+    """Of many images, rounding takes one or another across a ReLU's kink, which moves its gradient far."""
+    x = images(128, (channels, side, side))
+    for _ in range(2):
+        model = network(name, channels).eval()
+        assert speed.choose(model, x, "channels-last") == ("channels-last", ())
+        assert speed.prepare(model, x).folded == (name == "resnet-20")
+
+
+def test_gradients_that_vanish_are_noticed_however_small_the_true_ones():
+    class Masking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 4, 3)
+
+        def forward(self, x):
+            seen = x if self.conv.weight.is_contiguous() else x.detach() + 0 * x
+            return 1e-5 * self.conv(seen).mean((2, 3))
+
+    prepared = speed.prepare(Masking().eval(), images(5, (2, 8, 8)))
+    assert prepared.speed == "plain"
+    assert "input gradients differ for the median image by 1.0e+00" in prepared.notes[0]
+
+
+def test_a_network_that_draws_at_random_is_not_followed_and_the_random_state_is_restored():
+    class Coin(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 10, 3), nn.BatchNorm2d(10)
+
+        def forward(self, x):
+            if torch.rand(()) < 0.5:
+                x = x.flip(-1)
+            return self.norm(self.conv(x)).mean((2, 3))
+
+    state = torch.get_rng_state()
+    prepared = speed.prepare(Coin().eval(), images(3, (1, 8, 8)))
+    torch.manual_seed(0)
+    coins = {float(prepared.model(images(1, (1, 8, 8))).sum()) for _ in range(20)}
+    torch.set_rng_state(state)
+    assert len(coins) == 2
+    assert prepared.notes[0].startswith("BatchNorm not folded: ValueError: the network draws at random")
+    assert not prepared.folded
+
+
+def test_folding_leaves_the_random_state_alone_and_can_be_declined():
+    state = torch.get_rng_state()
+    assert speed.prepare(network("resnet-20", 3), images(3, (3, 32, 32))).folded
+    assert torch.equal(torch.get_rng_state(), state)
+    declined = speed.prepare(network("resnet-20", 3), images(3, (3, 32, 32)), fold=False)
+    assert (declined.folded, declined.notes) == (False, ("speed: channels-last",))
+
+
 def test_what_answers_otherwise_runs_plainly_and_says_by_how_much():
     prepared = speed.prepare(Stubborn().eval(), 9 * images(3, (2, 8, 8)))
     assert prepared.speed == "plain"
-    assert "its logits differ by 1.0e-01 of the largest" in prepared.notes[0]
+    assert "its logits differ by 1.0e-01, more than 0.001" in prepared.notes[0]
 
 
 def test_double_precision_has_no_such_kernels():
@@ -173,7 +228,10 @@ def test_auto_does_not_time_what_cannot_run(monkeypatch):
     chosen, notes = speed.choose(Viewing().eval(), images(3, (1, 8, 8)), "auto")
     assert chosen == "plain"
     assert notes[0].startswith("channels-last not used: ")
-    assert notes[1] == "measured on 3 images: plain 1.0 ms"
+    assert len(notes) == 1
+    single = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten())
+    single.__deepcopy__ = None  # cannot be called
+    assert speed.choose(single, images(3, (1, 8, 8)), "auto")[0] == "plain"
 
 
 def test_measuring_takes_turns_and_the_median():
@@ -225,6 +283,42 @@ def test_what_cannot_run_so_is_attacked_as_it_is(model):
         assert view is model
 
 
+class Straight(torch.autograd.Function):
+    """Rounds, and lets the gradient through: by a `view`, which only the backward pass makes."""
+
+    @staticmethod
+    def forward(context, x):
+        return x.round()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient.view(-1).view(gradient.shape)
+
+
+def test_a_backward_pass_that_cannot_run_so_is_noticed_before_the_attack():
+    class Rounding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 10, 3)
+
+        def forward(self, x):
+            return self.second(Straight.apply(self.first(x))).mean((2, 3))
+
+    model, x = Rounding().eval(), images(4, (2, 8, 8))
+    with speed.viewed(model, x, "channels-last") as view:
+        assert view is model
+    LinfATENTAttack(model, nb_iter=2).perturb(x, torch.zeros(4, dtype=torch.long))
+
+
+def test_an_attack_works_under_inference_mode():
+    model, x = network().eval(), images(3)
+    y = model(x).argmax(1)
+    expected = LinfATENTAttack(model, nb_iter=2, generator=torch.Generator().manual_seed(0)).perturb(x, y)
+    with torch.inference_mode():
+        got = LinfATENTAttack(model, nb_iter=2, generator=torch.Generator().manual_seed(0)).perturb(x, y)
+    assert torch.equal(got, expected)
+
+
 def test_both_settings_find_the_same_adversaries_up_to_rounding():
     model, x = network().eval(), images(16)
     y = model(x).argmax(1)
@@ -242,7 +336,7 @@ def test_both_settings_find_the_same_adversaries_up_to_rounding():
     "call",
     [
         lambda name: speed.choose(network(), images(), name),
-        lambda name: LinfATENTAttack(network(), speed=name).perturb(images()),
+        lambda name: LinfATENTAttack(network(), speed=name),
     ],
 )
 def test_an_unknown_setting_is_refused(call):
