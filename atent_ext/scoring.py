@@ -198,7 +198,7 @@ def _begin(
         theirs, missing = chunks.told(team, (facts, list[Chunk]()))
         prepared = prepare(model, images, theirs["speed"], theirs["folded"])
         return _same(facts | _choice(prepared), theirs, team.process_index, prepared), missing
-    earlier = journal.setting() or {"speed": speed, "folded": True}
+    earlier = journal.setting() or {"speed": speed, "folded": None}
     prepared = prepare(model, images, earlier["speed"] if speed == "auto" else speed, earlier["folded"])
     facts = facts | _choice(prepared)
     journal.claim(facts)

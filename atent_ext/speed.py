@@ -55,12 +55,12 @@ def check(speed: str) -> None:
         raise BadInput(f"speed is {speed!r}; known: {', '.join(SPEEDS)}")
 
 
-def prepare(model: nn.Module, images: Tensor, speed: str = "channels-last", fold: bool = True) -> Prepared:
+def prepare(model: nn.Module, images: Tensor, speed: str = "channels-last", fold: bool | None = None) -> Prepared:
     """A copy of the network for scoring: in eval mode, frozen, BatchNorm folded into convolutions, run by `speed`.
 
     `images` (N, ...) are what its answers are checked on, against those of `model`, which stays as it is. What cannot
-    be copied is returned as it is; what cannot be folded, or draws at random, is not folded, nor is anything without
-    `fold`. Raises BadInput for an unknown setting.
+    be copied is returned as it is; what cannot be folded, or draws at random, is not folded. fold: None is to fold
+    unless `speed` is "plain". Raises BadInput for an unknown setting.
     """
     check(speed)
     device = next((p.device for p in model.parameters()), images.device)
@@ -69,7 +69,8 @@ def prepare(model: nn.Module, images: Tensor, speed: str = "channels-last", fold
         mine = copy.deepcopy(model).eval().requires_grad_(False)
     except Exception as error:  # a model may refuse to be copied in any way
         return Prepared(model, "plain", False, (f"not prepared: the model cannot be copied ({_line(error)})",))
-    fused, folding = _folded(mine, images[:_FEW]) if fold else (None, ())
+    folds = speed != "plain" if fold is None else fold
+    fused, folding = _folded(mine, images[:_FEW]) if folds else (None, ())
     chosen, notes = choose(fused or mine, images, speed)
     convert(fused or mine, chosen)
     return Prepared(fused or mine, chosen, fused is not None, (*folding, *notes, f"speed: {chosen}"))

@@ -2,8 +2,9 @@
 
     python eval/robustbench_parity.py RUN REPORT.json [--data-root DIR]
 
-`benchmark` gives AutoAttack no seed; our AutoAttack class is given the report's here, and its adversaries are noted.
-Prints how many clean and robust flags agree and exits with code 1 unless all do.
+`benchmark` gives AutoAttack no seed; our AutoAttack class is given the report's here, and its adversaries are noted. It
+scores all images at once and the network as it is, so that the report has to be of one chunk: `atent eval RUN --n N
+--chunk N --speed plain`. Prints how many clean and robust flags agree and exits with code 1 unless all do.
 """
 
 import json
@@ -22,6 +23,8 @@ from atent_ext.runs import RunFolder
 def main(run: Path, report: Path, data_root: Annotated[Path | None, typer.Option()] = None) -> None:
     told = json.loads(report.read_text(encoding="utf-8"))
     results = {result["attack"]: result for result in told["results"]}
+    if told["chunk"] < results["clean"]["n"]:
+        raise typer.BadParameter(f"{report} has chunks of {told['chunk']}; score all images in one: --chunk")
     recipe = RunFolder(run).recipe()
     register_run(run, data_root=data_root)
     from robustbench import benchmark, load_model

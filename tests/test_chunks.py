@@ -394,7 +394,7 @@ def test_the_measured_speed_is_kept(tmp_path, monkeypatch):
         scoring.score(subject(), speed="plain", **same)
     resolved = "plain"  # what a measurement would say now
     assert scoring.score(subject(), speed="auto", **same)["speed"] == "channels-last"
-    assert asked == [("auto", True, 5), ("plain", False, 5), ("channels-last", False, 5)]
+    assert asked == [("auto", None, 5), ("plain", False, 5), ("channels-last", False, 5)]
 
 
 def test_a_process_that_would_score_something_else_is_refused(monkeypatch, tmp_path):

@@ -75,10 +75,11 @@ def test_a_prepared_network_gives_the_same_logits(name, channels, side, setting)
     with torch.no_grad():
         torch.testing.assert_close(prepared.model(x), model(x), rtol=1e-4, atol=1e-4)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.model.modules())
-    expected = (f"BatchNorm folded: {len(norms)} of {len(norms)}",) if norms else ()
+    left = sum(isinstance(module, nn.BatchNorm2d) for module in prepared.model.modules())
+    assert left == (len(norms) if setting == "plain" else 0)
+    expected = (f"BatchNorm folded: {len(norms)} of {len(norms)}",) if norms and setting != "plain" else ()
     assert (prepared.speed, prepared.notes) == (setting, (*expected, f"speed: {setting}"))
-    assert prepared.folded == bool(norms)
+    assert prepared.folded == bool(expected)
     assert not any(p.requires_grad for p in prepared.model.parameters())
     assert not any(module.training for module in prepared.model.modules())
     innermost = [
@@ -160,6 +161,7 @@ def test_folding_leaves_the_random_state_alone_and_can_be_declined():
     assert torch.equal(torch.get_rng_state(), state)
     declined = speed.prepare(network("resnet-20", 3), images(3, (3, 32, 32)), fold=False)
     assert (declined.folded, declined.notes) == (False, ("speed: channels-last",))
+    assert speed.prepare(network("resnet-20", 3), images(3, (3, 32, 32)), "plain", fold=True).folded
 
 
 def test_what_answers_otherwise_runs_plainly_and_says_by_how_much():
