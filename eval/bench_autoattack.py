@@ -121,7 +121,7 @@ def main(
     bench.write(out, report)
     shares = {name: found["seconds"] / direct["seconds"] for name, found in runs.items()}
     panel = {name: {"median": share, "min": share, "max": share} for name, share in shares.items()}
-    bench.bars(
+    bench.chart(
         picture, f"AutoAttack, {n} images", {report["name"]: panel}, "wall time of the command (pyautoattack = 1)"
     )
 
