@@ -7,7 +7,7 @@ plain PyTorch on the network as it is. The naive step is ATENT as its authors wr
 step, another for each iterate of the average, K graphs kept, and one backward pass through all of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +40,8 @@ def plain_passes(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Step:
     return step
 
 
-def naive(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Step:
+def naive(model: nn.Module, x: Tensor, y: Tensor, steps: int, backward: bool = False) -> Step:
+    """`backward`: the input gradient by loss.backward(), which computes the weights' gradients as well."""
     chosen = atent(steps)
     kernel = chosen.kernel
 
@@ -49,12 +50,27 @@ def naive(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Step:
         moving, average = kernel.begin(x), torch.zeros(())
         for j in range(steps):
             leaf = moving.detach().requires_grad_()
-            gradient = torch.autograd.grad(F.cross_entropy(model(leaf), y, reduction="sum"), leaf)[0]
+            loss = F.cross_entropy(model(leaf), y, reduction="sum")
+            gradient = input_gradient_of(loss, leaf, backward)
             moving = kernel.step(x, moving, gradient, j + 1 == steps)
             average = (1 - chosen.alpha) * average + chosen.alpha * F.cross_entropy(model(moving), y)
+        if backward:
+            model.zero_grad()
         average.backward()
 
     return step
+
+
+def input_gradient_of(loss: Tensor, leaf: Tensor, backward: bool) -> Tensor:
+    if not backward:
+        return torch.autograd.grad(loss, leaf)[0]
+    loss.backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def by_backward(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Step:
+    return naive(model, x, y, steps, backward=True)
 
 
 def by(objective: Objective, model: nn.Module, x: Tensor, y: Tensor) -> Step:
@@ -81,7 +97,8 @@ def made(peer: str, setting: str, network: str, shape: tuple[int, ...], count: i
     speed.convert(model, setting)
     objectives = {"PGD-AT": pgd_at, "ATENT": atent, "ATENT, bfloat16": atent}
     if peer not in objectives:
-        return {"floor": plain_passes, "naive ATENT": naive}[peer](model, x, y, steps)
+        others = {"floor": plain_passes, "naive ATENT": naive, "naive ATENT by backward()": by_backward}
+        return others[peer](model, x, y, steps)
     step = by(objectives[peer](steps), model, x, y)
     if peer != "ATENT, bfloat16":
         return step
@@ -105,26 +122,38 @@ PEERS = {
     "PGD-AT, plain": ("PGD-AT", "plain", {}),
     "ATENT, plain": ("ATENT", "plain", {}),
     "naive ATENT, plain": ("naive ATENT", "plain", {}),
+    "naive ATENT by backward(), plain": ("naive ATENT by backward()", "plain", {}),
 }
+FEW = ("floor", "PGD-AT", "ATENT")
 
 
-def measured(network: str, shape: tuple[int, ...], count: int, steps: int, rounds: int, memory: bool = False) -> Any:
-    """All steps on one batch, each in a process of its own."""
+RATIOS = (
+    ("ATENT", "PGD-AT"),
+    ("ATENT, plain", "PGD-AT, plain"),
+    ("naive ATENT, plain", "ATENT"),
+    ("naive ATENT, plain", "ATENT, plain"),
+    ("naive ATENT by backward(), plain", "ATENT"),
+)
+
+
+def measured(
+    network: str, shape: tuple[int, ...], count: int, steps: int, rounds: int, peers: Sequence[str] = tuple(PEERS)
+) -> Any:
+    """The steps of `peers` on one batch, each in a process of its own; with all of them their peak memory, too."""
     workers = {
         name: bench.Worker(made, peer, setting, network, shape, count, steps, environment=environment)
         for name, (peer, setting, environment) in PEERS.items()
+        if name in peers
     }
     times = bench.rounds(workers, rounds)
     found: dict[str, Any] = {"network": network, "image": shape, "batch": count, "steps": steps, "rounds": rounds}
     found["results"] = bench.summary(times, "floor")
     found["ratios"] = {
         f"{mine} / {other}": bench.ratio(times[mine], times[other])
-        for mine, other in (
-            *(("ATENT", "PGD-AT"), ("ATENT, plain", "PGD-AT, plain")),
-            *(("naive ATENT, plain", "ATENT"), ("naive ATENT, plain", "ATENT, plain")),
-        )
+        for mine, other in RATIOS
+        if {mine, other} <= times.keys()
     }
-    if memory:
+    if len(peers) == len(PEERS):
         found["peak_bytes"] = {name: worker.ask("memory") for name, worker in workers.items()}
     for worker in workers.values():
         worker.stop()
@@ -194,14 +223,14 @@ def main(
     mnist, cifar = (1, 28, 28), (3, 32, 32)
     report = {"what": "training steps in train mode, ℓ∞ eps 0.3, without the optimizer's", **bench.about()}
     report["steps"] = [
-        measured("small-cnn", mnist, 128, 10, rounds, memory=True),
-        measured("small-cnn", mnist, 128, 40, few, memory=True),
-        measured("resnet-18", cifar, 32, 10, few, memory=True),
+        measured("small-cnn", mnist, 128, 10, rounds),
+        measured("small-cnn", mnist, 128, 40, few),
+        measured("resnet-18", cifar, 16, 10, few),
     ]
     report["resnet-18 in float32"] = lower_bound(32, few)
     report["scaling"] = {
-        "batch": [measured("small-cnn", mnist, count, 10, few) for count in (16, 64, 256)],
-        "image": [measured("resnet-20", (3, size, size), 16, 10, few) for size in (16, 32, 64)],
+        "batch": [measured("small-cnn", mnist, count, 10, few, FEW) for count in (16, 64, 256)],
+        "image": [measured("resnet-20", (3, size, size), 16, 10, few, FEW) for size in (16, 32, 64)],
     }
     bench.write(out, report)
     bench.bars(picture, "Training steps; without a word: as `atent train` runs them", report["steps"])

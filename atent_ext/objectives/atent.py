@@ -113,7 +113,7 @@ class ATENT(Adversarial):
         weights = self.weights
         for j, moving in enumerate(walk(self.kernel, x, passes.gradient, generator)):
             if weights.get(j):
-                yield passes.term(moving, weights[j])
+                yield passes.term(moving, weights[j], last=j == self.steps)
 
 
 @dataclass
@@ -127,13 +127,15 @@ class _Passes:
     early: Tensor | None = None  # its input gradient, where it was computed before the term was yielded
     scale: list[Tensor] = field(default_factory=list)  # what the caller's backward multiplied the losses with
 
-    def term(self, moving: Tensor, weight: float) -> Tensor:
-        """weight * mean loss at x', its graph ready for the caller's backward."""
-        leaf = moving.detach().requires_grad_()
+    def term(self, moving: Tensor, weight: float, last: bool) -> Tensor:
+        """weight * mean loss at x', its graph ready for the caller's backward; no step follows from the last."""
+        leaf = moving.detach().requires_grad_(not last)
         losses = cross_entropy(self.model(leaf), self.y)
         self.scale.clear()
-        losses.register_hook(self.scale.append)  # type: ignore[no-untyped-call]
         self.shared, self.early = leaf, None
+        if last:
+            return weight * losses.mean()
+        losses.register_hook(self.scale.append)  # type: ignore[no-untyped-call]
         if self._one_graph_serves() and (self.objective.direction == "raw" or weight < self._small()):
             self.early = torch.autograd.grad(losses.sum(), leaf, retain_graph=True)[0]
             self.scale.clear()
