@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from atent_ext import vetted_weights
 from atent_ext.errors import BadInput
 
 
@@ -66,10 +67,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _load(path: Path, remedy: str) -> dict[Any, Any]:
-    """The mapping that torch.save wrote to `path`, without running code from it."""
+def _load(path: Path, remedy: str, content: bytes | None = None) -> dict[Any, Any]:
+    """The mapping that torch.save wrote to `path` (whose bytes may be given), without running code from it."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path if content is None else BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # what is not a torch file fails in many ways: KeyError, IndexError, struct.error, ...
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise BadInput(f"{path} cannot be read as tensors ({reason.partition('. ')[0][:200]}); {remedy}") from None
@@ -86,6 +87,21 @@ def tensors(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         raise BadInput(f"there is no checkpoint {path}")
     return _load(path, "a checkpoint of tensors, numbers and texts only is needed")
+
+
+def parse_weights(content: bytes, path: Path) -> dict[Any, Any]:
+    """What the bytes of a stranger's .safetensors, .pt or .pth file hold; `path` names the file in errors.
+
+    Raises BadInput for what is no whole file of that kind, claims more than it has, or names anything but tensors.
+    """
+    vetted_weights.check(content, path)
+    if path.suffix != ".safetensors":
+        return _load(path, "a plain state dict of tensors is needed", content)
+    try:
+        return dict(safetensors.torch.load(content))
+    except Exception as error:  # SafetensorError, and for a dtype that torch lacks whatever comes
+        reason = " ".join(f"{error}".split())[:200]
+        raise BadInput(f"{path} is not a whole safetensors file ({reason}); download it again") from None
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> None:

@@ -6,21 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from atent_ext import __version__
+from atent_ext import __version__, cli_registry
+from atent_ext.cli_options import DataRoot, Download, Out, Seed, console
 from atent_ext.errors import AtentError, BadInput
 
 app = typer.Typer(
     name="atent", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-# Under torchrun every process runs this; the first one speaks.
-console = Console(markup=False, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
-
-Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.")]
-DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Folder with the data sets [default: $ATENT_DATA].")]
-Download = Annotated[bool, typer.Option("--download", help="Let torchvision fetch missing data.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of every random draw.")]
+cli_registry.add(app)
 
 
 def main() -> None:

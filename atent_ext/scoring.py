@@ -173,7 +173,9 @@ def score(
 
 def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting, chunk: int) -> Report:
     """What decides the flags, as plain data."""
-    weights = [value for value in subject.model.state_dict().values() if isinstance(value, Tensor)]
+    # Buffers besides: a normalisation may be left out of the state dict.
+    held = [*subject.model.state_dict().values(), *subject.model.buffers()]
+    weights = [value for value in held if isinstance(value, Tensor)]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "pyautoattack")}
     return {
         **{key: subject.about.get(key) for key in ("weights_sha256", "model", "data")},

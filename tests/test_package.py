@@ -26,6 +26,7 @@ def test_only_one_package_reaches_site_packages(wheel):
     assert "atent_ext/_registry/recipes/mnist-linf-atent.yaml" in names
     assert "atent_ext/_protocols/autoattack.yaml" in names
     assert "atent_ext/_protocols/papers/v2-table1.yaml" in names
+    assert {f"atent_ext/_board/{name}" for name in ("index.html", "model.html", "board.css", "board.js")} <= set(names)
     assert not [name for name in names if name.endswith((".npz", ".pt", ".safetensors"))]
 
 

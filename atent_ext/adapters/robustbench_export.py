@@ -7,24 +7,14 @@ from torch import Tensor
 
 from atent_ext import __version__, checkpoints, compat, data
 from atent_ext.adapters import robustbench
+from atent_ext.adapters.robustbench_source import theirs
 from atent_ext.data import DataSet
 from atent_ext.errors import BadInput
 from atent_ext.recipes import Recipe
 from atent_ext.runs import RunFolder
 
-_ARCHITECTURES = "robustbench.model_zoo.architectures"
-# Networks of ours that RobustBench defines: what to import, and the call.
-_THEIRS = {
-    "resnet-18": (
-        f"from {_ARCHITECTURES}.resnet import BasicBlock, ResNet",
-        "ResNet(BasicBlock, [2, 2, 2, 2], num_classes={classes})",
-    ),
-    "wrn-34-10": (
-        f"from {_ARCHITECTURES}.wide_resnet import WideResNet",
-        "WideResNet(depth=34, widen_factor=10, num_classes={classes})",
-    ),
-}
-_MEMBERS = {"cifar10": "cifar_10", "cifar100": "cifar_100"}
+MEMBERS = {"cifar10": "cifar_10", "cifar100": "cifar_100"}
+"""Data sets of ours that RobustBench knows: its folder, and the member of its enumeration."""
 
 _HEAD = """\
 # RobustBench model-zoo entry of {name}, written by atent-ext {version}.
@@ -86,12 +76,12 @@ def export(
     images = data.load(recipe.dataset, data_root)
     state = folder.load_model(images).state_dict()
     weights.parent.mkdir(parents=True, exist_ok=True)
-    checkpoints.save_state(_as_they_read(state), weights)
+    checkpoints.save_state(as_they_read(state), weights)
     checkpoints.write(entry, _entry(name, recipe, images, weights.relative_to(out)))
     return weights, entry
 
 
-def _as_they_read(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def as_they_read(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """load_model cuts off the first letters of every key that has "module." or "model." anywhere; let it cut these."""
     cut = any("module." in key or "model." in key for key in state)
     return {("module.model." if cut else "") + key: tensor for key, tensor in state.items()}
@@ -113,8 +103,8 @@ def _entry(name: str, recipe: Recipe, images: DataSet, file: Path) -> str:
         "channels": images.test.images.shape[1],
     }
     head = _HEAD.format(**fields)
-    if recipe.model.name not in _THEIRS or recipe.dataset not in _MEMBERS:
+    network = theirs(recipe.model.name, len(images.classes))
+    if network is None or recipe.dataset not in MEMBERS:
         return head + _REGISTRATION.format(**fields)
-    imported, call = _THEIRS[recipe.model.name]
-    member = _MEMBERS[recipe.dataset]
-    return head + _ENTRY.format(imported=imported, call=call.format(**fields), member=member, **fields)
+    member = MEMBERS[recipe.dataset]
+    return head + _ENTRY.format(imported=network.imported, call=network.call, member=member, **fields)

@@ -1,0 +1,162 @@
+"""The commands around submissions and the registry: verify, board, submit, submission new, registry check."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from atent_ext.cli_options import DataRoot, Seed, console
+from atent_ext.errors import BadInput
+
+submission = typer.Typer(no_args_is_help=True, help="Folders that are sent in.")
+registry = typer.Typer(no_args_is_help=True, help="The cards, recipes and weights of the registry.")
+
+
+def add(app: typer.Typer) -> None:
+    """Give `app` these commands."""
+    for command in (verify, board, submit):
+        app.command()(command)
+    app.add_typer(submission, name="submission")
+    app.add_typer(registry, name="registry")
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A submission: weights and card.yaml.")],
+    n: Annotated[int | None, typer.Option("--n", min=1, help="The first N test images [default: all].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The card [default: FOLDER.card.json].")] = None,
+    protocol: Annotated[str, typer.Option(help="What is measured; a name of eval/protocols.")] = "verify",
+    dataset: Annotated[str | None, typer.Option(help="Load this instead of the card's data set, npz:FILE say.")] = None,
+    seed: Seed = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch; the random draws follow it.")] = 250,
+    chunk: Annotated[int | None, typer.Option(min=1, help="As of `atent eval`.")] = None,
+    speed: Annotated[str, typer.Option(help="plain, channels-last, compile, graphs or auto.")] = "channels-last",
+    data_root: DataRoot = None,
+) -> None:
+    """Check a submission, score it, compare it with what it claims, and write its card. No code of it is run.
+
+    The same command goes on with a verification that was interrupted.
+    """
+    from atent_ext import cards, submissions
+    from atent_ext.console import ScoringBar, report_table
+    from atent_ext.verification import verify as run
+
+    target = out or folder.with_name(f"{folder.resolve().name}.card.json")
+    opened = submissions.read(folder, data_root)
+    with ScoringBar(console) as bar:
+        card = run(
+            opened,
+            n=n,
+            seed=seed or 0,
+            out=target.with_name(f"{target.name}.report.json"),
+            protocol=protocol,
+            dataset=dataset,
+            data_root=data_root,
+            batch_size=batch_size,
+            chunk=chunk,
+            speed=speed,
+            command=shlex.join(["atent", *sys.argv[1:]]),
+            busy=bar.busy,
+            progress=bar.standing,
+        )
+    cards.write_card(card, target)
+    if card.report:
+        console.print(report_table(card.report))
+    for line in _said(card):
+        console.print(line, soft_wrap=True)
+    console.print(f"written: {target}; its place is registry/cards/{card.place}", soft_wrap=True)
+
+
+def _said(card: Any) -> list[str]:
+    """What a reader has to know besides the table: failed checks, signs of masking, verdicts."""
+    failed = [f"check failed: {check.name}: {check.said}" for check in card.checks if check.passed is False]
+    signs = [f"sign of gradient masking: {sign.name}: {sign.evidence}" for sign in card.signs if sign.found]
+    verdicts = [
+        f"claim of {one.claim.percent:g} % ({one.claim.what}): {one.verdict}; measured {one.measured:.1f} % "
+        f"({one.interval[0]:.1f}-{one.interval[1]:.1f}) under {one.attack}, {one.points:+.1f} points"
+        for one in card.verdicts
+    ]
+    return [*failed, *signs, *verdicts]
+
+
+def board(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write the site to.")],
+    cards: Annotated[Path, typer.Option(help="Folder of the cards.")] = Path("registry/cards"),
+) -> None:
+    """Write the leaderboard of all cards as pages that open without a network."""
+    from atent_ext.board import build
+
+    if not cards.is_dir():
+        raise BadInput(f"there are no cards in {cards}; name their folder with --cards")
+    written = build(cards, out)
+    console.print(f"written: {written[0]} and {len(written) - 1} more files", soft_wrap=True)
+
+
+def submit(
+    card: Annotated[Path, typer.Argument(help="A card that `atent verify` wrote.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="The weights that the card is of [default: the file it names, beside it].")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="New folder [default: robustbench-NAME].")] = None,
+    to: Annotated[str, typer.Option("--to", help="The leaderboard: robustbench.")] = "robustbench",
+) -> None:
+    """Write the bundle that a leaderboard's maintainers ask for."""
+    from atent_ext.adapters.robustbench_bundle import bundle
+    from atent_ext.cards import read_card
+    from atent_ext.registry import nearest
+
+    if to != "robustbench":
+        raise nearest("leaderboard to submit to", to, ["robustbench"])
+    read = read_card(card)
+    target = out or Path(f"{to}-{read.submission.name}")
+    written = bundle(read, weights or card.with_name(Path(str(read.weights["file"])).name), target)
+    console.print(f"written: {target}, {len(written)} files; README.md in it says what to do", soft_wrap=True)
+
+
+@submission.command("new")
+def new(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder to write to.")],
+    authors: Annotated[str, typer.Option(help="Who is to be named.")],
+    license: Annotated[str, typer.Option(help="Of the weights, such as MIT.")],
+    link: Annotated[str, typer.Option(help="An address that starts with https://.")] = "",
+    venue: Annotated[str, typer.Option(help="Where it was published.")] = "Unpublished",
+    name: Annotated[str | None, typer.Option("--name", help="The model's name [default: the recipe's].")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="What `atent eval RUN` wrote: its figures become the claims.")
+    ] = None,
+) -> None:
+    """Write the submission of a training run: weights, card.yaml, recipe.yaml."""
+    from atent_ext import submissions
+
+    folder = submissions.new(
+        run, out, authors=authors, license=license, link=link, venue=venue, name=name, report=report
+    )
+    console.print(f"written: {folder}; check it with: atent verify {folder}", soft_wrap=True)
+
+
+@registry.command("check")
+def check(
+    root: Annotated[Path, typer.Argument(help="Folder with cards/, recipes/ and README.md.")] = Path("registry"),
+) -> None:
+    """Check all cards, hashes, counts and recipes; exit code 1 and a line for each fault if there are any."""
+    from atent_ext.registry_check import check as run
+
+    problems = run(root)
+    for problem in problems:
+        console.print(problem, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+    console.print(f"{root}: all cards and recipes are in order", soft_wrap=True)
+
+
+# What has one command has a callback, or typer would take the command's name for its argument.
+@submission.callback()
+def _submission() -> None:
+    pass
+
+
+@registry.callback()
+def _registry() -> None:
+    pass
