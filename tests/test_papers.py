@@ -348,14 +348,14 @@ def test_a_certificate_counts_only_right_answers_within_its_radius(made):
     flags = {}
     for radius in (0.0, 0.005, 0.011):
         column = Column(name="c", certify=Certify(sigma=0.05, radius=radius))
-        cell = rows.measure(subject, column, Row(name="r", quoted="x"), Scale(recipes="", n=8, certificates=200), 0, {})
+        cell = rows.measure(subject, column, Row(name="r", quoted="x"), Scale(recipes="", n=60, certificates=200), 0, {})
         assert cell["l2_radius"] == pytest.approx(8 * radius)  # sqrt(64) pixels
         flags[radius] = cell["flags"]
     assert all(a >= b >= c for a, b, c in zip(*flags.values(), strict=True))
     assert flags[0.0].count("1") > flags[0.011].count("1")
     column = Column(name="c", certify=Certify(sigma=0.05, norm="L2", radius=0.1))
     with pytest.raises(BadInput, match=r"no radius above 0\.09128 can be certified"):
-        rows.measure(subject, column, Row(name="r", quoted="x"), Scale(recipes="", n=8, certificates=200), 0, {})
+        rows.measure(subject, column, Row(name="r", quoted="x"), Scale(recipes="", n=60, certificates=200), 0, {})
 
 
 # ---- what is written of it
