@@ -348,7 +348,8 @@ def test_a_certificate_counts_only_right_answers_within_its_radius(made):
     flags = {}
     for radius in (0.0, 0.005, 0.011):
         column = Column(name="c", certify=Certify(sigma=0.05, radius=radius))
-        cell = rows.measure(subject, column, Row(name="r", quoted="x"), Scale(recipes="", n=60, certificates=200), 0, {})
+        setting = Scale(recipes="", n=60, certificates=200)
+        cell = rows.measure(subject, column, Row(name="r", quoted="x"), setting, 0, {})
         assert cell["l2_radius"] == pytest.approx(8 * radius)  # sqrt(64) pixels
         flags[radius] = cell["flags"]
     assert all(a >= b >= c for a, b, c in zip(*flags.values(), strict=True))
