@@ -1,5 +1,6 @@
 import pytest
 import torch
+from problems import Wrapped
 from torch import nn
 
 from atent_ext import data, masking
@@ -21,17 +22,6 @@ ONE_STEP, ZERO, LOSSES, TRANSFER, ENDLESS = (
     "accuracy does not go to zero with eps",
 )
 THREATS = {"Linf": Threat(norm="Linf", eps=0.15), "L2": Threat(norm="L2", eps=0.8)}
-
-
-class Wrapped(nn.Module):
-    """A sound network inside of one that answers by `answer(network, x)`."""
-
-    def __init__(self, network, answer):
-        super().__init__()
-        self.network, self.answer = network, answer
-
-    def forward(self, x):
-        return self.answer(self.network, x)
 
 
 @pytest.fixture(scope="module")

@@ -4,21 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from problems import Wrapped
 from torch import nn
 
 from atent_ext import data, masking, soundness
 from atent_ext.errors import BadInput
-
-
-class Wrapped(nn.Module):
-    """A sound network inside of one that answers by `answer(network, x)`."""
-
-    def __init__(self, network, answer):
-        super().__init__()
-        self.network, self.answer = network, answer
-
-    def forward(self, x):
-        return self.answer(self.network, x)
 
 
 class AlwaysOn(nn.Dropout):

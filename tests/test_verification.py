@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from problems import Wrapped
 
 from atent_ext import cards, checkpoints, data, masking, scoring, soundness, submissions, verification
 from atent_ext.cards import Claim, Submission
@@ -19,17 +19,6 @@ CHEAP = Protocol(
 )
 N = 60
 SIGNS = 6
-
-
-class Wrapped(nn.Module):
-    """A sound network inside of one that answers by `answer(network, x)`."""
-
-    def __init__(self, network, answer):
-        super().__init__()
-        self.network, self.answer = network, answer
-
-    def forward(self, x):
-        return self.answer(self.network, x)
 
 
 def submission(**given):
