@@ -26,6 +26,17 @@ def main() -> None:
     except (AtentError, OSError) as error:
         print(f"atent: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as end:  # how typer ends a command, one that went well too
+        if not end.code:
+            _leave_the_others()
+        raise
+
+
+def _leave_the_others() -> None:
+    """End the process group: a thread of it that outlives the interpreter may abort the process."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @app.callback(invoke_without_command=True)

@@ -314,3 +314,4 @@ def broken(folder):
 if __name__ == "__main__":
     registry.MODELS |= {"double-net": "test_several_processes:double_net", "tiny-net": "problems:tiny_net"}
     {"everything": everything, "broken": broken}[sys.argv[1]](Path(sys.argv[2]))
+    torch.distributed.destroy_process_group()  # a thread of it that outlives the interpreter may abort the process
