@@ -105,7 +105,7 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
             restarts=self.restarts,
             keep=self.keep,
             early_stop=self.early_stop,
-            batch_size=self.batch_size,
+            batch_size=speed.block(x) if self.batch_size is None else self.batch_size,
         )
 
     def _labels(self, x: Tensor, y: Tensor | None) -> Tensor:
@@ -127,7 +127,8 @@ class LinfATENTAttack(_ATENTAttack):
     rand_init: start uniformly in the ball (or at `start`: "corner" is the authors'); False starts at x.
     project: "last" step only (the authors' for CIFAR-10) or "every". generator: source of noise and starts.
     restarts, keep, early_stop, batch_size: how often it runs and what it returns, as in `search.adversaries`: the last
-    iterate of one run unless told otherwise. speed: "channels-last" or "plain", as in `speed.viewed`.
+    iterate of one run unless told otherwise; images on the CPU go in batches of 64 at most where batch_size is None.
+    speed: "channels-last" or "plain", as in `speed.viewed`.
     What it returns lies in the eps ball and in [clip_min, clip_max]. Raises BadInput for values that make no sense.
     """
 

@@ -33,6 +33,9 @@ in units of its own norm. The median, since rounding may take any one image acro
 _ROUNDS = 5
 _FEW = 32
 """Images that answers are compared on."""
+_BLOCK = 64
+"""Images of a pass on the CPU: their activations fit into memory that the process keeps from one pass to the next,
+where those of more are handed back to the system and asked for again, page by page."""
 _log = logging.getLogger(__name__)
 
 
@@ -129,6 +132,11 @@ def viewed(model: Model, x: Tensor, speed: str) -> Iterator[Model]:
         yield model
         return
     yield view
+
+
+def block(x: Tensor) -> int | None:
+    """How many images of x (N, ...) to pass at a time where their number is free; None: all of them."""
+    return _BLOCK if x.dim() == 4 and len(x) > _BLOCK and not x.is_cuda else None
 
 
 class _View:

@@ -93,6 +93,21 @@ def rounds(runs: Mapping[str, Worker], count: int) -> dict[str, list[float]]:
     return found
 
 
+def retaken(start: Callable[[], Mapping[str, Worker]], count: int, takes: int) -> dict[str, list[float]]:
+    """`count` rounds of the runs in each of `takes` takes, for which the processes are started anew.
+
+    Where a process's memory comes to lie makes it up to a tenth slower or faster, which rounds alone do not even out.
+    """
+    found: dict[str, list[float]] = {}
+    for _ in range(takes):
+        runs = start()
+        for name, values in rounds(runs, count).items():
+            found.setdefault(name, []).extend(values)
+        for run in runs.values():
+            run.stop()
+    return found
+
+
 def summary(times: Mapping[str, list[float]], floor: str) -> dict[str, Any]:
     """Median and range of each run's seconds, and of its ratio to the floor's in the same round."""
     return {

@@ -1,6 +1,6 @@
 """Cost of attacks: ATENT and four libraries' PGD on one batch, against the floor of as many plain passes.
 
-    python eval/bench_attack.py [--rounds 21] [--threads 1] [--out eval/results/bench-attack.json]
+    python eval/bench_attack.py [--rounds 5] [--takes 5] [--threads 1] [--out eval/results/bench-attack.json]
 
 The floor is a forward pass and the gradient of the images (torch.autograd.grad), `steps` times, by plain PyTorch on the
 network as it is. Needs MNIST (ATENT_DATA) for the network of the early stopping, and the extras of the four libraries.
@@ -86,17 +86,24 @@ def one(peer: str, network: str, channels: int, shape: tuple[int, ...], count: i
 
 
 def compared(
-    network: str, shape: tuple[int, ...], count: int, steps: int, rounds: int, peers: Sequence[str] = tuple(FIVE)
+    network: str,
+    shape: tuple[int, ...],
+    count: int,
+    steps: int,
+    rounds: int,
+    takes: int = 1,
+    peers: Sequence[str] = tuple(FIVE),
 ) -> Any:
     """The peers and the floor on one batch, and ours with large pages."""
-    arguments = (network, shape[0], shape, count, steps)
-    workers = {name: bench.Worker(one, name, *arguments) for name in ("floor", *peers)}
-    first = peers[0]
-    workers[f"{first}, large pages"] = bench.Worker(one, first, *arguments, environment=bench.LARGE_PAGES)
-    times = bench.rounds(workers, rounds)
-    for worker in workers.values():
-        worker.stop()
-    setting = {"network": network, "image": shape, "batch": count, "steps": steps, "rounds": rounds}
+    arguments, first = (network, shape[0], shape, count, steps), peers[0]
+
+    def start() -> dict[str, bench.Worker]:
+        workers = {name: bench.Worker(one, name, *arguments) for name in ("floor", *peers)}
+        workers[f"{first}, large pages"] = bench.Worker(one, first, *arguments, environment=bench.LARGE_PAGES)
+        return workers
+
+    times = bench.retaken(start, rounds, takes)
+    setting = {"network": network, "image": shape, "batch": count, "steps": steps, "rounds": rounds, "takes": takes}
     return {**setting, "results": bench.summary(times, "floor")}
 
 
@@ -141,24 +148,25 @@ def stopped_early(keep: Keep, restarts: int, count: int, steps: int, rounds: int
 
 
 def main(
-    rounds: int = 21,
+    rounds: int = 5,
+    takes: int = 5,
     threads: int = 1,
     out: Annotated[Path, typer.Option()] = Path("eval/results/bench-attack.json"),
     picture: Annotated[Path, typer.Option()] = Path("docs/img/bench-attack.png"),
 ) -> None:
     torch.set_num_threads(threads)
     report = {"what": "ℓ∞ attacks of 20 steps, eps 0.3, step 0.01", **bench.about()}
-    few, mnist = max(3, rounds // 4), (1, 28, 28)
+    few, mnist = max(3, rounds // 2), (1, 28, 28)
     report["five"] = [
-        compared("small-cnn", mnist, 128, 20, rounds),
-        compared("resnet-18", (3, 32, 32), 16, 20, few),
+        compared("small-cnn", mnist, 128, 20, rounds, takes),
+        compared("resnet-18", (3, 32, 32), 16, 20, 1, takes),
     ]
     report["early_stop"] = [stopped_early(keep, 5, 256, 20, few) for keep in ("last", "success")]
-    ours = tuple(FIVE)[:1]
+    ours = {"peers": tuple(FIVE)[:1]}
     report["scaling"] = {
-        "steps": [compared("small-cnn", mnist, 64, steps, few, ours) for steps in (5, 10, 40)],
-        "batch": [compared("small-cnn", mnist, count, 10, few, ours) for count in (8, 32, 256)],
-        "image": [compared("resnet-20", (3, size, size), 16, 10, few, ours) for size in (16, 32, 64)],
+        "steps": [compared("small-cnn", mnist, 64, steps, few, **ours) for steps in (5, 10, 40)],
+        "batch": [compared("small-cnn", mnist, count, 10, few, **ours) for count in (8, 32, 256)],
+        "image": [compared("resnet-20", (3, size, size), 16, 10, few, **ours) for size in (16, 32, 64)],
     }
     bench.write(out, report)
     bench.bars(picture, "Attacks of 20 steps", report["five"])

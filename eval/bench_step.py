@@ -1,6 +1,6 @@
 """Cost of a training step: ATENT, PGD-AT and the naive ATENT against the floor of K + 1 plain passes.
 
-    python eval/bench_step.py [--rounds 15] [--threads 1] [--out eval/results/bench-step.json]
+    python eval/bench_step.py [--rounds 3] [--takes 3] [--threads 1] [--out eval/results/bench-step.json]
 
 The floor is K forward passes with the gradient of the images (torch.autograd.grad) and one with that of the weights, by
 plain PyTorch on the network as it is. The naive step is ATENT as its authors wrote it: a forward pass for each Langevin
@@ -137,27 +137,42 @@ RATIOS = (
 
 
 def measured(
-    network: str, shape: tuple[int, ...], count: int, steps: int, rounds: int, peers: Sequence[str] = tuple(PEERS)
+    network: str,
+    shape: tuple[int, ...],
+    count: int,
+    steps: int,
+    rounds: int,
+    takes: int = 1,
+    peers: Sequence[str] = tuple(PEERS),
 ) -> Any:
-    """The steps of `peers` on one batch, each in a process of its own; with all of them their peak memory, too."""
-    workers = {
-        name: bench.Worker(made, peer, setting, network, shape, count, steps, environment=environment)
-        for name, (peer, setting, environment) in PEERS.items()
-        if name in peers
-    }
-    times = bench.rounds(workers, rounds)
-    found: dict[str, Any] = {"network": network, "image": shape, "batch": count, "steps": steps, "rounds": rounds}
+    """The steps of `peers` on one batch, each in a process of its own."""
+
+    def start() -> dict[str, bench.Worker]:
+        return {
+            name: bench.Worker(made, peer, setting, network, shape, count, steps, environment=environment)
+            for name, (peer, setting, environment) in PEERS.items()
+            if name in peers
+        }
+
+    times = bench.retaken(start, rounds, takes)
+    found: dict[str, Any] = {"network": network, "image": shape, "batch": count, "steps": steps}
+    found |= {"rounds": rounds, "takes": takes}
     found["results"] = bench.summary(times, "floor")
     found["ratios"] = {
         f"{mine} / {other}": bench.ratio(times[mine], times[other])
         for mine, other in RATIOS
         if {mine, other} <= times.keys()
     }
-    if len(peers) == len(PEERS):
-        found["peak_bytes"] = {name: worker.ask("memory") for name, worker in workers.items()}
-    for worker in workers.values():
-        worker.stop()
     return found
+
+
+def peak_bytes(network: str, shape: tuple[int, ...], count: int, steps: int) -> Any:
+    """The most bytes that a step of each network as it is holds at once, and their ratios to PGD-AT's."""
+    peers = ("PGD-AT, plain", "ATENT, plain", "naive ATENT, plain")
+    runs = {name: made(PEERS[name][0], "plain", network, shape, count, steps) for name in peers}
+    found = {name: bench.peak_memory(run) for name, run in runs.items()}
+    setting = {"network": network, "image": shape, "batch": count, "steps": steps}
+    return {**setting, "bytes": found, "ratios": {name: round(found[name] / found[peers[0]], 3) for name in peers}}
 
 
 def only_convolutions(count: int) -> Step:
@@ -213,24 +228,25 @@ def lower_bound(count: int, rounds: int) -> Any:
 
 
 def main(
-    rounds: int = 15,
+    rounds: int = 3,
+    takes: int = 3,
     threads: int = 1,
     out: Annotated[Path, typer.Option()] = Path("eval/results/bench-step.json"),
     picture: Annotated[Path, typer.Option()] = Path("docs/img/bench-step.png"),
 ) -> None:
     torch.set_num_threads(threads)
-    few = max(3, rounds // 5)
     mnist, cifar = (1, 28, 28), (3, 32, 32)
     report = {"what": "training steps in train mode, ℓ∞ eps 0.3, without the optimizer's", **bench.about()}
     report["steps"] = [
-        measured("small-cnn", mnist, 128, 10, rounds),
-        measured("small-cnn", mnist, 128, 40, few),
-        measured("resnet-18", cifar, 16, 10, few),
+        measured("small-cnn", mnist, 128, 10, rounds, takes),
+        measured("small-cnn", mnist, 128, 40, 1, takes),
+        measured("resnet-18", cifar, 16, 10, 1, takes),
     ]
-    report["resnet-18 in float32"] = lower_bound(32, few)
+    report["memory"] = [peak_bytes("small-cnn", mnist, 128, 40), peak_bytes("resnet-18", cifar, 16, 40)]
+    report["resnet-18 in float32"] = lower_bound(32, rounds)
     report["scaling"] = {
-        "batch": [measured("small-cnn", mnist, count, 10, few, FEW) for count in (16, 64, 256)],
-        "image": [measured("resnet-20", (3, size, size), 16, 10, few, FEW) for size in (16, 32, 64)],
+        "batch": [measured("small-cnn", mnist, count, 10, rounds, peers=FEW) for count in (16, 64, 256)],
+        "image": [measured("resnet-20", (3, size, size), 16, 10, rounds, peers=FEW) for size in (16, 32, 64)],
     }
     bench.write(out, report)
     bench.bars(picture, "Training steps; without a word: as `atent train` runs them", report["steps"])

@@ -174,6 +174,24 @@ def test_the_attacks_pass_it_on(kind):
     assert torch.equal(model(results[True]).argmax(1), model(results[False]).argmax(1))
 
 
+def test_images_on_the_cpu_pass_64_at_a_time_with_the_same_result():
+    images = torch.rand(150, 1, 8, 8, generator=generator(), dtype=torch.float64)
+    model = Counting(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double())
+    y = model(images).argmax(1)
+
+    def attacked(batch_size):
+        model.batches.clear()
+        attack = LinfATENTAttack(model, eps=0.1, nb_iter=4, batch_size=batch_size, generator=generator())
+        return attack.perturb(images, y), set(model.batches)
+
+    parts, seen = attacked(None)
+    whole, seen_whole = attacked(150)
+    assert torch.allclose(parts, whole, rtol=0, atol=1e-12)
+    assert float((parts - images).abs().max()) == pytest.approx(0.1)
+    assert {64, 22} <= seen <= {1, 64, 22}
+    assert 150 in seen_whole
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [({"restarts": 0}, "restarts is 0"), ({"keep": "best"}, "keep is 'best'"), ({"batch_size": 0}, "batch_size is 0")],
