@@ -142,10 +142,10 @@ class Check(Section):
 
 
 class Sign(Section):
-    """One sign of gradient masking that was looked for. found: whether it is there; evidence: the figures."""
+    """One sign of gradient masking. found: whether it is there, None if nobody looked; evidence: the figures."""
 
     name: str
-    found: bool
+    found: bool | None
     evidence: str
 
 
@@ -164,8 +164,8 @@ class Card(Section):
     """What was measured of a submission: a file registry/cards/<dataset>/<norm>-<eps>/<name>.json.
 
     weights: file name, sha256, bytes, parameters. report: as `atent eval` writes it, with all attacks and flags.
-    curve: accuracy in [0, 1] at each eps of an attack, named. command: that wrote the card. commit: of atent_ext, "" if
-    unknown. date: ISO. seconds: of processes, together.
+    curve: n, eps, and accuracy in [0, 1] at each eps, by the attack's name. command: that wrote the card. commit: of
+    atent_ext, "" if unknown. date: ISO. seconds: of processes, together.
     """
 
     submission: Submission

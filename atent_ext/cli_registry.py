@@ -1,7 +1,10 @@
 """The commands around submissions and the registry: verify, board, submit, submission new, registry check."""
 
+import re
 import shlex
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +46,8 @@ def verify(
     from atent_ext.verification import verify as run
 
     target = out or folder.with_name(f"{folder.resolve().name}.card.json")
+    if ("registry", "cards") in pairwise(target.resolve().parts):
+        raise BadInput(f"{target} lies among the registry's cards, and files of the scoring would, too; move it later")
     opened = submissions.read(folder, data_root)
     with ScoringBar(console) as bar:
         card = run(
@@ -56,7 +61,8 @@ def verify(
             batch_size=batch_size,
             chunk=chunk,
             speed=speed,
-            command=shlex.join(["atent", *sys.argv[1:]]),
+            gallery=target.with_suffix(".png"),
+            command=_command(sys.argv[1:]),
             busy=bar.busy,
             progress=bar.standing,
         )
@@ -65,7 +71,13 @@ def verify(
         console.print(report_table(card.report))
     for line in _said(card):
         console.print(line, soft_wrap=True)
-    console.print(f"written: {target}; its place is registry/cards/{card.place}", soft_wrap=True)
+    picture = f" and {target.with_suffix('.png').name}" if card.report else ""
+    console.print(f"written: {target}{picture}; the card's place is registry/cards/{card.place}", soft_wrap=True)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command as a card tells it: files and folders by their last name, for where they lie says nothing."""
+    return shlex.join(["atent", *(re.sub(r"[^:=]*[/\\](?=[^/\\])", "", one) for one in arguments)])
 
 
 def _said(card: Any) -> list[str]:
@@ -82,14 +94,18 @@ def _said(card: Any) -> list[str]:
 
 def board(
     out: Annotated[Path, typer.Option("--out", help="Folder to write the site to.")],
-    cards: Annotated[Path, typer.Option(help="Folder of the cards.")] = Path("registry/cards"),
+    cards: Annotated[
+        Path | None, typer.Option(help="Folder of the cards [default: those that atent-ext brings].")
+    ] = None,
 ) -> None:
     """Write the leaderboard of all cards as pages that open without a network."""
     from atent_ext.board import build
+    from atent_ext.registry import folder as shipped
 
-    if not cards.is_dir():
-        raise BadInput(f"there are no cards in {cards}; name their folder with --cards")
-    written = build(cards, out)
+    folder = shipped("card") if cards is None else cards
+    if not folder.is_dir():
+        raise BadInput(f"there are no cards in {folder}; name their folder with --cards")
+    written = build(folder, out)
     console.print(f"written: {written[0]} and {len(written) - 1} more files", soft_wrap=True)
 
 

@@ -67,7 +67,7 @@ def signs(
     They are looked for on the first `IMAGES` of `split`, the curve on the first `CURVE_IMAGES`. train: images that a
     surrogate for the transfer attack is trained on. random: whether the network answers at random, so that one lucky
     draw is no success and only last iterates count. What AutoAttack's Square adds is another sign, `black_box`.
-    curve: `attack`, `n`, `eps`, and one number in [0, 1] per eps: `accuracy` under the attack, and `random_noise`.
+    curve: `n`, `eps`, and `accuracy`: under PGD and under random noise, one number in [0, 1] per eps.
     The network is attacked in eval mode and comes back as found. Raises BadInput where its gradients are not finite;
     a network without a gradient cannot be looked at (`soundness.fatal`).
     """
@@ -254,7 +254,7 @@ def black_box(report: Mapping[str, Any]) -> Sign:
         (one["robust_after"] for one in report.get("results", ()) if "robust_after" in one), {}
     )
     if "square" not in counts:
-        return Sign(name=name, found=False, evidence="not looked for: there is no Square in AutoAttack's counts")
+        return Sign(name=name, found=None, evidence="there is no Square in AutoAttack's counts")
     order = list(counts)
     left, after, count = counts[order[order.index("square") - 1]], counts["square"], int(report["results"][0]["n"])
     p = float(binomtest(left - after, count, _SQUARE, "greater").pvalue)
@@ -282,8 +282,8 @@ def _curve(whole: _Target) -> tuple[Curve, Sign]:
     by_noise = [target.broken_by(target.noise(eps), eps) for eps in grid]
     by_pgd = [target.broken_by(target.pgd(cross_entropy, eps), eps) for eps in grid[1:]]
     by_pgd = [by_noise[0], *by_pgd]  # at eps 0 there is nothing to search
-    shares = {"accuracy": _accuracies(by_pgd), "random_noise": _accuracies(by_noise)}
-    curve = {"attack": f"PGD-{STEPS}", "n": len(target.split), "eps": grid, **shares}
+    shares = {f"PGD-{STEPS}": _accuracies(by_pgd), "random noise": _accuracies(by_noise)}
+    curve = {"n": len(target.split), "eps": grid, "accuracy": shares}
     gray = target.broken_by(lambda model, x, y: torch.full_like(x, 0.5), grid[-1])
     # Of a network that draws, some image is wrong by chance under one of many attacks.
     known = gray if target.random else reduce(torch.logical_or, [*by_pgd[:-1], *by_noise, gray])

@@ -87,12 +87,10 @@ def portrait(model: nn.Module, split: Split, position: int, threat: Threat, step
     return Portrait(x[0], adversary[0], _verdict(model, x), _verdict(model, adversary))
 
 
-def draw_portraits(
-    rows: Mapping[str, Sequence[Portrait]], classes: Sequence[str], threat: Threat, title: str, path: Path
-) -> None:
-    """One row per model; per image its clean form, the perturbation, and the adversary with what the model sees.
+def draw_portraits(rows: Mapping[str, Sequence[Portrait]], classes: Sequence[str], title: str, path: Path) -> None:
+    """One row per name; per image its clean form, the perturbation, and the adversary with what the model sees.
 
-    The caption of an adversary that fools the model is bold.
+    A perturbation is drawn in units of its largest pixel. The caption of an adversary that fools the model is bold.
     """
     images = len(next(iter(rows.values())))
     figure, grid = _figure(1.35 * 3 * images + 0.8, 1.55 * len(rows) + 0.6, rows=len(rows), columns=3 * images)
@@ -102,7 +100,9 @@ def draw_portraits(
             clean, change, adversary = line[3 * position : 3 * position + 3]
             fooled = shown.after[0] != shown.before[0]
             _show(clean, shown.clean, 0, 1, _caption(classes, shown.before))
-            _show(change, shown.adversarial - shown.clean, -threat.eps, threat.eps, "perturbation")
+            added = shown.adversarial - shown.clean
+            most = float(added.abs().max()) or 1.0
+            _show(change, added, -most, most, "perturbation")
             _show(adversary, shown.adversarial, 0, 1, _caption(classes, shown.after), "bold" if fooled else "normal")
     figure.suptitle(title, fontsize=10)
     _save(figure, path)

@@ -69,4 +69,4 @@ def _draw(models: dict[str, nn.Module], digits: DataSet, threat: Threat, n: int 
         for name, model in models.items()
     }
     title = f"PGD-40 at eps {threat.eps:g} on test digits: predicted class (probability), bold if fooled"
-    plots.draw_portraits(rows, digits.classes, threat, title, out / "adversaries.png")
+    plots.draw_portraits(rows, digits.classes, title, out / "adversaries.png")

@@ -64,6 +64,7 @@ _HERE = Path(__file__).resolve().parent
 _FOLDERS = {
     "recipe": (_HERE / "_registry" / "recipes", _HERE.parent / "registry" / "recipes"),
     "protocol": (_HERE / "_protocols", _HERE.parent / "eval" / "protocols"),
+    "card": (_HERE / "_registry" / "cards", _HERE.parent / "registry" / "cards"),
     "study": (_HERE / "_protocols" / "papers", _HERE.parent / "eval" / "protocols" / "papers"),
 }
 
@@ -123,12 +124,17 @@ def files(kind: str) -> dict[str, Path]:
 
     Where two have one name, ours or else the first counts; `faults` says so.
     """
-    folder = next((folder for folder in _FOLDERS[kind] if folder.is_dir()), None)
-    if folder is None:
-        raise BadInput(f"the installed package lacks its {kind} files; reinstall atent-ext")
-    found = _yaml(folder)
+    found = _yaml(folder(kind))
     for point in _points(_RECIPES) if kind == "recipe" else ():
         found |= {name: path for name, path in _yaml(_package_folder(point)).items() if name not in found}
+    return found
+
+
+def folder(kind: str) -> Path:
+    """Where the files of a kind ("recipe", "protocol", "study", "card") lie that this package brings."""
+    found = next((folder for folder in _FOLDERS[kind] if folder.is_dir()), None)
+    if found is None:
+        raise BadInput(f"the installed package lacks its {kind} files; reinstall atent-ext")
     return found
 
 

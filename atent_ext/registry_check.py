@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from atent_ext import board, recipes, registry, verification
+from atent_ext import board, recipes, registry, soundness, verification
 from atent_ext.cards import read_card
 from atent_ext.errors import BadInput
 from atent_ext.evaluation import interval
@@ -153,7 +153,9 @@ def _worst(entry: Entry) -> Iterator[str]:
 
 
 def _claims(entry: Entry) -> Iterator[str]:
-    again = verification.verdicts(entry.card.submission.claims, entry.card.report)
+    asked = entry.card.submission
+    random = soundness.is_random(entry.card.checks, asked.random)
+    again = verification.verdicts(asked.claims, entry.card.report, random)
     if entry.card.verdicts != again:
         told = ", ".join(f"{one.claim.what} {one.verdict} ({one.points:+.1f})" for one in again) or "none"
         yield f"verdicts are not those of its claims and figures, which are: {told}; write the card anew"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atent_ext import chunks, data, masking, scoring, soundness
+from atent_ext import gallery as galleries
 from atent_ext.cards import Card, Check, Claim, Sign, Submission, Verdict
 from atent_ext.chunks import Standing
 from atent_ext.data import DataSet, Split
@@ -39,6 +40,7 @@ def verify(
     batch_size: int = 250,
     chunk: int | None = None,
     speed: str = "channels-last",
+    gallery: Path | None = None,
     command: str = "",
     busy: Callable[[str], None] = lambda text: None,
     progress: Callable[[Standing], None] = lambda standing: None,
@@ -48,7 +50,8 @@ def verify(
     dataset: the name to load the data set by, None for the submission's; `npz:FILE` for the lossless part of CIFAR-10,
     say. protocol: a name, or a protocol; its AutoAttack becomes the "rand" version where the network is found to answer
     at random. out: the file for the report of the scores, whose finished chunks lie beside it, so that the same call
-    goes on after a kill; no place for it is below registry/cards. command: what the card is to name.
+    goes on after a kill; no place for it is below registry/cards. gallery: the file for the picture of adversaries
+    (.png), None for none. command: what the card is to name.
     n, seed, batch_size, chunk, speed, progress: as in `scoring.score`. busy hears what is being done.
     Several processes share the scores, and each looks for the signs.
     Where a check is fatal, nothing is scored, and signs, verdicts, report and curve are empty.
@@ -63,9 +66,15 @@ def verify(
     if soundness.fatal(checks):
         return _card(opened, checks, (), {}, {}, (), command, time.perf_counter() - begin)
     random = soundness.is_random(checks, opened.submission.random)
-    device = chunks.processes().device
+    team = chunks.processes()
+    network = opened.network.to(team.device if team.device.type == "cuda" else "cpu")
+    network = prepare(network, test.images[:batch_size], speed).model
+    if gallery is not None and team.is_main_process:
+        busy("gallery")
+        title = f"{opened.submission.name}: the first test images under PGD-{galleries.STEPS}"
+        galleries.draw(network, test, opened.submission.threat, images.classes, title, gallery, seed)
     signs, curve = masking.signs(
-        prepare(opened.network.to(device if device.type == "cuda" else "cpu"), test.images[:batch_size], speed).model,
+        network,
         test,
         opened.submission.threat,
         train=images.train,

@@ -50,7 +50,7 @@ def main(
     good = all(same) and lost <= 1 and not repeated
     while_scoring = sum(after > startup for after in moments)
     seconds = {"startup": round(startup, 1), "scoring": round(scoring, 1)}
-    told = {"run": str(run), **setting, "seconds": seconds, "flags_same": same, "good": good}
+    told = {"run": run.name, **setting, "seconds": seconds, "flags_same": same, "good": good}
     told |= {"kills_while_scoring": while_scoring, "kills": happened}
     out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     print(f"{kills} kills in {len(found)} evaluations of {-(-n // chunk)} chunks: {'good' if good else 'BAD'}")

@@ -284,7 +284,7 @@ def test_the_original_package_is_used_and_a_disagreement_is_noted(monkeypatch):
     result = autoattack.run(model, x, model(x).argmax(1), norm="Linf", eps=0.1)
     assert result.package.startswith("autoattack ")
     assert result.robust.all()
-    assert result.notes[0].startswith("3 images lie so close to the boundary")
+    assert result.notes[0].startswith("3 images are answered otherwise in a second pass")
 
 
 @pytest.mark.parametrize(

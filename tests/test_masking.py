@@ -102,13 +102,13 @@ def test_a_plain_network_shows_no_sign(plain, digits, norm):
     signs, curve = look(plain, digits, THREATS[norm])
     assert [sign.name for sign in signs] == [ONE_STEP, ZERO, LOSSES, TRANSFER, ENDLESS]
     assert found(signs) == set()
-    assert curve["accuracy"][-1] == 0
+    assert curve["accuracy"]["PGD-40"][-1] == 0
 
 
 def test_an_adversarially_trained_network_shows_no_sign(robust, digits):
     signs, curve = look(robust, digits, n=200)
     assert found(signs) == set()
-    at_eps = curve["accuracy"][curve["eps"].index(0.15)]
+    at_eps = curve["accuracy"]["PGD-40"][curve["eps"].index(0.15)]
     assert at_eps > 0.4  # there is something to be masked
 
 
@@ -132,7 +132,7 @@ def test_what_draws_is_wrong_by_chance_under_one_of_many_attacks(digits):
 
     split = data.Split(digits.test.images[:100], torch.zeros(100, dtype=torch.long))
     signs, curve = masking.signs(Guess(), split, THREATS["Linf"], train=digits.train, classes=10, random=True)
-    assert curve["accuracy"][-1] > 0.3
+    assert curve["accuracy"]["PGD-40"][-1] > 0.3
     assert ENDLESS not in found(signs)
 
 
@@ -234,8 +234,8 @@ def test_square_beats_white_box_beyond_chance(broke, expected):
 @pytest.mark.parametrize("report", [{}, {"results": [{"attack": "clean", "n": 5}]}])
 def test_without_square_its_sign_is_not_looked_for(report):
     sign = masking.black_box(report)
-    assert not sign.found
-    assert sign.evidence.startswith("not looked for")
+    assert sign.found is None
+    assert sign.evidence == "there is no Square in AutoAttack's counts"
 
 
 def test_radii_end_where_every_ball_holds_gray():
@@ -251,9 +251,10 @@ def test_the_curve_starts_at_clean_accuracy(robust, digits):
     clean = clean_flags(robust, digits.test.take(50)).double().mean()
     assert curve["n"] == 50
     assert curve["eps"] == masking.radii(THREATS["Linf"], (1, 8, 8))
-    assert curve["accuracy"][0] == curve["random_noise"][0] == float(clean)
-    assert len(curve["accuracy"]) == len(curve["random_noise"]) == len(curve["eps"])
-    assert all(under <= noise for under, noise in zip(curve["accuracy"], curve["random_noise"], strict=True))
+    by_pgd, by_noise = curve["accuracy"]["PGD-40"], curve["accuracy"]["random noise"]
+    assert by_pgd[0] == by_noise[0] == float(clean)
+    assert len(by_pgd) == len(by_noise) == len(curve["eps"])
+    assert all(under <= noise for under, noise in zip(by_pgd, by_noise, strict=True))
 
 
 # ---- the surrogate, and manners

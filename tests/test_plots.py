@@ -42,7 +42,7 @@ def test_figures_have_a_series_and_a_row_per_model(tmp_path, monkeypatch):
     curves = [plots.accuracy_curve(name, model, split, LINF, [0.0, 0.1]) for name in ("a", "b")]
     plots.draw_curves(curves, LINF, "title", tmp_path / "c.png")
     rows = {name: [plots.portrait(model, split, i, LINF) for i in (0, 1)] for name in ("a", "b", "c")}
-    plots.draw_portraits(rows, ["zero", "one"], LINF, "title", tmp_path / "p.png")
+    plots.draw_portraits(rows, ["zero", "one"], "title", tmp_path / "p.png")
     axes = figures[0].axes[0]
     assert [line.get_label() for line in axes.lines if not line.get_label().startswith("_")] == ["a", "b"]
     assert len({line.get_linestyle() for line in axes.lines[:2]}) == 2  # told apart without colour

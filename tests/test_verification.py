@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from problems import Wrapped
 
-from atent_ext import cards, checkpoints, data, masking, scoring, soundness, submissions, verification
+from atent_ext import cards, checkpoints, data, masking, scoring, soundness, standings, submissions, verification
 from atent_ext.cards import Claim, Submission
 from atent_ext.errors import BadInput
 from atent_ext.evaluation import Protocol, clean_flags, load_protocol
@@ -96,6 +96,9 @@ def test_a_folder_becomes_a_card(card, folder, tmp_path):
     assert {"atent-ext", "torch", "pyautoattack"} <= card.report["versions"].keys()
     cards.write_card(card, tmp_path / "card.json")
     assert cards.read_card(tmp_path / "card.json") == card
+    entry = standings.measured(card, tmp_path / "card.json")  # what the leaderboard reads of it
+    assert set(entry.curve.accuracy) == {"PGD-40", "random noise"}
+    assert entry.worst.attack == "worst case"
 
 
 def test_the_scores_are_those_of_an_evaluation(card, opened, digits, folder):

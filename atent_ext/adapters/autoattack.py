@@ -291,7 +291,8 @@ def _disagreement(robust_in_run: Tensor, robust: Tensor) -> list[str]:
     count = int((robust_in_run != robust).sum())
     if not count:
         return []
-    return [f"{count} images lie so close to the boundary that the model's answer depends on the batch they are in"]
+    why = "they lie on the boundary, or the model draws at random"
+    return [f"{count} images are answered otherwise in a second pass: {why}"]
 
 
 def _result(
