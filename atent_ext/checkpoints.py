@@ -12,13 +12,26 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from atent_ext import vetted_weights
-from atent_ext.errors import BadInput
+from atent_ext import interrupts, vetted_weights
+from atent_ext.errors import BadInput, NotWritten
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write a file whole or not at all: under a temporary name beside it, synced, then renamed."""
+    """Write a file whole or not at all: under a temporary name beside it, synced, then renamed.
+
+    Ctrl-C and SIGTERM wait until it is written. Raises NotWritten, which says how much room it needs, where the system
+    refuses; what was there before is then as it was.
+    """
     data = content.encode() if isinstance(content, str) else content
+    with interrupts.held_back():
+        try:
+            _replaced(path, data)
+        except OSError as error:
+            said = f"{path} cannot be written ({error.strerror or error}); it needs {len(data):,} bytes"
+            raise NotWritten(f"{said}; what lay there is unchanged") from error
+
+
+def _replaced(path: Path, data: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from itertools import chain
@@ -24,7 +25,7 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
-from atent_ext import checkpoints, checks
+from atent_ext import checkpoints, checks, locks
 from atent_ext.data import Split
 from atent_ext.errors import BadInput
 from atent_ext.evaluation import Outcome, Protocol, Setting, evaluate, worst_case
@@ -105,6 +106,12 @@ class Journal:
                 f"{self.folder} holds chunks scored with {name} = {old.get(name)!r}, not {new.get(name)!r}; "
                 "name another --out to keep them, or delete the folder to start anew"
             )
+
+    def held(self) -> AbstractContextManager[None]:
+        """Have the folder for this process alone. Raises BadInput, which names the other, if one has it."""
+        if self.folder is None:
+            return nullcontext()
+        return locks.held(self.folder, "wait for it, or name another --out")
 
     def record(self, chunk: Chunk) -> Record | None:
         """What `score` kept of a chunk; None if it is not done, or its file is not whole."""

@@ -1,18 +1,22 @@
 """The command `atent`: parses, calls, prints. Errors that we raise on purpose are one line and exit code 2."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from atent_ext import __version__, cli_registry
+from atent_ext import __version__, cli_endings, cli_registry
 from atent_ext.cli_options import DataRoot, Download, Out, Seed, console
-from atent_ext.errors import AtentError, BadInput
+from atent_ext.errors import BadInput
 
 app = typer.Typer(
-    name="atent", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    cls=cli_endings.Commands,
+    name="atent",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 cli_registry.add(app)
 
@@ -21,22 +25,7 @@ def main() -> None:
     """Run the command line."""
     # Read by torch at its first large tensor: large pages spare most of the page faults of a training step on the CPU.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    try:
-        app()
-    except (AtentError, OSError) as error:
-        print(f"atent: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except SystemExit as end:  # how typer ends a command, one that went well too
-        if not end.code:
-            _leave_the_others()
-        raise
-
-
-def _leave_the_others() -> None:
-    """End the process group: a thread of it that outlives the interpreter may abort the process."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    cli_endings.run(app)
 
 
 @app.callback(invoke_without_command=True)

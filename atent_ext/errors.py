@@ -17,5 +17,13 @@ class TermsCollected(AtentError, RuntimeError):
     """The next term of an objective was asked for before `backward()` ran on the last one."""
 
 
+class NotWritten(AtentError, OSError):
+    """A file cannot be written; the message names it and how much room it needs."""
+
+
+class Interrupted(AtentError):
+    """Ctrl-C or SIGTERM ended a command; the message says how to go on."""
+
+
 class NonFiniteLoss(AtentError, ArithmeticError):
     """Training met a loss that is not finite; the message says where and what was kept."""

@@ -73,7 +73,7 @@ def nearest(kind: str, name: str, known: Iterable[str]) -> BadInput:
     """The error for an unknown `name` of some `kind`: it names the closest known one, else all of them."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
     return BadInput(f"unknown {kind} {name!r}; {hint}")
 
 

@@ -5,13 +5,15 @@ weights.safetensors   the weights of the selected epoch       state.pt        wh
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from atent_ext import checkpoints, models, recipes
+from atent_ext import checkpoints, locks, models, recipes
 from atent_ext.data import DataSet
 from atent_ext.errors import BadInput
 from atent_ext.modes import seeded
@@ -38,19 +40,28 @@ class RunFolder:
         """Whether the folder already holds a run."""
         return (self.path / "recipe.yaml").is_file()
 
-    def claim(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder ready for `recipe`.
+    @contextmanager
+    def claimed(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> Iterator[None]:
+        """Have the folder, made ready for `recipe`, for this process alone.
 
         Raises BadInput if it already holds a run and neither `resume` nor `overwrite` is given, if there is no run to
-        resume, or if that was made by another recipe. `overwrite` removes the files of the old run and no others.
+        resume, if that was made by another recipe, or if another process trains there, which it names. `overwrite`
+        removes the files of the old run and no others.
         """
         if resume and overwrite:
             raise BadInput("--resume and --overwrite exclude each other; give one of them")
         if resume:
+            self.recipe()  # nothing is made where there is no run
+        self.path.mkdir(parents=True, exist_ok=True)
+        with locks.held(self.path, "wait for it, or name another --out"):
+            self._make_ready(recipe, resume, overwrite)
+            yield
+
+    def _make_ready(self, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+        if resume:
             return self._same(self.recipe(), recipe)
         if self.exists() and not overwrite:
             raise BadInput(f"{self.path} already holds a run; give --resume to go on or --overwrite to start anew")
-        self.path.mkdir(parents=True, exist_ok=True)
         self._clear()
         checkpoints.write(self.path / "recipe.yaml", recipes.dump(recipe))
 

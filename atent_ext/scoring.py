@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -161,13 +162,14 @@ def score(
     setting = Setting(subject.threat, seed, min(batch_size, size), busy)
     facts = _facts(subject, split, protocol, setting, size) | {"device": device.type}
     prepared, missing = _begin(subject.model.to(device), split, journal, facts, speed, team)
-    chunks.share(prepared.model, split, protocol, setting, journal, missing, team, progress)
     report: Report = {}
-    if team.is_main_process:
-        report = _report(subject, protocol, facts, prepared, journal.collect(), team.num_processes)
-        if path is not None:
-            save(report, path)
-        journal.discard()
+    with journal.held() if team.is_main_process else nullcontext():
+        chunks.share(prepared.model, split, protocol, setting, journal, missing, team, progress)
+        if team.is_main_process:
+            report = _report(subject, protocol, facts, prepared, journal.collect(), team.num_processes)
+            if path is not None:
+                save(report, path)
+            journal.discard()
     return chunks.told(team, report)
 
 

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from atent_ext import checkpoints, checks, speed
+from atent_ext import checkpoints, checks, interrupts, speed
 from atent_ext.batches import Batch, Batches
 from atent_ext.data import DataSet, Split, hold_out
 from atent_ext.errors import BadInput, NonFiniteLoss
@@ -95,12 +95,12 @@ def fit(
         if resume and recipe.speed == "auto" and folder.exists():  # what it chose then, not what is fastest today
             recipe = recipe.model_copy(update={"speed": folder.recipe().speed})
         trainer = _Trainer(recipe, model, rest.take(recipe.examples), held_out, folder)
-        if trainer.accelerator.is_main_process:
-            folder.claim(trainer.recipe, resume=resume, overwrite=overwrite)
-        trainer.accelerator.wait_for_everyone()
-        if resume and folder.state.exists():
-            trainer.restore()
-        trainer.run(reporter or Silent())
+        main = trainer.accelerator.is_main_process
+        with folder.claimed(trainer.recipe, resume=resume, overwrite=overwrite) if main else nullcontext():
+            trainer.accelerator.wait_for_everyone()
+            if resume and folder.state.exists():
+                trainer.restore()
+            trainer.run(reporter or Silent())
     return folder
 
 
@@ -245,10 +245,11 @@ class _Trainer:
     def save(self) -> None:
         """Weights first, then the state that counts the epoch: a kill in between only repeats the epoch."""
         if self.accelerator.is_main_process:
-            if self.history[-1]["selected"]:
-                checkpoints.save_weights(self.judged, self.folder.weights)
-            checkpoints.save_state(self.state(), self.folder.state)
-            self.folder.write_metrics(self.history)
+            with interrupts.held_back():
+                if self.history[-1]["selected"]:
+                    checkpoints.save_weights(self.judged, self.folder.weights)
+                checkpoints.save_state(self.state(), self.folder.state)
+                self.folder.write_metrics(self.history)
         self.accelerator.wait_for_everyone()
 
     def parts(self) -> dict[str, Any]:

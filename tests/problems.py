@@ -75,3 +75,8 @@ class Wrapped(nn.Module):
 
     def forward(self, x):
         return self.answer(self.network, x)
+
+
+def visible(folder):
+    """What lies in a folder besides hidden files, such as the lock of who works there."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from problems import visible
 
 from atent_ext import checkpoints, data, recipes
 from atent_ext.errors import BadInput
@@ -19,7 +20,8 @@ def images(classes=10, channels=1, side=8):
 
 
 def claim(folder, chosen, resume=False, overwrite=False):
-    return folder.claim(chosen, resume=resume, overwrite=overwrite)
+    with folder.claimed(chosen, resume=resume, overwrite=overwrite):
+        pass
 
 
 def refusal(call, *arguments, **options):
@@ -44,7 +46,7 @@ def claimed(folder):
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}])
 def test_a_new_folder_is_made_whatever_is_asked(folder, options):
     claim(folder, recipe("epochs=3"), **options)
-    assert [path.name for path in folder.path.iterdir()] == ["recipe.yaml"]
+    assert [path.name for path in visible(folder.path)] == ["recipe.yaml"]
     assert folder.recipe() == recipe("epochs=3")
     assert (folder.weights.name, folder.state.name) == ("weights.safetensors", "state.pt")
 
@@ -65,9 +67,9 @@ def test_a_folder_that_holds_a_run_is_refused(claimed):
 
 def test_resume_takes_the_same_recipe_and_touches_nothing(claimed):
     claimed.weights.write_bytes(b"precious")
-    before = {path: path.stat().st_mtime_ns for path in claimed.path.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in visible(claimed.path)}
     claim(claimed, recipe(), resume=True)
-    assert {path: path.stat().st_mtime_ns for path in claimed.path.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in visible(claimed.path)} == before
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_overwrite_starts_anew(claimed):
     claimed.weights.write_bytes(b"old")
     claimed.state.write_bytes(b"old")
     claim(claimed, recipe("epochs=2"), overwrite=True)
-    assert [path.name for path in claimed.path.iterdir()] == ["recipe.yaml"]
+    assert [path.name for path in visible(claimed.path)] == ["recipe.yaml"]
     assert claimed.recipe().epochs == 2
 
 
@@ -171,7 +173,7 @@ def test_overwriting_removes_the_run_and_nothing_else(claimed):
     for name in ("state.pt", "weights.safetensors", "metrics.jsonl", "eval-quick.json", "thesis.tex"):
         (claimed.path / name).write_text("old")
     claim(claimed, recipe("epochs=7"), overwrite=True)
-    assert sorted(path.name for path in claimed.path.iterdir()) == ["recipe.yaml", "thesis.tex"]
+    assert sorted(path.name for path in visible(claimed.path)) == ["recipe.yaml", "thesis.tex"]
 
 
 def test_other_words_in_a_recipe_do_not_hinder_resuming(claimed):

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from accelerate.state import AcceleratorState
+from problems import visible
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from atent_ext import checkpoints, data, recipes, registry, training
@@ -208,14 +209,14 @@ def test_a_run_may_stop_between_the_files_of_a_checkpoint(tmp_path, tiny, monkey
 
 def test_a_finished_run_is_resumed_to_itself(tmp_path, tiny):
     folder = training.fit(recipe(), tiny, tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path: path.read_bytes() for path in visible(tmp_path)}
     watch = Watch()
     training.fit(recipe(), tiny, tmp_path, resume=True, reporter=watch)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in visible(tmp_path)} == before
     assert (watch.begun, watch.losses) == ([(recipe().name, 3, STEPS, 3)], [])
     (tmp_path / "metrics.jsonl").unlink()  # as after a kill between the last state and its metrics
     training.fit(recipe(), tiny, tmp_path, resume=True)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in visible(tmp_path)} == before
     assert folder.recipe() == recipe()
 
 
@@ -254,9 +255,9 @@ def test_another_recipe_is_not_resumed(tmp_path, tiny):
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path, tiny):
     training.fit(recipe(), tiny, tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path: path.read_bytes() for path in visible(tmp_path)}
     assert "--resume to go on or --overwrite to start anew" in refusal(training.fit, recipe(), tiny, tmp_path)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in visible(tmp_path)} == before
 
 
 def test_overwrite_starts_anew(tmp_path, tiny):
@@ -273,7 +274,7 @@ def test_overwrite_starts_anew(tmp_path, tiny):
 
 def test_what_lies_in_the_folder(tmp_path, tiny):
     folder = training.fit(recipe(), tiny, str(tmp_path / "deep" / "run"))
-    names = sorted(path.name for path in folder.path.iterdir())
+    names = sorted(path.name for path in visible(folder.path))
     assert names == ["metrics.jsonl", "recipe.yaml", "state.pt", "weights.safetensors"]
     assert folder.recipe() == recipe()
 
@@ -379,7 +380,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_epoch(tmp_path, tiny
     chosen = recipe("sgd", "ema=0.5")
     whole = training.fit(chosen, tiny, tmp_path / "whole")
     kept = {}
-    watch = Watch(after_epoch=lambda _: kept.update((p.name, p.read_bytes()) for p in (tmp_path / "cut").iterdir()))
+    watch = Watch(after_epoch=lambda _: kept.update((p.name, p.read_bytes()) for p in visible(tmp_path / "cut")))
     random_state = torch.random.get_rng_state()
     breaking(STEPS + 3, value)
     message = refusal(training.fit, chosen, tiny, tmp_path / "cut", error=NonFiniteLoss, reporter=watch)
@@ -387,7 +388,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_epoch(tmp_path, tiny
         f"the loss is {value} at epoch 2, step 3; the checkpoint of epoch 1 is kept in {tmp_path}"
     )
     assert message.endswith("; start anew with --overwrite and a smaller optimizer.lr")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "cut").iterdir()} == kept
+    assert {path.name: path.read_bytes() for path in visible(tmp_path / "cut")} == kept
     assert torch.equal(torch.random.get_rng_state(), random_state)
     monkeypatch.setattr("atent_ext.objectives.standard.cross_entropy", cross_entropy)
     same(whole, training.fit(chosen, tiny, tmp_path / "cut", resume=True))
@@ -399,7 +400,7 @@ def test_a_step_that_is_far_too_large(tmp_path, tiny):
     head, _, remedy = message.rpartition("; ")
     assert head == "the loss is nan at epoch 1, step 2; no epoch was finished"
     assert remedy == "start anew with --overwrite and a smaller optimizer.lr"
-    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+    assert [path.name for path in visible(tmp_path)] == ["recipe.yaml"]
 
 
 def test_a_loss_that_breaks_inside_a_step_of_entropy_sgd_stops_training(tmp_path, tiny, breaking):
@@ -418,7 +419,7 @@ def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(tmp_path, 
             optimizer.param_groups[0]["params"][0].data.fill_(math.inf)
 
     steps, kept = [], {}
-    watch = Watch(after_epoch=lambda _: kept.update((p.name, p.read_bytes()) for p in tmp_path.iterdir()))
+    watch = Watch(after_epoch=lambda _: kept.update((p.name, p.read_bytes()) for p in visible(tmp_path)))
     handle = register_optimizer_step_post_hook(breaks)
     try:
         message = refusal(training.fit, recipe(), tiny, tmp_path, error=NonFiniteLoss, reporter=watch)
@@ -426,7 +427,7 @@ def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(tmp_path, 
         handle.remove()
     assert message.startswith(f"the network's outputs are not finite after epoch {epoch}, step {STEPS}; ")
     assert ("no epoch was finished" if epoch == 1 else f"the checkpoint of epoch 1 is kept in {tmp_path}") in message
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name != "recipe.yaml" or kept} == kept
+    assert {p.name: p.read_bytes() for p in visible(tmp_path) if p.name != "recipe.yaml" or kept} == kept
 
 
 # ---- which epoch is kept
