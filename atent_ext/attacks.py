@@ -49,9 +49,14 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
     speed: ViewSpeed
 
     def __init__(self, predict: Model, loss_fn: Loss | None, clip_min: float, clip_max: float, **settings: Any) -> None:
-        super().__init__(predict, loss_fn or cross_entropy, clip_min, clip_max)
+        if not callable(predict):
+            raise BadInput(f"predict is {predict!r}; it must be a model, (N, ...) to logits")
+        if loss_fn is not None and not callable(loss_fn):
+            raise BadInput(f"loss_fn is {loss_fn!r}; it must be a function of (logits, y), or None for cross-entropy")
+        super().__init__(predict, cross_entropy if loss_fn is None else loss_fn, clip_min, clip_max)
         self.__dict__.update(settings)
         self.kernel  # noqa: B018 -- building it checks the arguments now, not at the first call
+        checks.flag("early_stop", self.early_stop)
         search.check(self.restarts, self.keep, self.batch_size)
         speed.check_view(self.speed)
 
@@ -60,17 +65,19 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
         """The attack as a value of the one kernel, read from the attributes at each call."""
         checks.steps("nb_iter", self.nb_iter)
         checks.radius("eps_iter", self.eps_iter)
+        checks.flag("rand_init", self.rand_init)
+        start = self.norm.start if self.start is None else self.start
         return Langevin(
             norm=self.norm,
             eps=self.eps,
             steps=self.nb_iter,
             step_size=self.eps_iter,
-            direction=self.direction or self.norm.direction,
+            direction=self.norm.direction if self.direction is None else self.direction,
             noise=self.noise,
             gamma=self.gamma,
             pull=self.pull,
-            project=self.project or "never",
-            start=(self.start or self.norm.start) if self.rand_init else "clean",
+            project="never" if self.project is None else self.project,
+            start=start if self.rand_init else "clean",
             box=(self.clip_min, self.clip_max),
             targeted=self.targeted,
         )
@@ -112,9 +119,12 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
         if y is None:
             if self.targeted:
                 raise BadInput("y is None; a targeted attack needs the target classes")
-            return self._get_predicted_label(x)  # type: ignore[no-any-return]
+            with torch.no_grad():
+                logits = self.predict(x)
+            checks.logits(logits, len(x))
+            return logits.argmax(1)  # type: ignore[no-any-return]
         with torch.no_grad():
-            classes = self.predict(x[:1]).shape[-1]  # a model that ends in squeeze() drops the batch dimension here
+            classes = self.predict(x[:1]).numel()  # a model that ends in squeeze() drops the batch dimension here
         checks.labels(y, len(x), classes)
         return y.to(x.device, torch.long)
 
@@ -159,7 +169,7 @@ class LinfATENTAttack(_ATENTAttack):
         batch_size: int | None = None,
         speed: ViewSpeed = "channels-last",
     ) -> None:
-        if project not in ("last", "every"):
+        if not isinstance(project, str) or project not in ("last", "every"):
             raise BadInput(f"project is {project!r}; the ℓ∞ attack projects at the 'last' or at 'every' step")
         super().__init__(
             predict,

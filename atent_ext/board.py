@@ -151,12 +151,15 @@ def _duration(seconds: float) -> str:
 def _gallery(entry: Entry) -> str:
     """The picture beside the card as a data: address, "" if there is none."""
     path = entry.path.with_suffix(".png")
-    if not path.is_file():
-        return ""
+    return f"data:image/png;base64,{base64.b64encode(picture(path)).decode()}" if path.is_file() else ""
+
+
+def picture(path: Path) -> bytes:
+    """The bytes of a gallery. Raises BadInput for a file that is no PNG."""
     content = path.read_bytes()
     if not content.startswith(_PNG):
         raise BadInput(f"{path} is no PNG; write the gallery as one, or remove it")
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return content
 
 
 def _short(entry: Entry) -> str:

@@ -37,6 +37,10 @@ Paragraph = Annotated[str, Field(max_length=2000), AfterValidator(_readable)]
 
 
 _MOST = 1_000_000
+_WIDEST = 1000.0
+"""No ℓ2 distance between images of a million pixels in [0, 1] is larger."""
+_DEEPEST = 20
+"""Lists and mappings in each other, in a card."""
 
 
 def _plain(value: Any) -> bool:
@@ -62,7 +66,11 @@ class Normalisation(Section):
 
 
 class Claim(Section):
-    """One figure that is claimed, in percent, of clean images or under attack; attack and source are words."""
+    """One figure that is claimed, in percent, of clean images or under attack; attack and source are words.
+
+    A robust figure is a claim about every attack within eps, whatever attack it was measured by: it is judged by the
+    worst case of all that were run.
+    """
 
     what: Literal["clean", "robust"]
     percent: Percent
@@ -123,6 +131,14 @@ class Submission(Section):
         parts = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*/\s*(\d{1,9})\s*", eps) if isinstance(eps, str) else None
         return threat | {"eps": float(parts[1]) / float(parts[2])} if parts and float(parts[2]) else threat
 
+    @field_validator("threat")
+    @classmethod
+    def _is_in_units_of_the_box(cls, threat: Threat) -> Threat:
+        most = 1.0 if threat.norm == "Linf" else _WIDEST
+        if threat.eps > most:
+            raise ValueError(f"eps is {threat.eps:g}, beyond {most:g}; images lie in [0, 1]: write 8/255")
+        return threat
+
     @field_validator("architecture")
     @classmethod
     def _has_plain_arguments(cls, network: Network) -> Network:
@@ -180,6 +196,14 @@ class Card(Section):
     date: str
     seconds: float
 
+    @field_validator("weights")
+    @classmethod
+    def _name_a_file(cls, weights: dict[str, Any]) -> dict[str, Any]:
+        file = weights.get("file")
+        if not isinstance(file, str) or not file or Path(file).name != file:
+            raise ValueError(f"file is {str(file)[:100]!r}; the name of the weights file is needed, without folders")
+        return weights
+
     @property
     def place(self) -> Path:
         """Where the card lies under registry/cards."""
@@ -206,12 +230,19 @@ def read_card(path: Path) -> Card:
         raise
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not a card in JSON: {vetting.line(error)}") from None
+    if _deep(raw, _DEEPEST):
+        raise BadInput(f"{path} is no card: its fields lie more than {_DEEPEST} deep in each other")
     return _parsed(Card, raw, path)
+
+
+def _deep(value: Any, most: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    return most == 0 or any(_deep(one, most - 1) for one in (value.values() if isinstance(value, dict) else value))
 
 
 def write_card(card: Card, path: Path) -> None:
     """Write a card as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.write(path, json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
 
 

@@ -19,12 +19,13 @@ from atent_ext.errors import BadInput, NotWritten
 def write(path: Path, content: bytes | str) -> None:
     """Write a file whole or not at all: under a temporary name beside it, synced, then renamed.
 
-    Ctrl-C and SIGTERM wait until it is written. Raises NotWritten, which says how much room it needs, where the system
-    refuses; what was there before is then as it was.
+    Its folder is made where there is none. Ctrl-C and SIGTERM wait until it is written. Raises NotWritten, which says
+    how much room it needs, where the system refuses; what was there before is then as it was.
     """
     data = content.encode() if isinstance(content, str) else content
     with interrupts.held_back():
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             _replaced(path, data)
         except OSError as error:
             said = f"{path} cannot be written ({error.strerror or error}); it needs {len(data):,} bytes"

@@ -174,7 +174,6 @@ class Journal:
         if self.folder is None:
             self._memory[name] = record
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
             checkpoints.write(self.folder / name, json.dumps(record, indent=1) + "\n")
 
 

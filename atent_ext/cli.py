@@ -87,7 +87,7 @@ def train(
     chosen = all_recipes.load(recipe, changes)
     folder = out or Path("runs") / chosen.name
     if resume and not changes:  # the options of the first call need not be given again
-        stored = RunFolder(folder).recipe()
+        stored = RunFolder(folder).to_resume()
         chosen = stored if stored.name == chosen.name else chosen
     images = data.load(chosen.dataset, data_root, download)
     with TrainingBar(console) as bar:

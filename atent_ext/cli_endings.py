@@ -31,7 +31,7 @@ class Commands(TyperGroup):
 
 def run(app: typer.Typer) -> None:
     """Run the command line and end the process."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does
     try:
         app()
     except (AtentError, OSError) as error:
@@ -41,6 +41,8 @@ def run(app: typer.Typer) -> None:
         if not end.code:
             _leave_the_others()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _leave_the_others() -> None:

@@ -13,6 +13,7 @@ import typer
 from atent_ext.cli_options import DataRoot, Seed, console
 from atent_ext.errors import BadInput
 
+_CARD = ".card.json"
 submission = typer.Typer(no_args_is_help=True, help="Folders that are sent in.")
 registry = typer.Typer(no_args_is_help=True, help="The cards, recipes and weights of the registry.")
 
@@ -45,7 +46,7 @@ def verify(
     from atent_ext.console import ScoringBar, report_table
     from atent_ext.verification import verify as run
 
-    target = out or folder.with_name(f"{folder.resolve().name}.card.json")
+    target = out or _card_of(folder)
     if ("registry", "cards") in pairwise(target.resolve().parts):
         raise BadInput(f"{target} lies among the registry's cards, and files of the scoring would, too; move it later")
     opened = submissions.read(folder, data_root)
@@ -71,8 +72,23 @@ def verify(
         console.print(report_table(card.report))
     for line in _said(card):
         console.print(line, soft_wrap=True)
-    picture = f" and {target.with_suffix('.png').name}" if card.report else ""
-    console.print(f"written: {target}{picture}; the card's place is registry/cards/{card.place}", soft_wrap=True)
+    if not card.report:
+        console.print(f"written: {target}; the network cannot be scored, and the registry takes no such card")
+        raise typer.Exit(1)
+    picture = target.with_suffix(".png").name
+    console.print(f"written: {target} and {picture}; the card's place is registry/cards/{card.place}", soft_wrap=True)
+
+
+def _card_of(folder: Path) -> Path:
+    """The card's place beside the submission, which may be called "." as well."""
+    named = folder if folder.name == folder.resolve().name else folder.resolve()
+    return named.with_name(f"{named.name}{_CARD}")
+
+
+def _weights_of(path: Path, file: str) -> Path:
+    """The weights in the submission that a card lies beside, or beside the card itself."""
+    inside = path.with_name(path.name.removesuffix(_CARD)) / file
+    return inside if path.name.endswith(_CARD) and inside.is_file() else path.with_name(file)
 
 
 def _command(arguments: Sequence[str]) -> str:
@@ -89,7 +105,13 @@ def _said(card: Any) -> list[str]:
         f"({one.interval[0]:.1f}-{one.interval[1]:.1f}) under {one.attack}, {one.points:+.1f} points"
         for one in card.verdicts
     ]
-    return [*failed, *signs, *verdicts]
+    judged = [one.claim for one in card.verdicts]
+    unjudged = [
+        f"claim of {claim.percent:g} % ({claim.what}): not judged; only with AutoAttack can it be confirmed"
+        for claim in card.submission.claims
+        if card.report and claim not in judged
+    ]
+    return [*failed, *signs, *verdicts, *unjudged]
 
 
 def board(
@@ -112,7 +134,7 @@ def board(
 def submit(
     card: Annotated[Path, typer.Argument(help="A card that `atent verify` wrote.")],
     weights: Annotated[
-        Path | None, typer.Option(help="The weights that the card is of [default: the file it names, beside it].")
+        Path | None, typer.Option(help="The weights of the card [default: in its FOLDER, or the file beside it].")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="New folder [default: robustbench-NAME].")] = None,
     to: Annotated[str, typer.Option("--to", help="The leaderboard: robustbench.")] = "robustbench",
@@ -126,7 +148,7 @@ def submit(
         raise nearest("leaderboard to submit to", to, ["robustbench"])
     read = read_card(card)
     target = out or Path(f"{to}-{read.submission.name}")
-    written = bundle(read, weights or card.with_name(Path(str(read.weights["file"])).name), target)
+    written = bundle(read, weights or _weights_of(card, read.weights["file"]), target)
     console.print(f"written: {target}, {len(written)} files; README.md in it says what to do", soft_wrap=True)
 
 

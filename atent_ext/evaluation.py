@@ -210,11 +210,13 @@ def evaluate(
 
     Raises BadInput for images outside [0, 1], for labels that the model has no logit for, and for an empty split.
     """
-    _check(model, split)
+    with seeded(setting.seed):  # for networks that draw
+        _check(model, split)
     outcomes = []
     for spec in protocol.attacks:
         start = time.perf_counter()
-        outcome = _RUNNERS[spec.attack](model, split, spec, setting)
+        with seeded(setting.seed):
+            outcome = _RUNNERS[spec.attack](model, split, spec, setting)
         outcomes.append(replace(outcome, seconds=time.perf_counter() - start))
         report(outcomes[-1])
     if len(outcomes) > 1:

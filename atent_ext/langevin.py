@@ -97,16 +97,18 @@ class Langevin:
     targeted: bool = False
 
     def __post_init__(self) -> None:
+        _check_norm(self.norm)
         checks.steps("steps", self.steps)
-        for name in ("eps", "step_size", "noise", "gamma"):
+        for name in ("eps", "step_size"):
             checks.radius(name, getattr(self, name))
+        for name in ("noise", "gamma"):
+            checks.number(name, getattr(self, name))
+        for name in ("targeted", "box_first"):
+            checks.flag(name, getattr(self, name))
         for name, known in (("direction", _DIRECTIONS), ("pull", _PULLS), ("start", _STARTS)):
-            if getattr(self, name) not in known:
-                raise BadInput(f"{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
-        if self.project not in ("every", "last", "never"):
-            raise BadInput(f"project is {self.project!r}; known: every, last, never")
-        if not self.box[0] < self.box[1]:
-            raise BadInput(f"box is {self.box}; its first value must be below its second")
+            checks.choice(name, getattr(self, name), known)
+        checks.choice("project", self.project, ("every", "last", "never"))
+        checks.box(self.box)
 
     def begin(self, x: Tensor, generator: Generator = None) -> Tensor:
         """x'_0, inside the box; (N, ...) -> (N, ...)."""
@@ -160,7 +162,15 @@ def scored_gradient(model: Model, loss: Loss, moving: Tensor, target: Tensor) ->
     with torch.inference_mode(False), torch.enable_grad(), frozen(model):
         leaf = _recordable(moving.detach()).requires_grad_()
         logits = model(leaf)
-        return torch.autograd.grad(loss(logits, _recordable(target)).sum(), leaf)[0], logits.detach()
+        checks.logits(logits, len(leaf))
+        total = loss(logits, _recordable(target)).sum()
+        gradient = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
+        if gradient is None:
+            raise BadInput(
+                "the model's logits have no gradient with respect to the images (detach, no_grad or numpy in it?), so "
+                "that gradient attacks cannot score it"
+            )
+        return gradient, logits.detach()
 
 
 def _recordable(tensor: Tensor) -> Tensor:
@@ -173,6 +183,11 @@ def last_iterate(
 ) -> Tensor:
     """x'_K of one chain per example: the adversary that an attack or an adversarial objective uses, (N, ...)."""
     return deque(walk(kernel, x, input_gradient(model, loss, target), generator), maxlen=1).pop()
+
+
+def _check_norm(norm: Norm) -> None:
+    if not hasattr(norm, "steepest"):
+        raise BadInput(f"norm is {norm!r}; a kernel takes norms.LINF or norms.L2")
 
 
 def _usual_step(eps: Radius, steps: int, least: float = 0.0) -> Radius:
@@ -206,13 +221,14 @@ def pgd(
 
     step_size: None is 2.5 eps / steps, which crosses the ball and leaves steps to spare.
     """
+    _check_norm(norm)
     return Langevin(
         norm=norm,
         eps=eps,
         steps=steps,
         step_size=_usual_step(eps, steps) if step_size is None else step_size,
         direction=norm.direction,
-        start=start or norm.start,
+        start=norm.start if start is None else start,
         box=box,
     )
 
@@ -242,8 +258,10 @@ def atent(
     step_size: None is 2.5 eps / steps, and for ℓ2 at least 1.25 gamma eps: the pull holds a chain at step_size / gamma.
     start: None is the norm's own.
     """
+    _check_norm(norm)
     linf = norm is LINF
     gamma = (0.0 if linf else 0.05) if gamma is None else gamma
+    checks.number("gamma", gamma)
     return Langevin(
         norm=norm,
         eps=eps,
@@ -253,8 +271,8 @@ def atent(
         noise=noise,
         gamma=gamma,
         pull="coordinate" if linf else "authors",
-        project=project or ("last" if linf else "every"),
-        start=start or norm.start,
+        project=("last" if linf else "every") if project is None else project,
+        start=norm.start if start is None else start,
         box=box,
         targeted=targeted,
     )

@@ -75,6 +75,8 @@ class SharedGenerator(torch.Generator):
 
 def _drawn(draw: Callable[..., Tensor], x: Tensor, generator: torch.Generator | None) -> Tensor:
     """A draw of the shape, dtype and device of `x`, made where the generator lives."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise BadInput(f"generator is {generator!r}; it must be a torch.Generator or None")
     device = x.device if generator is None else generator.device
     options: dict[str, Any] = {"generator": generator, "device": device, "dtype": x.dtype}
     if isinstance(generator, SharedGenerator) and x.shape[:1] == (len(generator.rows),):
@@ -123,7 +125,9 @@ class _L2:
         size = per_example(self.size(delta), delta)
         bound = per_example(eps, delta)
         # Points inside are left alone bit by bit; `size` is positive wherever it exceeds the bound.
-        return torch.where(size > bound, delta * (bound / size), delta)
+        # Not bound / size: for a plain number that is a reciprocal, infinite where `size` is subnormal.
+        share = torch.zeros_like(size).add(bound) / size
+        return torch.where(size > bound, delta * share, delta)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         # Dividing by the largest entry first keeps the squares of very small gradients from underflowing.
@@ -143,6 +147,6 @@ NORMS: dict[str, Norm] = {"Linf": LINF, "L2": L2}
 
 def norm(name: str) -> Norm:
     """The norm called `name`; raises BadInput unless it is "Linf" or "L2"."""
-    if name not in NORMS:
+    if not isinstance(name, str) or name not in NORMS:
         raise BadInput(f"unknown norm {name!r}; known: {', '.join(NORMS)}")
     return NORMS[name]

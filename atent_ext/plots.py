@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from atent_ext import checkpoints
 from atent_ext.data import Split
 from atent_ext.errors import BadInput
 from atent_ext.evaluation import Setting, predict, robust_flags
@@ -158,10 +160,10 @@ def both(path: Path) -> list[Path]:
 def save(figure: Any, path: Path) -> list[Path]:
     """Write a figure to `path`, by its suffix, and as vectors to the `.svg` beside it; returns what was written.
 
-    The folder is made where there is none. A figure made anew gives the same bytes. Raises BadInput as `both` does.
+    The folder is made where there is none. A figure made anew gives the same bytes. Raises BadInput as `both` does,
+    NotWritten as `checkpoints.write` does.
     """
     written = both(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     for one in written:
         _save(figure, one)
     return written
@@ -174,7 +176,7 @@ _METADATA: Mapping[str, dict[str, Any]] = {".png": {}, ".pdf": {"CreationDate": 
 def _save(figure: Any, path: Path) -> None:
     from matplotlib import rc_context
 
-    temporary = path.with_name(f".{path.name}")
+    drawn = BytesIO()
     with rc_context({"svg.hashsalt": "atent-ext"}):
-        figure.savefig(temporary, dpi=150, format=path.suffix[1:], metadata=_METADATA.get(path.suffix))
-    temporary.replace(path)
+        figure.savefig(drawn, dpi=150, format=path.suffix[1:], metadata=_METADATA.get(path.suffix))
+    checkpoints.write(path, drawn.getvalue())

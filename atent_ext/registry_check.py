@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from atent_ext import board, recipes, registry, soundness, verification
+from atent_ext import board, masking, recipes, registry, soundness, verification
 from atent_ext.cards import read_card
 from atent_ext.errors import BadInput
 from atent_ext.evaluation import interval
@@ -34,12 +34,17 @@ def check(root: Path) -> list[str]:
     problems += _names(entries)
     problems += _recipes(root / "recipes")
     # A card that cannot be read is said already; without it the tables cannot be compared.
-    return problems or list(_page(root))
+    return [_in_one_line(told) for told in problems or _page(root)]
+
+
+def _in_one_line(text: str) -> str:
+    """A card is a stranger's: nothing of it starts a line of its own or steers a terminal."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def _files(folder: Path, entries: list[Entry]) -> Iterator[str]:
     """Read every card below `folder` into `entries`; say what cannot be read and what is no card."""
-    for path in sorted(path for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith(".")):
+    for path in sorted(path for path in folder.rglob("*") if not path.is_dir() and path.name != ".gitkeep"):
         try:
             _plain(path)
             if path.suffix == ".json":
@@ -56,6 +61,8 @@ def _plain(path: Path) -> None:
         raise BadInput(f"{path} is the gallery of no card; name it like its card, or remove it")
     if path.suffix not in (".json", ".png"):
         raise BadInput(f"{path} is neither a card (.json) nor its gallery (.png); remove it")
+    if path.suffix == ".png":
+        board.picture(path)
     if path.stat().st_size > _LARGEST:
         raise BadInput(f"{path} has {path.stat().st_size} bytes; at most {_LARGEST} are taken")
 
@@ -71,6 +78,7 @@ def _card(entry: Entry, root: Path) -> Iterator[str]:
         yield from (f"{result.attack}: {told}" for told in _counts(result, entry.clean.n))
     yield from _worst(entry)
     yield from _claims(entry)
+    yield from _looked(entry)
 
 
 def _place(entry: Entry, folder: Path) -> Iterator[str]:
@@ -159,6 +167,20 @@ def _claims(entry: Entry) -> Iterator[str]:
     if entry.card.verdicts != again:
         told = ", ".join(f"{one.claim.what} {one.verdict} ({one.points:+.1f})" for one in again) or "none"
         yield f"verdicts are not those of its claims and figures, which are: {told}; write the card anew"
+
+
+def _looked(entry: Entry) -> Iterator[str]:
+    """Are all checks there, and does AutoAttack's count say what is told of it?"""
+    names = tuple(check.name for check in entry.card.checks)
+    if names != soundness.NAMES:
+        yield f"its checks are {', '.join(names) or 'none'}, and {', '.join(soundness.NAMES)} are needed; score it anew"
+    result = entry.autoattack
+    left = list(result.robust_after.values())[-1:] if result else []
+    if result and left and left != [result.flags.count("1")]:
+        yield f"{result.attack}: robust_after ends with {left[0]}, which the flags do not say; score it anew"
+    again = masking.black_box(entry.card.report)
+    if [sign for sign in entry.card.signs if sign.name == again.name] != [again]:
+        yield f"the sign {again.name!r} is not what AutoAttack's counts say: {again.evidence}; score it anew"
 
 
 # ---- the cards together, recipes, the page

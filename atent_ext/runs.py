@@ -19,6 +19,9 @@ from atent_ext.errors import BadInput
 from atent_ext.modes import seeded
 from atent_ext.recipes import Recipe
 
+# The state first, as a run is cleared: without the others it would claim epochs of which nothing is left.
+_RESULTS = ("state.pt", "metrics.jsonl", "weights.safetensors")
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -51,13 +54,14 @@ class RunFolder:
         if resume and overwrite:
             raise BadInput("--resume and --overwrite exclude each other; give one of them")
         if resume:
-            self.recipe()  # nothing is made where there is no run
+            self.to_resume()  # nothing is made where there is no run
         self.path.mkdir(parents=True, exist_ok=True)
         with locks.held(self.path, "wait for it, or name another --out"):
             self._make_ready(recipe, resume, overwrite)
             yield
 
     def _make_ready(self, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+        self._tidy()
         if resume:
             return self._same(self.recipe(), recipe)
         if self.exists() and not overwrite:
@@ -71,6 +75,12 @@ class RunFolder:
             raise BadInput(f"{self.path} holds no run: there is no recipe.yaml in it")
         return recipes.load(str(self.path / "recipe.yaml"))
 
+    def to_resume(self) -> Recipe:
+        """The recipe of the run to go on with. Raises BadInput if there is none yet, which says how to begin one."""
+        if not self.exists():
+            raise BadInput(f"{self.path} holds no run to go on with: there is no recipe.yaml in it; leave out --resume")
+        return self.recipe()
+
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Write all epochs' metrics, one JSON object a line."""
         checkpoints.write(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
@@ -82,8 +92,14 @@ class RunFolder:
         checkpoints.load_weights(model, self.weights)
         return model.eval()
 
+    def _tidy(self) -> None:
+        """Remove what is left of a write in which a process was killed."""
+        for name in ("recipe.yaml", *_RESULTS):
+            for left in self.path.glob(f".{name}.*"):
+                left.unlink()
+
     def _clear(self) -> None:
-        for name in ("metrics.jsonl", "weights.safetensors", "state.pt", "eval-*.json"):
+        for name in (*_RESULTS, "eval-*.json"):
             for old in self.path.glob(name):
                 old.unlink()
 

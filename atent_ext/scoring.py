@@ -20,6 +20,7 @@ from atent_ext.chunks import Chunk, Journal, Standing
 from atent_ext.data import Split
 from atent_ext.errors import BadInput
 from atent_ext.evaluation import Protocol, Setting
+from atent_ext.modes import seeded
 from atent_ext.norms import norm as norm_called
 from atent_ext.recipes import Threat
 from atent_ext.runs import RunFolder
@@ -98,7 +99,8 @@ def from_weights(
 ) -> Subject:
     """A weights file for a network of the registry. Raises BadInput for a file that is none or does not fit."""
     images = data.load(dataset, root, download)
-    network = models.build_for(model, images.test.images, len(images.classes))
+    with seeded(0):  # the fresh weights are replaced, and the caller's random state stays as it is
+        network = models.build_for(model, images.test.images, len(images.classes))
     checkpoints.load_weights(network, path)
     return Subject(network.eval(), images.test, threat, _about(path.stem, model, [path], images))
 
@@ -284,7 +286,6 @@ def default_path(subject: Path, loaded: Subject, protocol: Protocol, n: int | No
 
 def save(report: Report, path: Path) -> None:
     """Write a report as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.write(path, json.dumps(report, indent=1) + "\n")
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from atent_ext import checks
-from atent_ext.errors import BadInput
 from atent_ext.langevin import Generator, Langevin, finite, last_iterate, scored_gradient, walk
 from atent_ext.norms import Norm
 from atent_ext.types import Loss, Model, Radius
@@ -32,8 +31,7 @@ def allowed(norm: Norm, eps: Radius, x: Tensor, adversary: Tensor, box: tuple[fl
 def check(restarts: int, keep: str, batch_size: int | None) -> None:
     """Raise BadInput for values that make no sense."""
     checks.steps("restarts", restarts)
-    if keep not in ("last", "success"):
-        raise BadInput(f"keep is {keep!r}; known: last, success")
+    checks.choice("keep", keep, ("last", "success"))
     if batch_size is not None:
         checks.steps("batch_size", batch_size)
 
@@ -119,10 +117,11 @@ class _Search:
     def rows(self) -> list[Tensor]:
         """The examples to be attacked, in batches."""
         left = (~self.done).nonzero().squeeze(1) if self.early_stop else torch.arange(len(self.x), device=self.x.device)
-        return list(torch.split(left, self.batch_size)) if len(left) else []
+        return list(torch.split(left, min(int(self.batch_size), len(left)))) if len(left) else []
 
     def record(self, rows: Tensor, point: Tensor, logits: Tensor) -> None:
         """Keep the points among (n, ...) that succeed, of the examples `rows` (n,) that had not."""
+        checks.logits(logits, len(rows))
         hit = (logits.argmax(1) == self.y[rows]) == self.kernel.targeted
         eps = (
             self.kernel.eps[rows] if isinstance(self.kernel.eps, Tensor) and self.kernel.eps.dim() else self.kernel.eps

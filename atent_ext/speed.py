@@ -108,7 +108,7 @@ def choose(model: nn.Module, images: Tensor, speed: str) -> tuple[str, tuple[str
 
 def check_view(speed: str) -> None:
     """Raise BadInput unless `speed` is a setting that an attack can run a network with."""
-    if speed not in ("plain", "channels-last"):
+    if not isinstance(speed, str) or speed not in ("plain", "channels-last"):
         raise BadInput(f"speed is {speed!r}; an attack knows: plain, channels-last")
 
 

@@ -1,5 +1,6 @@
 """The cards of the registry, ranked: one table for each data set and threat model."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -8,28 +9,39 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from atent_ext.cards import Card, Sign, Verdict, read_card
 from atent_ext.errors import BadInput
 from atent_ext.recipes import Count, Share, Threat
+from atent_ext.soundness import is_random
 
 CLEAN, WORST, AUTOATTACK = "clean", "worst case", "AutoAttack"
 _NORMS = {"Linf": "ℓ∞", "L2": "ℓ2"}
 Tone = Literal["good", "bad", "plain"]
 TONES: Mapping[str, Tone] = {"overstated": "bad", "understated": "plain", "confirmed": "good"}
+_MOST = 100_000_000
+"""Test images."""
+_FEW = 100
+"""Images below which an accuracy says little."""
 _LONGEST = 120
 """Characters of a page's name: file systems end at 255 bytes."""
+
+
+def _in_one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"{text!r} holds characters that are not printable")
+    return text
 
 
 class Result(BaseModel):
     """One attack's outcome in a card's report, as `evaluation.Outcome.report` writes it, without its settings."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False, strict=True)
 
-    attack: Annotated[str, Field(min_length=1, max_length=200)]
+    attack: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_in_one_line)]
     correct: Annotated[int, Field(ge=0)]
-    n: Count
+    n: Annotated[int, Field(gt=0, le=_MOST)]
     accuracy: Share
     interval95_wilson: tuple[Share, Share]
     robust_after: dict[str, int] = {}
@@ -41,7 +53,7 @@ class Result(BaseModel):
 class Curve(BaseModel):
     """A card's curves, as `masking.signs` measures them: accuracy under each attack at each of `eps`, on `n` images."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False, strict=True)
 
     n: Count
     eps: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
@@ -103,6 +115,11 @@ class Entry:
         return tuple(sign for sign in self.card.signs if sign.found)
 
     @property
+    def random(self) -> bool:
+        """Whether the network was found to answer at random, whatever was declared."""
+        return is_random(self.card.checks, self.card.submission.random)
+
+    @property
     def link(self) -> str:
         """The address that the card gives, "" unless it is one of the web."""
         return web_address(self.card.submission.link)
@@ -139,7 +156,7 @@ class Table:
 
 
 def read(cards_folder: Path) -> tuple[Table, ...]:
-    """All cards below `cards_folder`, ranked.
+    """All cards below `cards_folder`, hidden ones as well, ranked.
 
     Raises BadInput for a folder that is not there, and for a file that is no card or has no clean accuracy, no attack
     or no worst case.
@@ -155,8 +172,8 @@ def measured(card: Card, path: Path) -> Entry:
     if not card.report:
         raise BadInput(f"{path}: the card was not scored and cannot be ranked; leave it out of the registry")
     try:
-        found = TypeAdapter(tuple[Result, ...]).validate_python(card.report.get("results"))
-        curve = Curve.model_validate(card.curve) if card.curve else None
+        found = TypeAdapter(tuple[Result, ...]).validate_json(json.dumps(card.report.get("results")))
+        curve = Curve.model_validate_json(json.dumps(card.curve)) if card.curve else None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "results"
@@ -173,7 +190,7 @@ def measured(card: Card, path: Path) -> Entry:
 def eps_text(eps: float) -> str:
     """A radius as the field writes it: 8/255 rather than 0.031373, but 0.3."""
     levels = round(eps * 255)
-    return f"{levels}/255" if len(f"{eps:g}") > 5 and abs(eps * 255 - levels) < 1e-3 else f"{eps:.4g}"
+    return f"{levels}/255" if levels and len(f"{eps:g}") > 5 and abs(eps * 255 - levels) < 1e-3 else f"{eps:.4g}"
 
 
 def web_address(link: str) -> str:
@@ -247,11 +264,14 @@ def _verdicts(verdicts: tuple[Verdict, ...]) -> Iterable[Badge]:
 
 
 def _told(one: Verdict) -> str:
-    return f"{one.claim.what}: {one.claim.percent:g} % claimed, {one.measured:.1f} % measured"
+    by = f" under {one.claim.attack}" if one.claim.attack else ""
+    return f"{one.claim.what}: {one.claim.percent:g} % claimed{by}, {one.measured:.1f} % measured ({one.attack})"
 
 
 def _unusual(entry: Entry) -> Iterable[Badge]:
-    if entry.card.submission.random:
+    if entry.worst.n < _FEW:
+        yield Badge(f"only {entry.worst.n} images", "bad", "the interval is wide; the rank says little")
+    if entry.random:
         yield Badge("random", "plain", 'the network answers at random; AutoAttack\'s "rand" version scored it')
     data = entry.card.report.get("data")
     if data != entry.card.submission.dataset:

@@ -227,9 +227,10 @@ def _without_normalisation(
     stored = {name: tensor for name, tensor in found.items() if _called(name) in usual}
     for name, tensor in stored.items():
         said = () if card is None else card.mean if _called(name) in ("mean", "mu") else card.std
-        values = tensor.flatten().tolist() if tensor.numel() <= 16 else []
-        if len(values) != len(said) or not torch.allclose(torch.tensor(values), torch.tensor(said), atol=1e-4):
-            told = ", ".join(f"{value:.4g}" for value in values)
+        if not _equal(tensor, said):
+            told = f"of shape {tuple(tensor.shape)}"
+            if 0 < tensor.numel() <= 16 and not tensor.is_complex():
+                told = ", ".join(f"{float(value):.4g}" for value in tensor.flatten())
             raise BadInput(
                 f"{path} holds a normalisation, {name[:100]!r} = ({told}), and the card says {said or 'none'}; "
                 "put mean and std under normalisation in card.yaml"
@@ -237,6 +238,12 @@ def _without_normalisation(
     if stored:
         notes.append(f"the normalisation stored as {', '.join(map(repr, stored))} is that of the card")
     return {name: tensor for name, tensor in found.items() if name not in stored}
+
+
+def _equal(stored: Tensor, said: Sequence[float]) -> bool:
+    if stored.is_complex() or not 0 < stored.numel() == len(said):
+        return False
+    return bool(torch.allclose(stored.flatten().double(), torch.tensor(said, dtype=torch.float64), atol=1e-4))
 
 
 def _called(name: str) -> str:

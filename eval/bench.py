@@ -220,7 +220,7 @@ def bars(path: Path, title: str, measured: Sequence[Mapping[str, Any]]) -> None:
         }
         for one in measured
     }
-    chart(path, title, panels, "cost in plain passes of the same number (floor = 1)")
+    chart(path, title, panels, "cost in plain passes (floor = 1)")
 
 
 def chart(path: Path, title: str, panels: Mapping[str, Mapping[str, Mapping[str, float]]], label: str) -> None:
@@ -239,6 +239,6 @@ def chart(path: Path, title: str, panels: Mapping[str, Mapping[str, Mapping[str,
             axes.text(row["max"], place, f" {row['median']:.2f}", va="center", fontsize=8)
         axes.axvline(1.0, color="#999999", linewidth=1, linestyle="--")
         axes.invert_yaxis()
-        axes.set(title=name, xlabel=label, xlim=(0, 1.15 * max(row["max"] for row in rows)))
+        axes.set(title=name, xlabel=label, xlim=(0, 1.25 * max(row["max"] for row in rows)))
     figure.suptitle(title)
     plots.save(figure, path)

@@ -1,9 +1,23 @@
-"""Shared fixtures."""
+"""Shared fixtures, and the guard that watches every public call while the tests run."""
 
 import os
 from pathlib import Path
 
 import pytest
+import state_guard
+
+state_guard.watch_package()  # before the test modules import names from it
+
+
+@pytest.fixture(autouse=True)
+def _process_left_alone():
+    """What a test may not leave changed, whatever it called; random states are the tests' own to seed."""
+    state_guard.watch_adapters()
+    state_guard.violations.clear()
+    before = state_guard.snapshot(state_guard.SETTINGS)
+    yield
+    changed = state_guard.changed(state_guard.SETTINGS, before, state_guard.snapshot(state_guard.SETTINGS))
+    assert not state_guard.violations + changed
 
 
 @pytest.fixture(scope="session")

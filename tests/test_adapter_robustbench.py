@@ -307,8 +307,8 @@ def filled(model, weights):
 def untrained(path, model, *changes, base="cifar10-linf-sgd"):
     """A run folder as training leaves it, with fresh weights."""
     folder = RunFolder(path)
-    folder.claim(recipes.load(base, changes), resume=False, overwrite=False)
-    checkpoints.save_weights(model, folder.weights)
+    with folder.claimed(recipes.load(base, changes), resume=False, overwrite=False):
+        checkpoints.save_weights(model, folder.weights)
     return path
 
 
@@ -321,7 +321,7 @@ def test_an_export_loads_where_our_adapter_was_never_imported(tmp_path, monkeypa
     assert weights == tmp_path / "zoo" / "cifar10" / "Linf" / "exported.pt"
     assert set(torch.load(weights, weights_only=True)) == set(model.state_dict())
     x = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
-    (tmp_path / "code.py").write_text(
+    (tmp_path / "script.py").write_text(
         "import sys, torch\n"
         "from atent_ext import compat\n"
         "compat.robustbench()\n"
@@ -336,7 +336,7 @@ def test_an_export_loads_where_our_adapter_was_never_imported(tmp_path, monkeypa
         "assert [member.value for member in BenchmarkDataset] == ['cifar10', 'cifar100', 'imagenet']\n"
         "assert _clean_dataset_loaders[BenchmarkDataset.cifar_10] is load_cifar10\n"
     )
-    command = [sys.executable, "code.py"]
+    command = [sys.executable, "script.py"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
     assert done.returncode == 0, done.stderr
     torch.testing.assert_close(torch.load("logits.pt", weights_only=True), model(x).detach())
@@ -370,8 +370,8 @@ def test_the_entry_of_a_network_of_ours_registers_it(run, tmp_path):
 def test_words_of_a_recipe_do_not_become_code(run, tmp_path):
     folder = tmp_path / "evil"
     chosen = recipes.load("digits-linf-sgd", ["epochs=1"]).model_copy(update={"name": "x\nraise SystemExit\n"})
-    RunFolder(folder).claim(chosen, resume=False, overwrite=False)
-    (folder / "weights.safetensors").write_bytes((run / "weights.safetensors").read_bytes())
+    with RunFolder(folder).claimed(chosen, resume=False, overwrite=False):
+        (folder / "weights.safetensors").write_bytes((run / "weights.safetensors").read_bytes())
     assert "name is" in refusal(export, folder, tmp_path / "zoo")
     _, entry = export(folder, tmp_path / "zoo", "good")
     exec(entry.read_text(), {})
@@ -411,7 +411,8 @@ def test_a_model_of_the_zoo_is_loaded_and_scored(tmp_path, monkeypatch, capsys):
     assert same_weights(model, network)
     assert not any(module.training for module in model.modules())
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr("atent_ext.scoring.data.load", lambda name, root, download: data_set(name))
+    images = data_set("cifar10")
+    monkeypatch.setattr("atent_ext.scoring.data.load", lambda name, root, download: images)
     subject = scoring.load(Path(f"robustbench:{ZOO}"), dataset="cifar10", model_dir=Path("z"))
     assert subject.threat == Threat(norm="Linf", eps=8 / 255)
     assert same_weights(subject.model, network)

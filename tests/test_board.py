@@ -91,6 +91,7 @@ def other_images(report):
     report |= {"data": "cifar10 (test.npz)", "data_note": "512 images."}
 
 
+NOT_RANDOM = [check | {"passed": check["name"] != "determinism"} for check in sample_cards.CHECKS]
 BADGES = {
     "sound": (card(claims=[]), [], False),
     "masked": (card(signs=sample_cards.MASKED, claims=[]), ["masked gradients: 2 signs"], True),
@@ -104,6 +105,9 @@ BADGES = {
         True,
     ),
     "random": (card(random=True, claims=[]), ["random"], False),
+    "declared random, and not": (card(random=True, claims=[], checks=NOT_RANDOM), ["1 check failed"], True),
+    "random, not declared": (card(claims=[], checks=NOT_RANDOM), ["1 check failed", "random"], True),
+    "few images": (card(n=50, claims=[]), ["only 50 images"], True),
     "changed": (altered(card(claims=[]), changed_autoattack), ["AutoAttack changed"], False),
     "no AutoAttack": (altered(card(claims=[]), without_autoattack), ["no AutoAttack"], True),
     "other images": (altered(card(claims=[]), other_images), ["other test images"], False),

@@ -21,9 +21,9 @@ def run(tmp_path, monkeypatch):
     """A run folder as training leaves it, with fresh weights."""
     monkeypatch.chdir(tmp_path)
     folder = RunFolder(tmp_path / "run")
-    folder.claim(recipes.load("digits-linf-atent"), resume=False, overwrite=False)
     torch.manual_seed(0)
-    checkpoints.save_weights(models.build("digits-cnn", classes=10, channels=1), folder.weights)
+    with folder.claimed(recipes.load("digits-linf-atent"), resume=False, overwrite=False):
+        checkpoints.save_weights(models.build("digits-cnn", classes=10, channels=1), folder.weights)
     return folder
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import safetensors.torch
 import yaml
 from test_cli import TINY, atent, refused
 
@@ -87,13 +88,35 @@ def test_claims_are_judged_in_words(home, tmp_path):
     sent = tmp_path / "sent"
     shutil.copytree(home / "sent", sent)
     card = yaml.safe_load((sent / "card.yaml").read_text(encoding="utf-8"))
-    card["claims"] = [{"what": "robust", "percent": 100, "attack": "none that is known"}]
+    card["claims"] = [{"what": "robust", "percent": percent} for percent in (100, 0)]
     (sent / "card.yaml").write_text(yaml.safe_dump(card), encoding="utf-8")
     done = atent("verify", sent, "--n", 30, "--protocol", "quick")
     assert done.returncode == 0, done.stderr
     assert "claim of 100 % (robust): overstated; measured" in done.stdout
-    (badge,) = standings.measured(cards.read_card(tmp_path / "sent.card.json"), sent).badges[-1:]
-    assert badge.text
+    assert "claim of 0 % (robust): not judged; only with AutoAttack can it be confirmed" in done.stdout
+    entry = standings.measured(cards.read_card(tmp_path / "sent.card.json"), sent)
+    assert {"claim overstated by", "only 30 images", "no AutoAttack"} <= {
+        badge.text.rpartition(" by ")[0] + " by" if " by " in badge.text else badge.text for badge in entry.badges
+    }
+
+
+def test_the_folder_may_be_the_current_one(home, tmp_path, monkeypatch):
+    shutil.copytree(home / "sent", tmp_path / "sent")
+    monkeypatch.chdir(tmp_path / "sent")
+    done = atent("verify", ".", "--n", 2, "--protocol", "quick")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sent.card.json").is_file()
+
+
+def test_a_network_that_cannot_be_scored_is_no_card_for_the_registry(home, tmp_path):
+    sent = tmp_path / "sent"
+    shutil.copytree(home / "sent", sent)
+    weights = safetensors.torch.load_file(sent / "model.safetensors")
+    safetensors.torch.save_file({name: 1e20 * one for name, one in weights.items()}, sent / "model.safetensors")
+    done = atent("verify", sent, "--n", 2, "--protocol", "quick")
+    assert done.returncode == 1
+    assert "check failed: finite logits" in done.stdout
+    assert "the registry takes no such card" in done.stdout
 
 
 def test_what_is_no_submission_is_refused_in_one_line(tmp_path):

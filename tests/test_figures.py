@@ -49,11 +49,11 @@ def epochs(rates, chosen=()):
 def make_run(path, name="digits-linf-pgd-at", overrides=(), scale=1.0):
     recipe = recipes.load(name, overrides)
     folder = RunFolder(path)
-    folder.claim(recipe, resume=False, overwrite=False)
     images = data.load("digits")
     torch.manual_seed(3)
-    checkpoints.save_weights(build_model(recipe, images), folder.weights)
-    folder.write_metrics(epochs([0.1, 0.1, 0.01], chosen=(1, 3)))
+    with folder.claimed(recipe, resume=False, overwrite=False):
+        checkpoints.save_weights(build_model(recipe, images), folder.weights)
+        folder.write_metrics(epochs([0.1, 0.1, 0.01], chosen=(1, 3)))
     return path
 
 

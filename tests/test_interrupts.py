@@ -74,7 +74,7 @@ def started(*arguments):
 
 
 def wait_for(path, process):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not path.exists():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline

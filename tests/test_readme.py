@@ -35,7 +35,7 @@ SMALLER = {
     "atent submission new runs/mnist-linf-atent-fast --out mine --authors 'A. Author' --license MIT": "",
     "atent verify mine --n 500": "--n 4",
     "atent board --out board": "",
-    "atent submit mine.card.json --weights mine/model.safetensors --to robustbench": "",
+    "atent submit mine.card.json --to robustbench": "",
     "atent eval runs/mnist-linf-atent-fast --protocol autoattack+atent --n 500": "--n 4",
     "atent export runs/mnist-linf-atent-fast --to robustbench --out models": "",
     "atent eval robustbench:Carmon2019Unlabeled --dataset cifar10 --eps 8/255 --model-dir models": "",

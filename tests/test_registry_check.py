@@ -57,6 +57,10 @@ def flip(held, attack, only=False):
         result |= {"correct": right, "accuracy": right / result["n"], "interval95_wilson": again}
 
 
+def deep(levels):
+    return {"below": deep(levels - 1)} if levels else {}
+
+
 CHANGES = {
     "threat model": (lambda held: held["report"]["threat"].update(eps=0.01), "it was scored under"),
     "hash that is none": (
@@ -102,6 +106,25 @@ CHANGES = {
     ),
     "field": (lambda held: held.update(extra=1), "is no card: 'extra'"),
     "nothing": (lambda held: held.clear(), "is no card"),
+    "checks": (lambda held: held["checks"].pop(), "its checks are .* and .* softmax are needed"),
+    "counts of AutoAttack": (
+        lambda held: first(held, "AutoAttack")["robust_after"].update({"apgd-t": 7}),
+        "AutoAttack: robust_after ends with 7",
+    ),
+    "sign that was denied": (
+        lambda held: held["signs"][-1].update(evidence="none"),
+        "the sign 'black box beats white box' is not what AutoAttack's counts say",
+    ),
+    "accuracy in quotes": (lambda held: first(held, "AutoAttack").update(accuracy="0.5"), "cannot be read"),
+    "more images than there are": (lambda held: first(held, "AutoAttack").update(n=10**30), "cannot be read"),
+    "command for a terminal": (
+        lambda held: first(held, "AutoAttack").update(attack="x\n::error::\x1b[31m"),
+        "cannot be read",
+    ),
+    "deep": (lambda held: held["report"].update(machine=deep(300)), "lie more than 20 deep"),
+    "eps in levels": (lambda held: held["submission"]["threat"].update(eps=8), "write 8/255"),
+    "no weights": (lambda held: held.update(weights={}), "the name of the weights file is needed"),
+    "weights elsewhere": (lambda held: held["weights"].update(file="../x.pt"), "file is '../x.pt'"),
     "not scored": (lambda held: held.update(report={}), "was not scored"),
 }
 
@@ -167,6 +190,25 @@ def test_what_is_no_card_does_not_belong_there(root, name):
 def test_a_gallery_beside_its_card_belongs_there(root):
     (root / "cards" / card("one").place).with_suffix(".png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert registry_check.check(root) == []
+
+
+def test_a_hidden_card_is_looked_at_as_the_board_does(root):
+    path = root / "cards" / card("one").place
+    path.rename(path.with_name(".one.json"))
+    assert len(board.standings.read(root / "cards")[0].entries) == 2
+    assert any("belongs to" in one for one in registry_check.check(root))
+
+
+def test_a_gallery_that_is_no_picture_is_said(root):
+    (root / "cards" / card("one").place).with_suffix(".png").write_bytes(b"<svg/>")
+    assert "is no PNG" in problem(root)
+
+
+def test_what_a_card_says_stays_in_its_line(root):
+    raw(root / "cards" / card("one").place, lambda held: held["weights"].update(sha256="x\n::error::\x1b[31m"))
+    found = registry_check.check(root)
+    assert found
+    assert all(one.isprintable() for one in found)
 
 
 def test_a_link_is_refused(root, tmp_path_factory):

@@ -250,6 +250,22 @@ def test_a_stored_normalisation_must_be_that_of_the_card(tmp_path, before, names
     )
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (0,), (1, 3, 1, 1)])
+def test_a_stored_normalisation_that_is_none_per_channel_is_refused(tmp_path, shape):
+    state = {"mean": torch.full(shape, 0.3), **digits_cnn().state_dict()}
+    for name, given in (("none", None), ("one", {"mean": [0.3], "std": [0.4]})):
+        folder = submission(tmp_path / name, state, normalisation=given)
+        assert "model.pt holds a normalisation, 'mean' = (" in refusal(folder)
+
+
+def test_a_stored_normalisation_in_whole_numbers_is_a_normalisation(tmp_path):
+    state = {"mean": torch.tensor([0]), "std": torch.tensor([1]), **digits_cnn().state_dict()}
+    good = submission(tmp_path / "good", state, normalisation={"mean": [0.0], "std": [1.0]})
+    assert "is that of the card" in submissions.read(good).notes[0]
+    other = submission(tmp_path / "other", state, normalisation={"mean": [0.0], "std": [2.0]})
+    assert "'std' = (1), and the card says (2.0,)" in refusal(other)
+
+
 # ---- the shipped checkpoints
 
 

@@ -201,15 +201,15 @@ def test_the_protocol_has_what_a_card_needs():
 
 def test_claims_meet_the_measurement(opened, digits, without_signs):
     clean = int(clean_flags(opened.network, digits.test.take(N)).sum())
-    asked = claiming(opened, ("clean", round(100 * clean / N, 2)), ("robust", 100), ("robust", 0))
+    asked = claiming(opened, ("clean", round(100 * clean / N, 2)), ("robust", 100), ("clean", 0), ("robust", 0))
     found = verify(asked)
-    right, lost, easy = found.verdicts
+    right, lost, easy = found.verdicts  # without AutoAttack, 0 % robust is neither confirmed nor understated
     worst = found.report["results"][-1]
     measured = 100 * worst["flags"].count("1") / N
     assert [one.verdict for one in found.verdicts] == ["confirmed", "overstated", "understated"]
     assert (right.attack, lost.attack) == ("clean", "worst case over clean, FGSM, PGD-5")
     assert right.points == pytest.approx(0, abs=0.006)
-    assert (lost.points, easy.points) == pytest.approx((100 - measured, -measured), abs=1e-4)
+    assert (lost.points, easy.points) == pytest.approx((100 - measured, -100 * clean / N), abs=1e-4)
     assert lost.measured == pytest.approx(measured, abs=1e-4)
     assert 0 < measured < 100
 
@@ -238,6 +238,23 @@ def test_no_verdict_on_what_was_not_measured():
 
 def result(attack, accuracy):
     return {"attack": attack, "accuracy": accuracy, "interval95_wilson": [accuracy - 0.1, accuracy + 0.1]}
+
+
+@pytest.mark.parametrize(
+    ("percent", "attack", "kinds"),
+    [
+        (50, "AutoAttack", ["confirmed"]),
+        (30, "AutoAttack", ["understated"]),
+        (70, "AutoAttack", ["overstated"]),
+        (50, "PGD-20", []),
+        (30, "PGD-20", []),
+        (70, "PGD-20", ["overstated"]),
+    ],
+)
+def test_an_upper_bound_can_only_refute(percent, attack, kinds):
+    report = {"results": [result("clean", 0.8), result(attack, 0.5), result("worst case", 0.5)]}
+    found = verification.verdicts([claim({"what": "robust", "percent": percent})], report)
+    assert [one.verdict for one in found] == kinds
 
 
 @pytest.mark.parametrize(("random", "attack", "points"), [(False, "worst case", 30), (True, "AutoAttack", 20)])

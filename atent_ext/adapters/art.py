@@ -130,7 +130,8 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
     def _predicted(self, x: Tensor) -> Tensor:
         if not len(x):  # ART cannot run on it
             return torch.zeros(0, dtype=torch.long)
-        return torch.tensor(self.estimator.predict(x.numpy(), batch_size=self.batch_size).argmax(1))
+        with torch.random.fork_rng(devices=()):  # ART's data loader draws a seed that it has no use for
+            return torch.tensor(self.estimator.predict(x.numpy(), batch_size=self.batch_size).argmax(1))
 
     def _strongest(self, x: Tensor, classes: Tensor, generator: torch.Generator) -> Tensor:
         """The first restart; where it fails, the next one that fools the classifier, if any does."""

@@ -177,7 +177,8 @@ def _test_images(
 
 def _fresh(model: str, dataset: str, data_root: Path | str | None) -> nn.Module:
     images = data.load(dataset, data_root)
-    return models.build_for(model, images.test.images, len(images.classes))
+    with seeded(0):  # the fresh weights are replaced, and the caller's random state stays as it is
+        return models.build_for(model, images.test.images, len(images.classes))
 
 
 def load_zoo(name: str, *, dataset: str, threat_model: str, model_dir: Path | str = "models") -> nn.Module:

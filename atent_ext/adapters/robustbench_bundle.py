@@ -136,8 +136,6 @@ def _texts(card: Card, network: Source) -> dict[Path, str]:
 
 
 def _write(out: Path, file: Path, state: dict[str, Tensor], texts: dict[Path, str]) -> list[Path]:
-    for path in (file, *texts):
-        (out / path).parent.mkdir(parents=True, exist_ok=True)
     checkpoints.save_state(state, out / file)
     for path, text in texts.items():
         checkpoints.write(out / path, text)

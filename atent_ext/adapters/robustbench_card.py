@@ -105,7 +105,7 @@ def radius(eps: float) -> str:
     """eps as RobustBench writes it: 8/255 where it is a whole number of 255ths and no short decimal."""
     steps = round(eps * 255)
     short = float(f"{eps:.2g}") == eps
-    return f"{eps:g}" if short or abs(eps * 255 - steps) > 1e-3 else f"{steps}/255"
+    return f"{eps:g}" if short or not steps or abs(eps * 255 - steps) > 1e-3 else f"{steps}/255"
 
 
 def measured_on(card: Card) -> str:
@@ -151,6 +151,12 @@ def remarks(card: Card) -> Iterator[str]:
     for sign in card.signs:
         if sign.found:
             yield f"A sign of gradient masking was found: {_line(sign.name)} ({_line(sign.evidence)})."
+    for check in card.checks:
+        if check.passed is False:
+            yield f"A check of the network failed: {_line(check.name)} ({_line(check.said)})."
+    for one in card.verdicts:
+        if one.verdict == "overstated":
+            yield f"A claim is overstated: {one.claim.percent:g} % ({one.claim.what}), measured {one.measured:.1f} %."
 
 
 def _results(card: Card) -> list[Result]:

@@ -75,7 +75,6 @@ def export(
             raise BadInput(f"{path} exists; give --overwrite to replace it, or another --name")
     images = data.load(recipe.dataset, data_root)
     state = folder.load_model(images).state_dict()
-    weights.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.save_state(as_they_read(state), weights)
     checkpoints.write(entry, _entry(name, recipe, images, weights.relative_to(out)))
     return weights, entry

@@ -121,7 +121,6 @@ def _curve(request: _Request) -> list[Path]:
         for name, run in subjects
     ]
     title = f"{subjects[0][1].about['data']}: PGD-20 on the first {count} test images, seed {request.seed}"
-    request.out.parent.mkdir(parents=True, exist_ok=True)
     for path in plots.both(request.out):
         plots.draw_curves(curves, threat, title, path)
     return plots.both(request.out)

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from atent_ext import checks
 from atent_ext.errors import BadInput, TermsCollected
 from atent_ext.langevin import Langevin, Project, Pull, input_gradient, walk
 from atent_ext.losses import cross_entropy
@@ -55,10 +56,11 @@ class ATENT(Adversarial):
     inner_mode: InnerMode = "train"
 
     def __post_init__(self) -> None:
+        checks.number("alpha", self.alpha)
+        checks.number("tolerance", self.tolerance)
         if not 0 < self.alpha <= 1:
             raise BadInput(f"alpha is {self.alpha}; it must lie in (0, 1]")
-        if self.average not in ("exponential", "uniform"):
-            raise BadInput(f"average is {self.average!r}; known: exponential, uniform")
+        checks.choice("average", self.average, ("exponential", "uniform"))
         if not 0 <= self.tolerance <= 0.9:
             raise BadInput(f"tolerance is {self.tolerance}; it must lie in [0, 0.9]")
         super().__post_init__()
@@ -73,12 +75,12 @@ class ATENT(Adversarial):
             eps=self.eps,
             steps=self.steps,
             step_size=self.step_size,
-            direction=self.direction or chosen.direction,
+            direction=chosen.direction if self.direction is None else self.direction,
             noise=self.noise,
             gamma=gamma if self.gamma is None else self.gamma,
-            pull=self.pull or pull,
-            project=self.project or project,
-            start=self.start or start,
+            pull=pull if self.pull is None else self.pull,
+            project=project if self.project is None else self.project,
+            start=start if self.start is None else self.start,
             box=self.box,
         )
 
@@ -108,8 +110,7 @@ class ATENT(Adversarial):
         generator: torch.Generator | None = None,
     ) -> Terms:
         """Yield weight * mean loss at each kept iterate; raises TermsCollected if backward() did not run in between."""
-        passes = _Passes(self, model, y)
-        self.check(x, y)
+        passes = _Passes(self, model, self.check(x, y))
         weights = self.weights
         for j, moving in enumerate(walk(self.kernel, x, passes.gradient, generator)):
             if weights.get(j):

@@ -1,5 +1,6 @@
 """What the adversarial objectives share: their common fields, and the one adversary of those that need one."""
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -26,6 +27,18 @@ def inside(mode: InnerMode, model: Model) -> AbstractContextManager[None]:
     return evaluating(model) if mode == "eval" else nullcontext()
 
 
+def checked(x: Tensor, y: Tensor, box: tuple[float, float] = (-math.inf, math.inf)) -> Tensor:
+    """The labels as 64-bit integers.
+
+    Raises BadInput for an empty batch, for images outside the box and for labels that are not one class number each.
+    """
+    checks.images(x, *box)
+    checks.labels(y, len(x))
+    if len(x) == 0:
+        raise BadInput("the batch is empty; a loss needs at least one image")
+    return y.long()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Adversarial:
     """The common fields.
@@ -46,8 +59,7 @@ class Adversarial:
     inner_mode: InnerMode = "eval"
 
     def __post_init__(self) -> None:
-        if self.inner_mode not in ("train", "eval"):
-            raise BadInput(f"inner_mode is {self.inner_mode!r}; known: train, eval")
+        checks.choice("inner_mode", self.inner_mode, ("train", "eval"))
         self.kernel  # noqa: B018 -- building it checks the common fields
 
     @property
@@ -71,12 +83,12 @@ class Adversarial:
 
     def scaled(self, factor: float) -> Self:
         """The same method with eps and step size multiplied by `factor`, for an eps that grows during training."""
+        checks.number("factor", factor)
         return replace(self, eps=self.eps * factor, step_size=self.step_size * factor)
 
-    def check(self, x: Tensor, y: Tensor) -> None:
-        """Raise BadInput for images outside the box and for labels that are not one class number per image."""
-        checks.images(x, *self.box)
-        checks.labels(y, len(x))
+    def check(self, x: Tensor, y: Tensor) -> Tensor:
+        """`checked` for images in the box."""
+        return checked(x, y, self.box)
 
     def adversary(
         self, model: Model, x: Tensor, target: Tensor, loss: Loss, generator: torch.Generator | None
@@ -93,7 +105,7 @@ class Regularized(Adversarial):
     beta: float
 
     def __post_init__(self) -> None:
-        checks.radius("beta", self.beta)
+        checks.number("beta", self.beta)
         super().__post_init__()
 
 

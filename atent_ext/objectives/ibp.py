@@ -12,7 +12,7 @@ from atent_ext import checks
 from atent_ext.bounds import worst_margins
 from atent_ext.errors import BadInput
 from atent_ext.losses import cross_entropy
-from atent_ext.objectives.base import Terms
+from atent_ext.objectives.base import Terms, checked
 from atent_ext.types import Model
 
 
@@ -36,11 +36,11 @@ class IBP:
     def __post_init__(self) -> None:
         if self.norm != "Linf":
             raise BadInput(f"norm is {self.norm!r}; interval bounds are for 'Linf'")
-        checks.radius("eps", self.eps)
+        checks.number("eps", self.eps)
+        checks.number("kappa", self.kappa)
         if not 0 <= self.kappa <= 1:
             raise BadInput(f"kappa is {self.kappa}; it must lie in [0, 1]")
-        if not self.box[0] < self.box[1]:
-            raise BadInput(f"box is {self.box}; its first value must be below its second")
+        checks.box(self.box)
 
     @property
     def terms(self) -> int:
@@ -49,6 +49,7 @@ class IBP:
 
     def scaled(self, factor: float) -> Self:
         """The same method with eps multiplied by `factor`, for an eps that grows during training."""
+        checks.number("factor", factor)
         return replace(self, eps=self.eps * factor)
 
     def __call__(
@@ -61,6 +62,7 @@ class IBP:
         generator: torch.Generator | None = None,
     ) -> Terms:
         """Yield the one term."""
+        y = checked(x, y, self.box)
         clean = cross_entropy(model(x), y).mean()  # first: in train mode it moves batch norm's running statistics
         worst = worst_margins(cast(nn.Module, model), x, y, self.eps, self.box)
         yield self.kappa * clean + (1 - self.kappa) * cross_entropy(worst, y).mean()

@@ -30,7 +30,7 @@ class MART(Regularized):
         generator: torch.Generator | None = None,
     ) -> Terms:
         """Yield the one term."""
-        self.check(x, y)
+        y = self.check(x, y)
         x_adv = self.adversary(model, x, y, cross_entropy, generator)
         clean, adversarial = model(x), model(x_adv)
         regularizer = mart_regularizer(adversarial, clean, y)

@@ -34,6 +34,7 @@ class Lengths:
         """The lengths of a batch, (N,), of the dtype and device of `x`."""
         if index is None:
             return x.new_full((len(x),), self.least)
+        checks.places(index, len(x))
         self.values = self._at_least(self.values, int(index.max()) + 1)
         return self.values[index.cpu()].to(x)
 
@@ -75,7 +76,8 @@ class MMA(Adversarial):
     lengths: Lengths = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        checks.radius("least", self.least)
+        for name in ("eps", "least"):
+            checks.number(name, getattr(self, name))
         if not 0 < self.least <= self.eps:
             raise BadInput(f"least is {self.least}; it must lie in (0, eps], and eps is {self.eps}")
         object.__setattr__(self, "lengths", Lengths(self.least))
@@ -83,6 +85,7 @@ class MMA(Adversarial):
 
     def scaled(self, factor: float) -> Self:
         """The same method, with the same memory, for another d_max."""
+        checks.number("factor", factor)
         eps = self.eps * factor
         other = replace(self, eps=eps, least=min(self.least, eps))
         object.__setattr__(other, "lengths", self.lengths)
@@ -110,9 +113,12 @@ class MMA(Adversarial):
         generator: torch.Generator | None = None,
     ) -> Terms:
         """Yield the one term."""
-        self.check(x, y)
+        y = self.check(x, y)
         with inside(self.inner_mode, model), torch.no_grad():
-            right = soft_margin(model(x), y) < 0
+            logits = model(x)
+            checks.logits(logits, len(x))
+            checks.labels(y, len(x), logits.shape[1])
+            right = soft_margin(logits, y) < 0
             lengths = self.lengths.of(index, x).clamp_max(BEYOND * self.eps)
             unit = self._directions(model, x, y, lengths, generator)
             found = self._boundary(model, x, y, unit, lengths)

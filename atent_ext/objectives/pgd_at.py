@@ -25,7 +25,7 @@ class PGDAT(Adversarial):
     @property
     def kernel(self) -> Langevin:
         """PGD from `start`."""
-        return replace(super().kernel, start=self.start or norm(self.norm).start)
+        return replace(super().kernel, start=norm(self.norm).start if self.start is None else self.start)
 
     def __call__(
         self,
@@ -37,6 +37,6 @@ class PGDAT(Adversarial):
         generator: torch.Generator | None = None,
     ) -> Terms:
         """Yield the mean cross-entropy of the adversaries."""
-        self.check(x, y)
+        y = self.check(x, y)
         x_adv = self.adversary(model, x, y, cross_entropy, generator)
         yield cross_entropy(model(x_adv), y).mean()

@@ -15,7 +15,7 @@ from atent_ext.langevin import Langevin, last_iterate
 from atent_ext.losses import cross_entropy, kl_divergence
 from atent_ext.modes import frozen
 from atent_ext.norms import NormName, gaussian
-from atent_ext.objectives.base import Adversarial, Terms, inside
+from atent_ext.objectives.base import Adversarial, Terms, checked, inside
 from atent_ext.objectives.standard import Standard
 from atent_ext.types import Model
 
@@ -27,7 +27,7 @@ class GaussianNoise(Standard):
     sigma: float
 
     def __post_init__(self) -> None:
-        checks.radius("sigma", self.sigma)
+        checks.number("sigma", self.sigma)
 
     def __call__(
         self,
@@ -39,6 +39,7 @@ class GaussianNoise(Standard):
         generator: torch.Generator | None = None,
     ) -> Terms:
         """Yield the one term."""
+        y = checked(x, y)
         yield cross_entropy(model(x + self.sigma * gaussian(x, generator)), y).mean()
 
 
@@ -49,7 +50,7 @@ class SmoothTRADES(GaussianNoise):
     beta: float = 6.0
 
     def __post_init__(self) -> None:
-        checks.radius("beta", self.beta)
+        checks.number("beta", self.beta)
         super().__post_init__()
 
     def __call__(
@@ -62,9 +63,10 @@ class SmoothTRADES(GaussianNoise):
         generator: torch.Generator | None = None,
     ) -> Terms:
         """Yield the one term."""
+        y = checked(x, y)
         clean = model(x)
         noisy = model(x + self.sigma * gaussian(x, generator))
-        divergence = kl_divergence(noisy, F.softmax(clean, 1))
+        divergence = kl_divergence(noisy, F.softmax(clean, -1))
         yield cross_entropy(clean, y).mean() + self.beta * divergence.mean()
 
 
@@ -81,7 +83,7 @@ class SmoothAdv(Adversarial):
     norm: NormName = "L2"
 
     def __post_init__(self) -> None:
-        checks.radius("sigma", self.sigma)
+        checks.number("sigma", self.sigma)
         checks.steps("draws", self.draws)
         super().__post_init__()
 
@@ -100,12 +102,12 @@ class SmoothAdv(Adversarial):
         generator: torch.Generator | None = None,
     ) -> Terms:
         """Yield the one term."""
-        self.check(x, y)
+        y = self.check(x, y)
         noises = [self.sigma * gaussian(x, generator) for _ in range(self.draws)]
 
         def averaged(moving: Tensor) -> Tensor:
             """The log of the mean softmax: its cross-entropy is what the adversary raises."""
-            logs = torch.stack([F.log_softmax(model(moving + noise), 1) for noise in noises])
+            logs = torch.stack([F.log_softmax(model(moving + noise), -1) for noise in noises])
             return logs.logsumexp(0) - math.log(self.draws)
 
         with inside(self.inner_mode, model), frozen(model):

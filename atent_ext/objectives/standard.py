@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from atent_ext.losses import cross_entropy
-from atent_ext.objectives.base import Terms
+from atent_ext.objectives.base import Terms, checked
 from atent_ext.types import Model
 
 
@@ -37,5 +37,6 @@ class Standard:
         *,
         generator: torch.Generator | None = None,
     ) -> Terms:
-        """Yield the mean cross-entropy."""
+        """Yield the mean cross-entropy; raises BadInput for images and labels that make no sense."""
+        y = checked(x, y)
         yield cross_entropy(model(x), y).mean()

@@ -39,9 +39,9 @@ class TRADES(Regularized):
         generator: torch.Generator | None = None,
     ) -> Terms:
         """Yield the one term."""
-        self.check(x, y)
+        y = self.check(x, y)
         with inside(self.inner_mode, model), torch.no_grad():
-            probabilities = F.softmax(model(x), 1)
+            probabilities = F.softmax(model(x), -1)
         x_adv = self.adversary(model, x, probabilities, kl_divergence, generator)
         clean = model(x)
         divergence = kl_divergence(model(x_adv), F.softmax(clean, 1))

@@ -169,5 +169,4 @@ def _about(subject: Subject, shop: Workshop, study: Study, row: Row) -> Result:
 
 
 def _write(result: Result, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.write(target, json.dumps(result, indent=1) + "\n")

@@ -1,0 +1,192 @@
+"""The same seed gives the same bytes, whatever the global random state; docs/promises.md says what else is promised."""
+
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from problems import Wrapped, small_batch, small_net
+
+from atent_ext import checkpoints, data, figures, recipes, registry, scoring
+from atent_ext.attacks import L2ATENTAttack, LinfATENTAttack
+from atent_ext.certification import Smoothing
+from atent_ext.data import DataSet
+from atent_ext.evaluation import AttackSpec, Protocol
+from atent_ext.figures import density
+from atent_ext.runs import RunFolder, build_model
+from atent_ext.training import fit
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTING = (
+    "model.name=tiny-net",
+    "epochs=2",
+    "batch_size=40",
+    "validation={count: 40, steps: 2}",
+    "augment=crop-flip",
+    "eps_ramp=0.5",
+)
+SHORT = "objective.steps=3"
+METHODS = {
+    "digits-linf-sgd": (),
+    "digits-linf-pgd-at": (SHORT,),
+    "digits-linf-trades": (SHORT, "ema=0.9"),
+    "digits-linf-mart": (SHORT,),
+    "digits-linf-atent": (SHORT, "objective.noise=0.03"),
+    "digits-linf-mma": (SHORT,),
+    "digits-l2-desgd": (SHORT, "objective.noise=0.03"),
+    "digits-l2-smooth-adv": (SHORT,),
+    "digits-l2-entropy-sgd": ("optimizer.arguments={steps: 2, noise: 0.01}",),
+}
+PROTOCOL = Protocol(
+    name="both",
+    description="",
+    attacks=tuple(AttackSpec(attack=name, steps=4, restarts=2, keep="success") for name in ("pgd", "atent")),
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def _tiny_net(monkeypatch):
+    monkeypatch.setitem(registry.MODELS, "tiny-net", "problems:tiny_net")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    whole = data.load("digits")
+    return DataSet(whole.name, whole.classes, whole.train.take(120), whole.test.take(30))
+
+
+def twice(call):
+    """What a call with an argument of its own returns under two global random states."""
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 -- a library may draw from it
+        random.seed(seed)
+        found.append(call(str(seed)))
+    return found
+
+
+def timeless(value):
+    """Plain data without what a clock said."""
+    if isinstance(value, dict):
+        return {name: timeless(part) for name, part in value.items() if name != "seconds"}
+    return [timeless(part) for part in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_writes_the_same_weights_state_and_metrics(tmp_path, digits, name):
+    def trained(place, seed=3):
+        chosen = recipes.load(name, [*SETTING, *METHODS[name], f"seed={seed}"])
+        folder = fit(chosen, digits, tmp_path / place)
+        state = checkpoints.load_state(folder.state)
+        state["history"] = timeless(state["history"])
+        return folder.weights.read_bytes(), repr(state)
+
+    torch.set_printoptions(profile="full")
+    try:
+        one, again = twice(trained)
+        other = trained("other", seed=4)
+    finally:
+        torch.set_printoptions(profile="default")
+    assert one == again
+    assert one[0] != other[0]
+
+
+@pytest.mark.parametrize("kind", [LinfATENTAttack, L2ATENTAttack])
+@pytest.mark.parametrize("options", [{}, {"restarts": 3, "keep": "success"}, {"batch_size": 2, "speed": "plain"}])
+def test_an_attack_with_a_generator_finds_the_same_adversaries(kind, options):
+    model, (x, y) = small_net(), small_batch()
+
+    def attacked(seed):
+        generator = torch.Generator().manual_seed(seed)
+        attack = kind(model, eps=0.2, nb_iter=4, eps_iter=0.08, noise=0.01, generator=generator, **options)
+        return attack.perturb(x, y).numpy().tobytes(), attack.sample(x, y, 2).numpy().tobytes()
+
+    one, again = twice(lambda place: attacked(5))
+    assert one == again
+    assert all(mine != other for mine, other in zip(one, attacked(6), strict=True))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder of fresh weights: an evaluation asks for no good ones."""
+    folder, chosen = RunFolder(tmp_path_factory.mktemp("run")), recipes.load("digits-linf-pgd-at")
+    images = data.load("digits")
+    torch.manual_seed(3)
+    model = build_model(chosen, images)
+    torch.nn.init.normal_(list(model.parameters())[-2], std=0.1)
+    with folder.claimed(chosen, resume=False, overwrite=False):
+        checkpoints.save_weights(model, folder.weights)
+        epoch = {"epoch": 1, "loss": 1.0, "clean": 0.5, "robust": 0.2, "lr": 0.1, "selected": True, "seconds": 1.0}
+        folder.write_metrics([epoch])
+    return folder.path
+
+
+def test_an_evaluation_gives_the_same_report(run):
+    def scored(place):
+        return timeless(scoring.score(scoring.from_run(run), PROTOCOL, n=30, seed=4, chunk=20))
+
+    one, again = twice(scored)
+    assert one == again
+    assert [result["n"] for result in one["results"]] == [30, 30, 30]
+
+
+def test_an_evaluation_of_a_network_that_draws_repeats_and_moves_no_state(run):
+    subject = scoring.from_run(run)
+    noisy = replace(subject, model=Wrapped(subject.model, lambda network, x: network(x) + torch.randn(len(x), 10)))
+
+    def scored(place, seed=4):
+        before = torch.get_rng_state()
+        report = timeless(scoring.score(noisy, PROTOCOL, n=30, seed=seed, chunk=20))
+        assert torch.equal(before, torch.get_rng_state())
+        return report["results"]
+
+    one, again = twice(scored)
+    assert one == again
+    assert [result["flags"] for result in one] != [result["flags"] for result in scored("other", seed=5)]
+
+
+def test_certification_writes_the_same_bytes(tmp_path, run):
+    smoothing = Smoothing(sigma=0.25, n0=10, n=50)
+
+    def certified(place, seed=4):
+        out = tmp_path / f"{place}.json"
+        scoring.certify(scoring.from_run(run), smoothing, out, images=5, seed=seed, progress=lambda done: None)
+        return out.read_bytes()
+
+    one, again = twice(certified)
+    assert one == again
+    assert one != certified("other", seed=5)
+
+
+@pytest.mark.parametrize("kind", figures.KINDS)
+def test_a_figure_and_its_numbers_are_the_same_bytes(tmp_path, monkeypatch, run, kind):
+    short = density.Setting(chains=40, steps=3)
+    monkeypatch.setattr(density, "Setting", lambda: short)
+    runs = [] if kind in ("plane", "density") else [run]
+
+    def drawn(place):
+        written = figures.draw(kind, runs, tmp_path / place / "figure.png", n=20, seed=4, index=2, updates=4)
+        return [(path.name, path.read_bytes()) for path in written]
+
+    one, again = twice(drawn)
+    assert [name for name, _ in one][:2] == ["figure.png", "figure.svg"]
+    assert one == again
+
+
+def test_every_promise_names_a_test_that_is_there():
+    named = re.findall(r"`(test_\w+)::(test_\w+)`", (ROOT / "docs" / "promises.md").read_text(encoding="utf-8"))
+    assert len(named) >= 15
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"), (file, name)

@@ -1,0 +1,38 @@
+"""Tensors do not pile up; `eval/memory.py`, whose functions these are, measures resident memory over more steps."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "eval"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("memory")
+
+
+def tensors(measured):
+    return [(one["tensors"], one["tensor_bytes"]) for one in measured]
+
+
+def test_fifty_training_steps_leave_no_tensor_behind(script):
+    first, last = tensors(script.training(20, 50, parts=1))
+    assert last == first
+
+
+def test_twenty_attack_calls_leave_no_tensor_behind(script):
+    first, last = tensors(script.attacks(2, 20, parts=1))
+    assert last == first
+
+
+def test_what_is_kept_is_counted(script):
+    kept = []
+    measured = script.repeated(lambda: kept.append(torch.zeros(1000)), 1, 20, parts=1)
+    first, last = tensors(measured)
+    assert (last[0] - first[0], last[1] - first[1]) == (20, 20 * 4000)
+    percent = script.grown(measured, {})["growth_percent"]["tensor_bytes"]
+    assert percent == round(100 * 20 * 4000 / first[1], 3) > 0
