@@ -30,6 +30,10 @@ import atent_ext
 TORCH_DRAWS = "torch's random state"
 NUMPY_DRAWS = "numpy's random state"
 _MT19937 = 625 * 4  # bytes of its state; numpy's own get_state() takes longer than all the other probes together
+_NOT_OURS = (
+    *(b"PYTEST_CURRENT_TEST", b"THP_MEM_ALLOC_ENABLE"),  # pytest's, and what the command sets for its own process
+    *(b"TORCHINDUCTOR_CACHE_DIR", b"_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"),  # torch.compile's
+)
 _LOGGERS = (None, "atent_ext", "auto-attack")
 
 
@@ -50,8 +54,7 @@ def _configured(logger: logging.Logger) -> object:
 
 def _environment() -> dict[bytes, bytes]:
     found = os.environ._data.copy()  # type: ignore[attr-defined]  # in a tenth of the time of dict()
-    # torch.compile leaves the last two for its own processes.
-    for name in (b"PYTEST_CURRENT_TEST", b"TORCHINDUCTOR_CACHE_DIR", b"_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"):
+    for name in _NOT_OURS:
         found.pop(name, None)
     return found
 

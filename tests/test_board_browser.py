@@ -177,7 +177,7 @@ def test_one_can_walk_from_the_index_to_a_card_and_back(browser, site):
         text = opened.locator("main").inner_text()
         for part in (
             "FGSM alone breaks 31 images",
-            "all 64 × 10 logits are finite",
+            "nothing of 64 images speaks against it",
             "overstated",
             "atent verify",
             "71.0",
@@ -283,7 +283,7 @@ def hostile(tmp_path_factory):
         commit=ATTACK,
         date=ATTACK,
         curve={"n": 5, "eps": [0.0, 0.1], "accuracy": {ATTACK: [0.5, 0.1]}},
-        weights={"file": ATTACK, ATTACK: ATTACK, "bytes": ATTACK},
+        weights={"file": ATTACK.replace("/", ""), ATTACK: ATTACK, "bytes": ATTACK},
     )
     for result in made.report["results"][1:4]:
         result |= {"attack": result["attack"] + ATTACK, "notes": [ATTACK], "robust_after": {ATTACK: 1}}

@@ -28,7 +28,6 @@ def atent(*arguments):
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["atent", *map(str, arguments)])
-        patch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # as the command sets it for its own process
         patch.setattr(cli, "console", Console(width=200))
         try:
             cli.main()

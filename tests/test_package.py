@@ -17,7 +17,7 @@ MAY_HOLD = re.compile(
     r"""atent_ext/( ([a-z_]+/)*[a-z0-9_]+\.py | py\.typed | _board/[a-z]+\.(html|css|js)
         | _protocols/(papers/)?[a-z0-9+-]+\.yaml
         | _registry/( README\.md | recipes/[a-z0-9_-]+\.yaml | weights/[\w.-]+\.safetensors
-            | cards/(\.gitkeep | [\w.-]+/(Linf|L2)-[\w.-]+/[\w.-]+\.json) ) )
+            | cards/(\.gitkeep | [\w.-]+/(Linf|L2)-[\w.-]+/[\w.-]+\.(json|png)) ) )
     | atent_ext-[\w.]+\.dist-info/(METADATA | RECORD | WHEEL | entry_points\.txt | licenses/LICENSE)""",
     re.VERBOSE,
 )

@@ -29,7 +29,8 @@ def fill(result: dict[str, Any], study: Study, shop: Workshop) -> None:
         shop.busy(f"{study.name}: round {turn + 1} of {WARMUP + rounds}")
         for name, step in steps.items():
             start = time.perf_counter()
-            step()
+            with seeded(turn):  # dropout draws from the global state
+                step()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             taken[name].append(time.perf_counter() - start)
