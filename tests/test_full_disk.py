@@ -54,6 +54,7 @@ def fails(number):
 # ---- interruptions
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_evaluation_that_is_interrupted_goes_on_to_the_same_flags(run, undisturbed, tmp_path, number):
     report, chunk = tmp_path / "report.json", tmp_path / "report.json.chunks" / "0000.json"

@@ -15,6 +15,7 @@ from test_cli import TINY, atent, refused
 from atent_ext import checkpoints, interrupts, locks
 from atent_ext.errors import BadInput, NotWritten
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 LONG = ["--set", "epochs=500", "--set", "objective.steps=2", "--set", "validation.count=60"]
 
 # ---- signals
