@@ -76,7 +76,7 @@ SETTINGS: Mapping[str, Callable[[], object]] = {
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.deterministic,
     ),
-    "mkldnn flags": lambda: (torch.backends.mkldnn.enabled, getattr(torch.backends.mkldnn, "deterministic", None)),
+    "mkldnn flags": lambda: (torch.backends.mkldnn.enabled, getattr(torch.backends.mkldnn, "deterministic", False)),
     "logging": _logging,
     "signal handlers": lambda: (getsignal(signal.SIGINT), getsignal(signal.SIGTERM)),
     "current folder": os.getcwd,
