@@ -14,6 +14,8 @@ from atent_ext.errors import BadInput
 
 PADDING = 4
 """Black pixels on each side of an image that "crop-flip" crops from."""
+SHIFT = 2
+"""The same for "shift": digits lie up to so many pixels off their place."""
 
 _ROOM = 0.25
 """The share of a GPU's free memory that images may take; the rest is for the network."""
@@ -40,7 +42,8 @@ class Batches:
     """The batches of `batch_size` examples of a split, of which process number `process` of `processes` takes its rows.
 
     augment: "crop-flip" crops at random from the image padded by 4 black pixels and mirrors every second one on
-    average; "none" changes nothing. The images lie on `device`, or in host memory where a GPU has too little for them.
+    average; "shift" crops from 2 black pixels and never mirrors; "none" changes nothing. The images lie on `device`, or
+    in host memory where a GPU has too little for them.
     Raises BadInput for an unknown augmentation, and for a batch_size below the number of processes.
     """
 
@@ -108,19 +111,28 @@ def _fits(images: Tensor, device: torch.device) -> bool:
 
 
 def _crop_flip(images: Tensor, rows: range, total: int, generator: torch.Generator) -> Tensor:
+    return _moved(images, rows, total, generator, PADDING, mirrored=True)
+
+
+def _shift(images: Tensor, rows: range, total: int, generator: torch.Generator) -> Tensor:
+    return _moved(images, rows, total, generator, SHIFT, mirrored=False)
+
+
+def _moved(images: Tensor, rows: range, total: int, generator: torch.Generator, padding: int, mirrored: bool) -> Tensor:
     """Each image (N, C, H, W) cropped and perhaps mirrored; drawn for the whole batch, so that all processes agree."""
-    places = torch.randint(2 * PADDING + 1, (2, total), generator=generator)
-    mirrors = torch.randint(2, (1, total), generator=generator)
+    places = torch.randint(2 * padding + 1, (2, total), generator=generator)
+    mirrors = torch.randint(2, (1, total), generator=generator) if mirrored else torch.zeros_like(places[:1])
     drawn = torch.cat([places, mirrors])[:, rows.start : rows.stop].to(images.device)
-    top, left, mirrored = drawn.unsqueeze(-1)
+    top, left, mirror = drawn.unsqueeze(-1)
     count, channels, height, width = (torch.arange(size, device=images.device) for size in images.shape)
     y = top + height
-    x = left + torch.where(mirrored.bool(), width.flip(0), width)
-    padded = F.pad(images, [PADDING] * 4)
+    x = left + torch.where(mirror.bool(), width.flip(0), width)
+    padded = F.pad(images, [padding] * 4)
     return padded[count[:, None, None, None], channels[:, None, None], y[:, None, :, None], x[:, None, None, :]]
 
 
 _CHANGES: Mapping[str, Callable[[Tensor, range, int, torch.Generator], Tensor]] = {
     "none": lambda images, rows, total, generator: images,
     "crop-flip": _crop_flip,
+    "shift": _shift,
 }

@@ -110,6 +110,9 @@ def evaluate(
     ],
     protocol: Annotated[str, typer.Option(help="autoattack, autoattack+atent, pgd or quick.")] = "autoattack",
     n: Annotated[int | None, typer.Option("--n", help="Score on the first N test images [default: all].")] = None,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Score on the images that the run held out of training instead.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
     model: Annotated[str | None, typer.Option(help="For a weights file: the network's registry name.")] = None,
     dataset: Annotated[str | None, typer.Option(help="For a weights file or robustbench:NAME: the data set.")] = None,
@@ -139,7 +142,7 @@ def evaluate(
     from atent_ext.evaluation import load_protocol
 
     chosen = load_protocol(protocol)
-    loaded = scoring.load(subject, model, dataset, norm, eps, data_root, download, model_dir)
+    loaded = scoring.load(subject, model, dataset, norm, eps, data_root, download, model_dir, held_out)
     target = out or scoring.default_path(subject, loaded, chosen, n, seed or 0)
     if target.is_dir():
         raise BadInput(f"--out {target} is a folder; name the JSON file to write")

@@ -92,17 +92,19 @@ class SmallCNN(nn.Module):
     """TRADES' network for 28×28 images (Zhang et al. 2019; ATENT paper A.1): 4 conv, 3 fc, 312,202 weights.
 
     Convolutions start Kaiming-normal and the last layer at zero, so that a fresh network returns zero logits for
-    every image. `dropout` is the probability between the first two fully connected layers.
+    every image. `dropout` is the probability between the first two fully connected layers, `width` the factor on the
+    channels of the convolutions (2: 711,434 weights).
     """
 
-    def __init__(self, classes: int = 10, channels: int = 1, dropout: float = 0.5) -> None:
+    def __init__(self, classes: int = 10, channels: int = 1, dropout: float = 0.5, width: int = 1) -> None:
         super().__init__()
         if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
             raise BadInput(f"dropout is {dropout!r}; it must be a probability in [0, 1)")
-        self.features = nn.Sequential(
-            *_conv(channels, 32), *_conv(32, 32), nn.MaxPool2d(2), *_conv(32, 64), *_conv(64, 64), nn.MaxPool2d(2)
-        )
-        hidden = [nn.Linear(64 * 4 * 4, 200), nn.ReLU(), nn.Dropout(dropout), nn.Linear(200, 200), nn.ReLU()]
+        checks.steps("width", width)
+        few, many = 32 * width, 64 * width
+        first, second = [*_conv(channels, few), *_conv(few, few)], [*_conv(few, many), *_conv(many, many)]
+        self.features = nn.Sequential(*first, nn.MaxPool2d(2), *second, nn.MaxPool2d(2))
+        hidden = [nn.Linear(many * 4 * 4, 200), nn.ReLU(), nn.Dropout(dropout), nn.Linear(200, 200), nn.ReLU()]
         last = nn.Linear(200, classes)
         self.classifier = nn.Sequential(nn.Flatten(), *hidden, last)
         _kaiming(self)

@@ -27,6 +27,7 @@ from atent_ext.runs import RunFolder
 from atent_ext.speed import Prepared, prepare
 
 Report = dict[str, Any]
+TEST, HELD_OUT = "test", "held out of training"
 _ZOO = "robustbench:"
 _CHUNK = {"cpu": 100, "cuda": 250}
 """Images in a chunk: enough to keep the device busy, few enough that an interruption costs minutes."""
@@ -34,12 +35,16 @@ _CHUNK = {"cpu": 100, "cuda": 250}
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, the test images it is scored on, the threat model, and `about`: where each comes from, as plain data."""
+    """A model, the images it is scored on, the threat model, and `about`: where each comes from, as plain data.
+
+    part: what the images are of their data set: "test", or "held out of training", for choosing between runs.
+    """
 
     model: nn.Module
     test: Split
     threat: Threat
     about: Report
+    part: str = TEST
 
 
 def load(
@@ -51,13 +56,16 @@ def load(
     root: Path | None = None,
     download: bool = False,
     model_dir: Path | None = None,
+    held_out: bool = False,
 ) -> Subject:
     """A run folder, or a weights file with the names of its network and data set; norm and eps override the run's.
 
-    `robustbench:NAME` is a model of RobustBench's zoo; its checkpoint lies in `model_dir` (None: "models"), and without
-    `eps` it is scored at the radius of RobustBench's leaderboard. Raises BadInput where something is missing or does
-    not fit.
+    held_out: as in `from_run`, which alone has such images. `robustbench:NAME` is a model of RobustBench's zoo; its
+    checkpoint lies in `model_dir` (None: "models"), and without `eps` it is scored at the radius of RobustBench's
+    leaderboard. Raises BadInput where something is missing or does not fit.
     """
+    if held_out and not path.is_dir():
+        raise BadInput(f"{path} is no run folder; only the recipe of a run says which images were held out")
     if str(path).startswith(_ZOO):
         if model or dataset is None:
             raise BadInput(f"{path} is a model of RobustBench's zoo; it needs --dataset, and no --model")
@@ -70,7 +78,7 @@ def load(
     if path.is_dir():
         if model or dataset:
             raise BadInput(f"{path} is a run folder, whose recipe names model and data set; drop --model and --dataset")
-        run = from_run(path, root, download)
+        run = from_run(path, root, download, held_out)
         asked = _threat(norm or run.threat.norm, run.threat.eps if eps is None else eps)
         return replace(run, threat=asked)
     if model is None or dataset is None or eps is None:
@@ -84,14 +92,18 @@ def _threat(norm: str, eps: float) -> Threat:
     return Threat.model_validate({"norm": norm, "eps": eps})
 
 
-def from_run(path: Path, root: Path | None = None, download: bool = False) -> Subject:
-    """The selected weights of a run folder, on the test split of its data set. Raises BadInput if it holds no run."""
+def from_run(path: Path, root: Path | None = None, download: bool = False, held_out: bool = False) -> Subject:
+    """The selected weights of a run folder, on the test split of its data set. Raises BadInput if it holds no run.
+
+    held_out: on the training images that the run did not train on instead, which runs are to be chosen by.
+    """
     folder = RunFolder(path)
     recipe = folder.recipe()
     images = data.load(recipe.dataset, root, download)
+    judged = data.hold_out(images.train, recipe.validation.count, recipe.seed)[1] if held_out else images.test
     about = _about(recipe.name, recipe.model.name, [folder.weights], images)
     about |= {"recipe": recipe.model_dump(mode="json")}
-    return Subject(folder.load_model(images), images.test, recipe.threat, about)
+    return Subject(folder.load_model(images), judged, recipe.threat, about, HELD_OUT if held_out else TEST)
 
 
 def from_weights(
@@ -233,7 +245,7 @@ def _report(
     same = {key: facts[key] for key in ("threat", "seed", "batch_size", "chunk", "versions")}
     threads = torch.get_num_threads()
     return subject.about | {
-        "split": f"test, the first {facts['n']} of {facts['test_images']}",
+        "split": f"{subject.part}, the first {facts['n']} of {facts['test_images']}",
         "protocol": protocol.name,
         **same,
         "smaller_batches": chunks.smaller_batches(records),
@@ -279,7 +291,8 @@ def certify(
 def default_path(subject: Path, loaded: Subject, protocol: Protocol, n: int | None, seed: int) -> Path:
     """Where a report goes: into the run folder, or for other subjects into runs/; named after its setting."""
     count = len(loaded.test) if n is None else n
-    name = f"eval-{protocol.name}-{loaded.threat.norm}-{loaded.threat.eps:g}-n{count}-seed{seed}.json"
+    protocol_name = protocol.name if loaded.part == TEST else f"{protocol.name}-held-out"
+    name = f"eval-{protocol_name}-{loaded.threat.norm}-{loaded.threat.eps:g}-n{count}-seed{seed}.json"
     digest = str(loaded.about["weights_sha256"])[:8]
     return (subject if subject.is_dir() else Path("runs") / f"{loaded.about['name']}-{digest}") / name
 

@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from atent_ext import cards, checkpoints, data, models, recipes, state_dicts, vetting
+from atent_ext import cards, checkpoints, data, models, recipes, scoring, state_dicts, vetting
 from atent_ext.cards import Claim, Normalisation, Submission
 from atent_ext.errors import AtentError, BadInput
 from atent_ext.modes import seeded
@@ -277,6 +277,8 @@ def _claims(path: Path, recipe: Recipe, weights: bytes) -> list[Claim]:
         raise BadInput(f"{path} is no report of `atent eval` ({vetting.line(error)}); name its JSON file") from None
     if of != hashlib.sha256(weights).hexdigest():
         raise BadInput(f"{path} is a report of other weights; score the run anew with `atent eval`")
+    if not split.startswith(scoring.TEST):
+        raise BadInput(f"{path} is a report on images {split}; claims are of test images, score them with `atent eval`")
     if threat != recipe.threat.model_dump(mode="json"):
         raise BadInput(f"{path} is a report under {threat}, and the run's threat model is {recipe.threat.model_dump()}")
     source = f"{path.name}: {split}"

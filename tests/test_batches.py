@@ -49,7 +49,7 @@ def test_an_epoch_has_every_example_once_and_a_smaller_last_batch():
     assert [batch.rows for batch in found] == [range(5)] * 4 + [range(3)]
 
 
-@pytest.mark.parametrize("augment", ["none", "crop-flip"])
+@pytest.mark.parametrize("augment", ["none", "crop-flip", "shift"])
 def test_the_seed_of_an_epoch_decides_alone(augment):
     every, state = Batches(split(23), 5, augment), torch.get_rng_state()
 
@@ -66,7 +66,7 @@ def test_the_seed_of_an_epoch_decides_alone(augment):
     assert not torch.equal(first[0], other[0])
 
 
-@pytest.mark.parametrize("augment", ["none", "crop-flip"])
+@pytest.mark.parametrize("augment", ["none", "crop-flip", "shift"])
 @pytest.mark.parametrize(("processes", "last"), [(2, 3), (3, 3), (4, 3), (5, 1)])
 def test_the_processes_shares_make_up_the_batches_of_one(augment, processes, last):
     data = split(20 + last)
@@ -193,3 +193,14 @@ def test_a_shared_generator_that_was_told_nothing_is_an_ordinary_one():
     generator.manual_seed(3)
     expected = torch.randn(4, 2, generator=torch.Generator().manual_seed(3))
     assert torch.equal(gaussian(torch.zeros(4, 2), generator), expected)
+
+
+def test_shift_moves_images_by_up_to_two_pixels_and_never_mirrors():
+    image = torch.arange(1, 36.0).reshape(1, 1, 5, 7) / 35
+    alike = Split(image.repeat(300, 1, 1, 1), torch.zeros(300, dtype=torch.long))
+    (batch,) = Batches(alike, 300, "shift").epoch(0)
+    padded = torch.nn.functional.pad(image[0], [2] * 4)
+    crops = torch.stack([padded[:, top : top + 5, left : left + 7] for top in range(5) for left in range(5)])
+    same = (batch.images[:, None] == crops[None]).flatten(2).all(2)
+    assert same.sum(1).eq(1).all()
+    assert same.any(0).all()  # 300 draws of 25 places
