@@ -3,6 +3,7 @@
 python eval/zoo.py linf-base mnist-linf-atent-220 --out zoo        (no name: all)
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,8 +51,8 @@ def train(entry: Entry, out: Path) -> Path:
     return folder.path
 
 
-def score(group: Group, name: str, entry: Entry, run: Path, out: Path, batch: int) -> None:
-    """Score a run by the command that its group is scored by, unless the file is there."""
+def score(group: Group, name: str, entry: Entry, run: Path, out: Path, batch: int, speed: str) -> None:
+    """Score a run by the command that its group is scored by, unless the file is there; never in TF32."""
     target = out / group / (f"{name}.card.json" if group == "models" else f"{name}.json")
     if target.is_file():
         return
@@ -63,14 +64,16 @@ def score(group: Group, name: str, entry: Entry, run: Path, out: Path, batch: in
         asked = ["verify", str(folder), "--protocol", "zoo"]
     else:
         asked = ["eval", str(run), *(["--held-out"] if group == "search" else [])]
-    asked += ["--n", str(entry.n), "--batch-size", str(batch), "--chunk", str(batch), "--out", str(target)]
-    subprocess.run([sys.executable, "-m", "atent_ext", *asked], check=True)
+    asked += ["--n", str(entry.n), "--batch-size", str(batch), "--chunk", str(batch), "--speed", speed]
+    exact = os.environ | {"NVIDIA_TF32_OVERRIDE": "0"}
+    subprocess.run([sys.executable, "-m", "atent_ext", *asked, "--out", str(target)], check=True, env=exact)
 
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Entries [default: all].")] = None,
     out: Annotated[Path, typer.Option(help="Folder of runs, submissions, cards and reports.")] = Path("zoo"),
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch and a chunk of the scores.")] = 250,
+    speed: Annotated[str, typer.Option(help="Of the scores: plain, channels-last, ...")] = "channels-last",
 ) -> None:
     known = entries()
     for name in names or ():
@@ -78,7 +81,7 @@ def main(
             raise typer.BadParameter(f"{name} is no entry of {ZOO.name}")
     for (group, name), entry in known.items():
         if not names or name in names:
-            score(group, name, entry, train(entry, out), out, batch)
+            score(group, name, entry, train(entry, out), out, batch, speed)
 
 
 if __name__ == "__main__":
