@@ -1,6 +1,6 @@
 """Train and score the zoo of eval/zoo.yaml, entry by entry; what is there already is not done again.
 
-python eval/zoo.py linf-base mnist-linf-atent-220 --out zoo        (no name: all)
+python eval/zoo.py linf-base mnist-linf-atent-132 --out zoo        (no name: all)
 """
 
 import os
@@ -30,15 +30,15 @@ class Entry(BaseModel):
     recipe: str
     set: tuple[str, ...] = ()
     seed: int = 0
-    n: int = 1000
+    n: int = 500
 
     def load(self) -> recipes.Recipe:
         return recipes.load(self.recipe, [*self.set, f"seed={self.seed}"])
 
 
-def entries() -> dict[tuple[Group, str], Entry]:
+def entries(file: Path = ZOO) -> dict[tuple[Group, str], Entry]:
     """(group, name) -> entry, in the order of the file."""
-    raw = yaml.safe_load(ZOO.read_text(encoding="utf-8"))
+    raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     return {(group, name): Entry.model_validate(one) for group, found in raw.items() for name, one in found.items()}
 
 
@@ -71,14 +71,15 @@ def score(group: Group, name: str, entry: Entry, run: Path, out: Path, batch: in
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Entries [default: all].")] = None,
+    file: Annotated[Path, typer.Option(help="The entries.")] = ZOO,
     out: Annotated[Path, typer.Option(help="Folder of runs, submissions, cards and reports.")] = Path("zoo"),
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch and a chunk of the scores.")] = 250,
     speed: Annotated[str, typer.Option(help="Of the scores: plain, channels-last, ...")] = "channels-last",
 ) -> None:
-    known = entries()
+    known = entries(file)
     for name in names or ():
         if name not in {one for _, one in known}:
-            raise typer.BadParameter(f"{name} is no entry of {ZOO.name}")
+            raise typer.BadParameter(f"{name} is no entry of {file.name}")
     for (group, name), entry in known.items():
         if not names or name in names:
             score(group, name, entry, train(entry, out), out, batch, speed)
