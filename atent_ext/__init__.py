@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from atent_ext.errors import AtentError
     from atent_ext.objectives import ATENT, MART, PGDAT, TRADES, Standard
     from atent_ext.training import fit
+    from atent_ext.zoo import load
 
 _PUBLIC = {
     "ATENT": "objectives",
@@ -25,9 +26,21 @@ _PUBLIC = {
     "LinfATENTAttack": "attacks",
     "Standard": "objectives",
     "fit": "training",
+    "load": "zoo",
 }
 
-__all__ = ["ATENT", "MART", "PGDAT", "TRADES", "AtentError", "L2ATENTAttack", "LinfATENTAttack", "Standard", "fit"]
+__all__ = [
+    "ATENT",
+    "MART",
+    "PGDAT",
+    "TRADES",
+    "AtentError",
+    "L2ATENTAttack",
+    "LinfATENTAttack",
+    "Standard",
+    "fit",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

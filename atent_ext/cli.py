@@ -106,7 +106,10 @@ def _number(text: str) -> float:
 @app.command("eval")
 def evaluate(
     subject: Annotated[
-        Path, typer.Argument(help="A run folder, a weights file (.safetensors, .pt, .pth), or robustbench:NAME.")
+        Path,
+        typer.Argument(
+            help="A run folder, a weights file (.safetensors, .pt, .pth), a name of `atent zoo`, or robustbench:NAME."
+        ),
     ],
     protocol: Annotated[str, typer.Option(help="autoattack, autoattack+atent, pgd or quick.")] = "autoattack",
     n: Annotated[int | None, typer.Option("--n", help="Score on the first N test images [default: all].")] = None,

@@ -20,7 +20,7 @@ registry = typer.Typer(no_args_is_help=True, help="The cards, recipes and weight
 
 def add(app: typer.Typer) -> None:
     """Give `app` these commands."""
-    for command in (verify, board, submit):
+    for command in (verify, board, submit, zoo):
         app.command()(command)
     app.add_typer(submission, name="submission")
     app.add_typer(registry, name="registry")
@@ -129,6 +129,24 @@ def board(
         raise BadInput(f"there are no cards in {folder}; name their folder with --cards")
     written = build(folder, out)
     console.print(f"written: {written[0]} and {len(written) - 1} more files", soft_wrap=True)
+
+
+def zoo() -> None:
+    """List the models that can be loaded by name, by `atent eval NAME` or `atent_ext.load(NAME)`."""
+    from rich.table import Column, Table
+
+    from atent_ext import zoo as models
+    from atent_ext.standings import measured
+
+    first = Column("model", no_wrap=True)
+    table = Table(first, "data", "threat", "clean", "worst case", "images", "network")
+    for name in models.names():
+        card, _ = models.find(name)
+        asked, entry = card.submission, measured(card, Path(name))
+        found = [f"{100 * one.accuracy:.1f}%" for one in (entry.clean, entry.worst)]
+        threat = f"{asked.threat.norm} {asked.threat.eps:.4g}"
+        table.add_row(name, asked.dataset, threat, *found, str(entry.clean.n), asked.architecture.name)
+    console.print(table)
 
 
 def submit(

@@ -18,6 +18,8 @@ from torch import Tensor
 from atent_ext import checks, registry
 from atent_ext.errors import BadInput
 
+TEST, HELD_OUT = "test", "held out of training"
+"""What images are of their data set: a claim is of test images; runs are chosen by those held out of training."""
 _CACHE = "~/.cache/atent_ext"
 _FOLDER = "folder:"
 _NPZ = "npz:"

@@ -65,6 +65,7 @@ _FOLDERS = {
     "recipe": (_HERE / "_registry" / "recipes", _HERE.parent / "registry" / "recipes"),
     "protocol": (_HERE / "_protocols", _HERE.parent / "eval" / "protocols"),
     "card": (_HERE / "_registry" / "cards", _HERE.parent / "registry" / "cards"),
+    "weights": (_HERE / "_registry" / "weights", _HERE.parent / "registry" / "weights"),
     "study": (_HERE / "_protocols" / "papers", _HERE.parent / "eval" / "protocols" / "papers"),
 }
 
@@ -131,7 +132,7 @@ def files(kind: str) -> dict[str, Path]:
 
 
 def folder(kind: str) -> Path:
-    """Where the files of a kind ("recipe", "protocol", "study", "card") lie that this package brings."""
+    """Where the files of a kind ("recipe", "protocol", "study", "card", "weights") lie that this package brings."""
     found = next((folder for folder in _FOLDERS[kind] if folder.is_dir()), None)
     if found is None:
         raise BadInput(f"the installed package lacks its {kind} files; reinstall atent-ext")

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from atent_ext import __version__, checkpoints, checks, chunks, data, models
+from atent_ext import __version__, checkpoints, checks, chunks, data, models, zoo
 from atent_ext.certification import Certificate, Smoothing, certified_accuracy, certify_all
 from atent_ext.chunks import Chunk, Journal, Standing
 from atent_ext.data import Split
@@ -27,7 +27,6 @@ from atent_ext.runs import RunFolder
 from atent_ext.speed import Prepared, prepare
 
 Report = dict[str, Any]
-TEST, HELD_OUT = "test", "held out of training"
 _ZOO = "robustbench:"
 _CHUNK = {"cpu": 100, "cuda": 250}
 """Images in a chunk: enough to keep the device busy, few enough that an interruption costs minutes."""
@@ -37,14 +36,14 @@ _CHUNK = {"cpu": 100, "cuda": 250}
 class Subject:
     """A model, the images it is scored on, the threat model, and `about`: where each comes from, as plain data.
 
-    part: what the images are of their data set: "test", or "held out of training", for choosing between runs.
+    part: what the images are of their data set, `data.TEST` or `data.HELD_OUT`.
     """
 
     model: nn.Module
     test: Split
     threat: Threat
     about: Report
-    part: str = TEST
+    part: str = data.TEST
 
 
 def load(
@@ -58,7 +57,7 @@ def load(
     model_dir: Path | None = None,
     held_out: bool = False,
 ) -> Subject:
-    """A run folder, or a weights file with the names of its network and data set; norm and eps override the run's.
+    """A run folder, a name of our zoo, or a weights file with its network and data set; norm and eps override theirs.
 
     held_out: as in `from_run`, which alone has such images. `robustbench:NAME` is a model of RobustBench's zoo; its
     checkpoint lies in `model_dir` (None: "models"), and without `eps` it is scored at the radius of RobustBench's
@@ -69,21 +68,32 @@ def load(
     if str(path).startswith(_ZOO):
         if model or dataset is None:
             raise BadInput(f"{path} is a model of RobustBench's zoo; it needs --dataset, and no --model")
-        zoo = str(path).removeprefix(_ZOO)
-        return from_zoo(zoo, dataset, norm or "Linf", eps, root, download, model_dir or Path("models"))
+        return from_zoo(
+            str(path).removeprefix(_ZOO), dataset, norm or "Linf", eps, root, download, model_dir or Path("models")
+        )
     if model_dir is not None:
         raise BadInput(f"--model-dir is {model_dir}, but {path} is no {_ZOO}NAME; drop it")
+    if not path.exists() and str(path) in zoo.names():
+        if model or dataset:
+            raise BadInput(
+                f"{path} is a model of the zoo, whose card names model and data set; drop --model and --dataset"
+            )
+        return _at(from_card(str(path), root, download), norm, eps)
     if not path.exists():
-        raise BadInput(f"{path} does not exist; give a run folder or a weights file")
+        raise zoo.unknown(f"{path} does not exist; give a run folder or a weights file", str(path))
     if path.is_dir():
         if model or dataset:
             raise BadInput(f"{path} is a run folder, whose recipe names model and data set; drop --model and --dataset")
-        run = from_run(path, root, download, held_out)
-        asked = _threat(norm or run.threat.norm, run.threat.eps if eps is None else eps)
-        return replace(run, threat=asked)
+        return _at(from_run(path, root, download, held_out), norm, eps)
     if model is None or dataset is None or eps is None:
         raise BadInput(f"{path} is no run folder; a weights file needs --model, --dataset and --eps")
     return from_weights(path, model, dataset, _threat(norm or "Linf", eps), root, download)
+
+
+def _at(subject: Subject, norm: str | None, eps: float | None) -> Subject:
+    """The subject under another threat model, where one is asked for."""
+    own = subject.threat
+    return replace(subject, threat=_threat(norm or own.norm, own.eps if eps is None else eps))
 
 
 def _threat(norm: str, eps: float) -> Threat:
@@ -103,7 +113,7 @@ def from_run(path: Path, root: Path | None = None, download: bool = False, held_
     judged = data.hold_out(images.train, recipe.validation.count, recipe.seed)[1] if held_out else images.test
     about = _about(recipe.name, recipe.model.name, [folder.weights], images)
     about |= {"recipe": recipe.model_dump(mode="json")}
-    return Subject(folder.load_model(images), judged, recipe.threat, about, HELD_OUT if held_out else TEST)
+    return Subject(folder.load_model(images), judged, recipe.threat, about, data.HELD_OUT if held_out else data.TEST)
 
 
 def from_weights(
@@ -115,6 +125,17 @@ def from_weights(
         network = models.build_for(model, images.test.images, len(images.classes))
     checkpoints.load_weights(network, path)
     return Subject(network.eval(), images.test, threat, _about(path.stem, model, [path], images))
+
+
+def from_card(name: str, root: Path | None = None, download: bool = False) -> Subject:
+    """A model of our zoo (`atent_ext.load`), on the test split of its card's data set, under its card's threat model.
+
+    Raises what `zoo.load` raises, and BadInput for data that is not there.
+    """
+    card, weights = zoo.find(name)
+    images = data.load(card.submission.dataset, root, download)
+    about = _about(name, card.submission.architecture.name, [weights], images)
+    return Subject(zoo.load(name), images.test, card.submission.threat, about)
 
 
 def from_zoo(
@@ -291,7 +312,7 @@ def certify(
 def default_path(subject: Path, loaded: Subject, protocol: Protocol, n: int | None, seed: int) -> Path:
     """Where a report goes: into the run folder, or for other subjects into runs/; named after its setting."""
     count = len(loaded.test) if n is None else n
-    protocol_name = protocol.name if loaded.part == TEST else f"{protocol.name}-held-out"
+    protocol_name = protocol.name if loaded.part == data.TEST else f"{protocol.name}-held-out"
     name = f"eval-{protocol_name}-{loaded.threat.norm}-{loaded.threat.eps:g}-n{count}-seed{seed}.json"
     digest = str(loaded.about["weights_sha256"])[:8]
     return (subject if subject.is_dir() else Path("runs") / f"{loaded.about['name']}-{digest}") / name

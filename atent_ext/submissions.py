@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from atent_ext import cards, checkpoints, data, models, recipes, scoring, state_dicts, vetting
+from atent_ext import cards, checkpoints, data, models, recipes, state_dicts, vetting
 from atent_ext.cards import Claim, Normalisation, Submission
 from atent_ext.errors import AtentError, BadInput
 from atent_ext.modes import seeded
@@ -88,19 +88,14 @@ def read(folder: Path, root: Path | None = None, *, most: int = _WEIGHTS) -> Ope
         raise BadInput(f"there is no card.yaml in {folder}; `atent submission new RUN --out DIR` writes one")
     submission = cards.read_submission(folder / "card.yaml")
     recipe = _read_recipe(folder / "recipe.yaml") if folder / "recipe.yaml" in files else None
-    network, channels = _network(submission, root)
     content = vetting.read(weights, most)
     notes: list[str] = []
     if recipe is not None and recipe.init_from is not None:
         notes.append(f"the recipe starts from {recipe.init_from[:100]!r}, which is not looked at")
-    found = state_dicts.unwrap(checkpoints.parse_weights(content, weights), weights, notes)
-    names = network.state_dict().keys()
-    found = _without_normalisation(found, names, submission.normalisation, weights, notes)
-    found = state_dicts.rename(found, names, notes)
-    state_dicts.fill(network, found, weights, notes)
+    network = filled(submission, content, weights, notes, root)
     return Opened(
         submission,
-        _normalised(network, submission.normalisation, channels).eval(),
+        network,
         weights,
         hashlib.sha256(content).hexdigest(),
         len(content),
@@ -108,6 +103,23 @@ def read(folder: Path, root: Path | None = None, *, most: int = _WEIGHTS) -> Ope
         tuple(notes),
         recipe,
     )
+
+
+def filled(
+    submission: Submission, content: bytes, weights: Path, notes: list[str], root: Path | None = None
+) -> nn.Module:
+    """The submission's network with the weights in it, as `Opened.network`.
+
+    content: of the file `weights`, which errors name. notes hears what was converted or left aside. root: as of `read`.
+    Raises BadInput for weights that do not fit, and what `read` raises for the architecture.
+    """
+    network, channels = _network(submission, root)
+    found = state_dicts.unwrap(checkpoints.parse_weights(content, weights), weights, notes)
+    names = network.state_dict().keys()
+    found = _without_normalisation(found, names, submission.normalisation, weights, notes)
+    found = state_dicts.rename(found, names, notes)
+    state_dicts.fill(network, found, weights, notes)
+    return _normalised(network, submission.normalisation, channels).eval()
 
 
 def shape(dataset: str, root: Path | None = None) -> tuple[int, tuple[int, int, int]]:
@@ -277,7 +289,7 @@ def _claims(path: Path, recipe: Recipe, weights: bytes) -> list[Claim]:
         raise BadInput(f"{path} is no report of `atent eval` ({vetting.line(error)}); name its JSON file") from None
     if of != hashlib.sha256(weights).hexdigest():
         raise BadInput(f"{path} is a report of other weights; score the run anew with `atent eval`")
-    if not split.startswith(scoring.TEST):
+    if not split.startswith(data.TEST):
         raise BadInput(f"{path} is a report on images {split}; claims are of test images, score them with `atent eval`")
     if threat != recipe.threat.model_dump(mode="json"):
         raise BadInput(f"{path} is a report under {threat}, and the run's threat model is {recipe.threat.model_dump()}")

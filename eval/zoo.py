@@ -24,13 +24,17 @@ Group = Literal["models", "search", "ablation"]
 
 
 class Entry(BaseModel):
-    """A training: a recipe, what is set in it, its seed; a model is scored on the first n test images."""
+    """A training: a recipe, what is set in it, its seed, on how many images it is scored.
+
+    against: the models of the file that docs/zoo.md compares a model with.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     recipe: str
     set: tuple[str, ...] = ()
     seed: int = 0
     n: int = 500
+    against: tuple[str, ...] = ()
 
     def load(self) -> recipes.Recipe:
         return recipes.load(self.recipe, [*self.set, f"seed={self.seed}"])

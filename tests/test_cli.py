@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from atent_ext import chunks, cli
+from atent_ext import chunks, cli, data, evaluation
 from atent_ext.evaluation import AttackSpec, Protocol
+from atent_ext.runs import RunFolder
 
 SMALL = ("epochs=2", "objective.steps=2", "validation.count=60", "validation.steps=2")
 TINY = [part for change in SMALL for part in ("--set", change)]
@@ -116,6 +117,25 @@ def test_eval_takes_another_radius_and_a_weights_file(run, tmp_path):
     report = json.loads(target.read_text())
     clean, *attacked = (result["flags"] for result in report["results"])
     assert attacked == [clean] * 3  # at eps 0 no attack can change anything
+
+
+def test_eval_scores_the_images_that_a_run_held_out(run, tmp_path):
+    folder, _ = run
+    done = atent("eval", folder, "--held-out", "--protocol", "quick", "--n", 30)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((folder / "eval-quick-held-out-Linf-0.15-n30-seed0.json").read_text())
+    assert report["split"] == "held out of training, the first 30 of 60"
+    images = data.load("digits")
+    _, held_out = data.hold_out(images.train, 60, 3)  # the recipe's count and seed
+    network = RunFolder(folder).load_model(images)
+    flags = evaluation.clean_flags(network, held_out.take(30))
+    assert report["results"][0]["flags"] == "".join("01"[flag] for flag in flags.tolist())
+    named = ["--model", "digits-cnn", "--dataset", "digits", "--eps", 0.1]
+    weights = folder / "weights.safetensors"
+    refused(atent("eval", weights, *named, "--held-out"), str(weights), "is no run folder; only the recipe of a run")
+    written = ("submission", "new", folder, "--out", tmp_path / "sub", "--authors", "A", "--license", "MIT")
+    claims = folder / "eval-quick-held-out-Linf-0.15-n30-seed0.json"
+    refused(atent(*written, "--report", claims), "a report on images held out of training, the first 30 of 60; claims")
 
 
 def interrupted(monkeypatch, done, *arguments):

@@ -185,6 +185,18 @@ def test_counts_must_be_whole_numbers(wrong):
         models.build("small-cnn", **{"classes": 10, "channels": 1, **wrong})
 
 
+def test_width_is_a_factor_on_the_channels():
+    network = models.build("small-cnn", classes=10, channels=1, width=2)
+    convolutions = conv(1, 64, 3) + conv(64, 64, 3) + conv(64, 128, 3) + conv(128, 128, 3)
+    assert weights(network) == convolutions + fc(128 * 16, 200) + fc(200, 200) + fc(200, 10) == 711_018
+
+
+@pytest.mark.parametrize("width", [0, -1, 1.5, "2"])
+def test_width_must_be_a_whole_number(width):
+    with pytest.raises(BadInput, match="width is"):
+        models.build("small-cnn", classes=10, channels=1, width=width)
+
+
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan"), "half"])
 def test_dropout_must_be_a_probability(dropout):
     with pytest.raises(BadInput, match="dropout is"):

@@ -49,8 +49,9 @@ CHANGES = {
         lambda: LOGGER.setLevel(1),
     ],
     "signal handlers": [
-        lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+        # A handler of its own: in a background job SIGINT is ignored already.
+        lambda: signal.signal(signal.SIGINT, lambda number, frame: None),
+        lambda: signal.signal(signal.SIGTERM, lambda number, frame: None),
     ],
     "current folder": [lambda: os.chdir("/")],
     "environment": [lambda: os.environ.update(ATENT_GUARD="1")],

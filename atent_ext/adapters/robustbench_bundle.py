@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from atent_ext import cards, checkpoints, compat, submissions
+from atent_ext import checkpoints, compat, submissions
 from atent_ext.adapters import robustbench, robustbench_card, robustbench_register
 from atent_ext.adapters.robustbench_export import as_they_read
 from atent_ext.adapters.robustbench_source import Source, normalised, source
@@ -106,13 +105,7 @@ def _source(submission: Submission) -> Source:
 
 def _network(submission: Submission, weights: Path) -> nn.Module:
     """The network with the weights as `atent verify` reads them, without what normalises its images."""
-    with tempfile.TemporaryDirectory() as temporary:
-        shutil.copyfile(weights, Path(temporary, weights.name))
-        cards.write_submission(submission, Path(temporary, "card.yaml"))
-        try:
-            network = submissions.read(Path(temporary)).network
-        except BadInput as error:
-            raise BadInput(str(error).replace(temporary, str(weights.parent))) from None
+    network = submissions.filled(submission, weights.read_bytes(), weights, [])
     return network.network if isinstance(network, submissions.Normalised) else network
 
 

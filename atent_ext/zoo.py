@@ -1,0 +1,58 @@
+"""The zoo: models of registry/cards/ whose weights lie in registry/weights/, loaded by name."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+
+from atent_ext import cards, registry, submissions
+from atent_ext.cards import Card
+from atent_ext.errors import BadInput
+
+_SUFFIX = ".safetensors"
+
+
+def load(name: str) -> nn.Module:
+    """The network of the card `name` with its weights, on the CPU, in eval mode: images in [0, 1] to logits.
+
+    Raises BadInput for a name that is not in `names()`, and for weights that are not the file that the card was
+    measured on (SHA-256); MissingExtra where the network is another library's and that is not installed.
+    """
+    card, path = find(name)
+    content = path.read_bytes()
+    digest, stated = hashlib.sha256(content).hexdigest(), card.weights.get("sha256")
+    if digest != stated:
+        raise BadInput(f"{path} has SHA-256 {digest}, and the card of {name} is of {stated}; reinstall atent-ext")
+    return submissions.filled(card.submission, content, path, [])
+
+
+def names() -> list[str]:
+    """The models that `load` knows."""
+    return [path.stem for path in sorted(_weights())]
+
+
+def find(name: str) -> tuple[Card, Path]:
+    """The card of a model, and the file of its weights. Raises BadInput for a name that is not in `names()`."""
+    path = next((path for path in _weights() if path.stem == name), None)
+    if path is None:
+        raise unknown(f"there is no model {name!r} in the zoo", name)
+    found = sorted(_cards(name))
+    if not found:
+        raise BadInput(f"{path} has no card in {registry.folder('card')}; reinstall atent-ext")
+    return cards.read_card(found[0]), path
+
+
+def unknown(said: str, name: str) -> BadInput:
+    """The error for a name that is no model of the zoo: what was said, and what there is instead."""
+    if name.isprintable() and any(_cards(name)):
+        return BadInput(f"{said}; the registry has a card of {name}, but not its weights: train them by its recipe")
+    return BadInput(f"{said}; the zoo has: {', '.join(names()) or 'no models'}")
+
+
+def _weights() -> Iterator[Path]:
+    return registry.folder("weights").glob(f"*{_SUFFIX}")
+
+
+def _cards(name: str) -> Iterator[Path]:
+    return (path for path in registry.folder("card").glob("*/*/*.json") if path.stem == name)

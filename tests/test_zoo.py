@@ -1,0 +1,113 @@
+"""Models by name: the weights are those of the card, or there is an error."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import atent_ext
+from atent_ext import data, evaluation, registry, zoo
+from atent_ext.errors import BadInput
+
+BEST = "mnist-linf-atent"
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """The cards and the weights of one model, in a folder that a test may spoil."""
+    card, weights = zoo.find(BEST)
+    shutil.copytree(registry.folder("card") / card.place.parent, tmp_path / "card" / card.place.parent)
+    (tmp_path / "weights").mkdir()
+    shutil.copy(weights, tmp_path / "weights")
+    monkeypatch.setattr(registry, "folder", lambda kind: tmp_path / kind)
+    return tmp_path
+
+
+def test_every_weights_file_has_its_card_and_loads():
+    assert BEST in zoo.names()
+    for name in zoo.names():
+        card, path = zoo.find(name)
+        assert card.submission.name == name
+        assert path.stat().st_size < 5_000_000
+        network = atent_ext.load(name)
+        assert not network.training
+        assert sum(p.numel() for p in network.parameters()) == card.weights["parameters"]
+    assert sum(zoo.find(name)[1].stat().st_size for name in zoo.names()) < 40_000_000
+
+
+def test_loading_leaves_the_random_state_alone():
+    before = torch.get_rng_state()
+    first, second = atent_ext.load(BEST), atent_ext.load(BEST)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+
+
+def test_a_file_that_is_not_the_cards_is_refused(copied):
+    path = copied / "weights" / f"{BEST}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"atent\.safetensors has SHA-256 [0-9a-f]{64}, and the card of .* is of"):
+        atent_ext.load(BEST)
+
+
+def test_weights_without_a_card_are_refused(copied):
+    shutil.rmtree(copied / "card")
+    (copied / "card").mkdir()
+    with pytest.raises(BadInput, match="has no card"):
+        atent_ext.load(BEST)
+
+
+@pytest.mark.parametrize("name", ["mnist-linf-atnet", "", "../mnist-linf-atent", "*", "a\nb"])
+def test_an_unknown_name_is_told_what_there_is(name):
+    with pytest.raises(BadInput, match=r"there is no model .* in the zoo; the zoo has: .*mnist-linf-atent"):
+        atent_ext.load(name)
+
+
+def test_a_model_with_a_card_alone_says_so():
+    with pytest.raises(BadInput, match="has a card of advertorch-lenet5-clean, but not its weights"):
+        atent_ext.load("advertorch-lenet5-clean")
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", zoo.names())
+def test_the_cards_clean_flags_are_reproduced(name, data_root):
+    card, _ = zoo.find(name)
+    (clean,) = (one for one in card.report["results"] if one["attack"] == "clean")
+    test = data.load(card.submission.dataset, data_root).test.take(clean["n"])
+    flags = evaluation.clean_flags(atent_ext.load(name), test)
+    assert "".join("01"[flag] for flag in flags.tolist()) == clean["flags"]
+
+
+def atent(*arguments, cwd):
+    command = [sys.executable, "-m", "atent_ext", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240)
+
+
+@pytest.mark.data
+@pytest.mark.integration
+def test_eval_takes_a_name(tmp_path, data_root):
+    done = atent("eval", BEST, "--protocol", "quick", "--n", "20", "--data-root", str(data_root), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob(f"runs/{BEST}-*/eval-quick-Linf-0.3-n20-seed0.json")
+    report, (card, _) = json.loads(path.read_text()), zoo.find(BEST)
+    assert report["weights_sha256"] == card.weights["sha256"]
+    assert report["results"][0]["flags"] == card.report["results"][0]["flags"][:20]
+
+
+@pytest.mark.integration
+def test_the_zoo_is_listed_and_names_that_are_not_in_it_are_refused(tmp_path):
+    listed = atent("zoo", cwd=tmp_path)
+    assert listed.returncode == 0
+    assert BEST in listed.stdout
+    for arguments, said in (
+        (["mnist-linf-atnet"], "mnist-linf-atnet does not exist; give a run folder or a weights file; the zoo has:"),
+        ([BEST, "--model", "small-cnn"], "drop --model and --dataset"),
+        ([BEST, "--held-out"], "is no run folder"),
+    ):
+        done = atent("eval", *arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert said in " ".join(done.stderr.split())
