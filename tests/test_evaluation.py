@@ -508,8 +508,11 @@ def test_the_shipped_protocols():
     loaded = {name: evaluation.load_protocol(name) for name in registry.files("protocol")}
     assert loaded.keys() >= {"autoattack", "autoattack+atent", "pgd", "quick"}
     assert all(protocol.name == name for name, protocol in loaded.items())
-    specs = {name: [(s.attack, s.steps, s.restarts) for s in loaded[name].attacks] for name in ("pgd", "quick")}
+    specs = {
+        name: [(s.attack, s.steps, s.restarts) for s in loaded[name].attacks] for name in ("pgd", "clean", "quick")
+    }
     assert specs["pgd"] == [("clean", 40, 1), ("fgsm", 40, 1), ("pgd", 40, 10)]
+    assert specs["clean"] == [("clean", 40, 1)]
     assert specs["quick"] == [("clean", 40, 1), ("fgsm", 40, 1), ("pgd", 20, 1)]
     clean, pgd_40, auto = loaded["autoattack"].attacks
     assert (clean.attack, pgd_40.attack, pgd_40.steps, auto.attack, auto.version) == (

@@ -1,5 +1,6 @@
 """What a wheel holds, and that it works where there is no checkout."""
 
+import json
 import os
 import re
 import subprocess
@@ -101,6 +102,18 @@ def test_the_wheel_trains_scores_and_writes_the_board_without_the_checkout(elsew
     small = ("--set", "epochs=1", "--set", "validation.count=50")
     elsewhere("atent", "train", "digits-linf-sgd", *small, "--out", "run")
     assert "worst case" in elsewhere("atent", "eval", "run", "--protocol", "quick", "--n", "20")
+
+
+@pytest.mark.integration
+@pytest.mark.data
+def test_the_wheel_reproduces_a_cards_clean_accuracy_to_the_example(elsewhere, data_root):
+    card = json.loads((ROOT / "registry/cards/mnist/Linf-0.3/mnist-linf-atent.json").read_text())
+    clean = card["report"]["results"][0]
+    given = ("--protocol", "clean", "--n", clean["n"], "--data-root", data_root.resolve(), "--out", "clean.json")
+    told = elsewhere("atent", "eval", "mnist-linf-atent", *given)
+    assert f"{clean['correct']}/{clean['n']}" in told
+    flags = elsewhere("python", "-c", "import json; print(json.load(open('clean.json'))['results'][0]['flags'])")
+    assert flags.strip() == clean["flags"]
 
 
 def test_registry_and_eval_hold_no_package():

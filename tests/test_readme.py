@@ -33,7 +33,7 @@ SMALLER = {
     "atent eval model.safetensors --model small-cnn --dataset mnist --eps 0.3 --n 1000": "--n 4",
     "atent certify runs/mnist-linf-atent-fast --sigma 0.25 --n 1000 --images 100": "--n 50 --images 2",
     "atent zoo": "",
-    "atent eval mnist-linf-atent --protocol quick --n 1000": "--n 4",
+    "atent eval mnist-linf-atent --protocol clean --n 1000": "--n 4",
     "atent submission new runs/mnist-linf-atent-fast --out mine --authors 'A. Author' --license MIT": "",
     "atent verify mine --n 500": "--n 4",
     "atent board --out board": "",
