@@ -20,9 +20,12 @@ def write(path: Path, content: bytes | str) -> None:
     """Write a file whole or not at all: under a temporary name beside it, synced, then renamed.
 
     Its folder is made where there is none. Ctrl-C and SIGTERM wait until it is written. Raises NotWritten, which says
-    how much room it needs, where the system refuses; what was there before is then as it was.
+    how much room it needs, where the system refuses; what was there before is then as it was. Raises BadInput where a
+    folder or a device lies there: a rename would put a file in place of /dev/null.
     """
     data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path} is a {'folder' if path.is_dir() else 'device'}; name a file to write")
     with interrupts.held_back():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +33,15 @@ def write(path: Path, content: bytes | str) -> None:
         except OSError as error:
             said = f"{path} cannot be written ({error.strerror or error}); it needs {len(data):,} bytes"
             raise NotWritten(f"{said}; what lay there is unchanged") from error
+
+
+def folder(path: Path) -> Path:
+    """Make a folder where there is none. Raises NotWritten where the system refuses."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotWritten(f"{path} cannot be made ({error.strerror or error}); name another --out") from error
+    return path
 
 
 def _replaced(path: Path, data: bytes) -> None:

@@ -7,21 +7,18 @@ depends on the other chunks, on which process scores which, or on interruptions,
 import gc
 import json
 import math
-import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
@@ -31,9 +28,6 @@ from atent_ext.errors import BadInput
 from atent_ext.evaluation import Outcome, Protocol, Setting, evaluate, worst_case
 
 Record = dict[str, Any]
-T = TypeVar("T")
-_PATIENCE = timedelta(days=30)
-"""Processes wait for each other only at the end, and one may have a chunk less to do than another."""
 _SETTING = "setting.json"
 
 
@@ -107,11 +101,21 @@ class Journal:
                 "name another --out to keep them, or delete the folder to start anew"
             )
 
-    def held(self) -> AbstractContextManager[None]:
-        """Have the folder for this process alone. Raises BadInput, which names the other, if one has it."""
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have the folder, made where there is none, for this process alone, before anything in it is read or written.
+
+        Raises BadInput, which names the other process, if one has it, and NotWritten where it cannot be made.
+        """
         if self.folder is None:
-            return nullcontext()
-        return locks.held(self.folder, "wait for it, or name another --out")
+            yield
+            return
+        with locks.held(checkpoints.folder(self.folder), "wait for it, or name another --out"):
+            try:
+                yield
+            finally:
+                if not (self.folder / _SETTING).exists():  # nothing was begun
+                    shutil.rmtree(self.folder, ignore_errors=True)
 
     def record(self, chunk: Chunk) -> Record | None:
         """What `score` kept of a chunk; None if it is not done, or its file is not whole."""
@@ -250,22 +254,6 @@ def _outcome(record: Record) -> Outcome:
 
 
 # ---- all together
-
-
-def processes() -> PartialState:
-    """The processes that torchrun or `accelerate launch` started, this one alone without them."""
-    launched = "LOCAL_RANK" in os.environ
-    # Accelerate joins processes on the CPU only where it is told that they are to use it.
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (launched and not torch.cuda.is_available())
-    return PartialState(cpu=cpu, timeout=_PATIENCE)
-
-
-def told(team: PartialState, value: T) -> T:
-    """What the main process gives as `value`, in every process."""
-    box = [value]
-    if team.num_processes > 1:
-        broadcast_object_list(box)
-    return box[0]
 
 
 def share(

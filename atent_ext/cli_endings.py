@@ -26,7 +26,10 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             what = str(ctx.invoked_subcommand)
-            raise Interrupted(f"{what} was interrupted; {_GO_ON.get(what, 'nothing of it was kept')}") from None
+            told = _GO_ON.get(what, "nothing of it was kept")
+            if "--overwrite" in sys.argv and what in _GO_ON:  # again, it would begin anew
+                told += ", without --overwrite"
+            raise Interrupted(f"{what} was interrupted; {told}") from None
 
 
 def run(app: typer.Typer) -> None:

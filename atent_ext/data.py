@@ -1,12 +1,10 @@
 """Data sets by name, as tensors in memory: images (N, C, H, W) float32 in [0, 1], labels (N,) int64."""
 
 import gzip
+import hashlib
 import math
 import os
-import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +52,14 @@ class DataSet:
     train: Split
     test: Split
     note: str = ""
+
+
+def digest(*tensors: Tensor) -> str:
+    """The SHA-256 of the bytes of the tensors, one after the other, whatever device they are on."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def load(name: str, root: Path | str | None = None, download: bool = False) -> DataSet:
@@ -161,36 +167,21 @@ def _both(name: str, kind: Any, root: Path, download: bool) -> tuple[Any, Any]:
 
 
 def _idx(name: str, kind: Any, root: Path, download: bool) -> list[Split]:
-    with _unpacked(name, kind, root, download) as readable:
-        both = _both(name, kind, readable, download)
-    return [_split(part.data.unsqueeze(1), part.targets, len(part.classes)) for part in both]
-
-
-@contextmanager
-def _unpacked(name: str, kind: Any, root: Path, download: bool) -> Iterator[Path]:
-    """A root where torchvision finds plain IDX files: `root`, or a temporary one where `root` has them gzipped."""
-    inside = Path(kind.__name__, "raw")
-    packed = [root / inside / Path(url).name for url, _ in kind.resources]
+    """The splits of IDX files, unpacked or gzipped, that lie where torchvision puts a `kind`, or that it fetches."""
+    inside = root / kind.__name__ / "raw"
+    packed = [inside / Path(url).name for url, _ in kind.resources]
     plain = [path.with_suffix("") for path in packed]
-    if all(path.is_file() for path in plain):
-        for path in plain:
-            _idx_bytes(path)
-        yield root
-    elif all(path.is_file() for path in packed):
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / inside
-            folder.mkdir(parents=True)
-            for path in packed:
-                (folder / path.stem).write_bytes(_idx_bytes(path))
-            yield Path(temporary)
-    elif download:
-        yield root
-    else:
-        raise _missing(name, root / inside)
+    there = next((files for files in (plain, packed) if all(path.is_file() for path in files)), None)
+    if there is None and not download:
+        raise _missing(name, inside)
+    if there is None:
+        _both(name, kind, root, download)
+    found = [_idx_values(path) for path in there or plain]
+    return [_split(images.unsqueeze(1), labels.long(), len(kind.classes)) for images, labels in (found[:2], found[2:])]
 
 
-def _idx_bytes(path: Path) -> bytes:
-    """What an IDX file holds, gzipped or not, after a check of its checksum, header and length.
+def _idx_values(path: Path) -> Tensor:
+    """What an IDX file holds, gzipped or not, uint8, after a check of its checksum, header and length.
 
     IDX: bytes 0, 0, 8 (unsigned bytes), rank; then `rank` sizes as big-endian int32; then the values.
     """
@@ -205,7 +196,7 @@ def _idx_bytes(path: Path) -> bytes:
         raise BadInput(
             f"{path} is not a whole IDX file of rank {rank}; delete it and fetch the data set anew with --download"
         )
-    return content
+    return torch.tensor(np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(sizes))
 
 
 def _cifar(name: str, kind: Any, root: Path, download: bool) -> DataSet:

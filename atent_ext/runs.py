@@ -66,7 +66,10 @@ class RunFolder:
             return self._same(self.recipe(), recipe)
         if self.exists() and not overwrite:
             raise BadInput(f"{self.path} already holds a run; give --resume to go on or --overwrite to start anew")
-        self._clear()
+        for left in self._results():
+            if not overwrite:
+                raise BadInput(f"{left} is there already; name another --out, or give --overwrite to replace it")
+            left.unlink()
         checkpoints.write(self.path / "recipe.yaml", recipes.dump(recipe))
 
     def recipe(self) -> Recipe:
@@ -98,12 +101,13 @@ class RunFolder:
             for left in self.path.glob(f".{name}.*"):
                 left.unlink()
 
-    def _clear(self) -> None:
-        for name in (*_RESULTS, "eval-*.json"):
-            for old in self.path.glob(name):
-                old.unlink()
+    def _results(self) -> list[Path]:
+        """What a run leaves, but for its recipe."""
+        return [found for name in (*_RESULTS, "eval-*.json") for found in sorted(self.path.glob(name))]
 
     def _same(self, old: Recipe, new: Recipe) -> None:
+        if (self.path / "metrics.jsonl").exists() and not self.state.exists():  # written after it
+            raise BadInput(f"{self.path} has finished epochs and no {self.state.name}; --overwrite starts the run anew")
         said = {"description", "differs"}  # words, which a later version may put better
         was, now = old.model_dump(exclude=said), new.model_dump(exclude=said)
         for field in (field for field in was if was[field] != now[field]):

@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from atent_ext import __version__, checkpoints, checks, chunks, data, models, zoo
+from atent_ext import __version__, checkpoints, checks, chunks, data, locks, models, teams, zoo
 from atent_ext.certification import Certificate, Smoothing, certified_accuracy, certify_all
 from atent_ext.chunks import Chunk, Journal, Standing
 from atent_ext.data import Split
@@ -184,7 +184,7 @@ def score(
     Raises BadInput for a folder of another setting, for several processes without a path or without a folder in common,
     and where memory does not reach for a single image.
     """
-    team = chunks.processes()
+    team = teams.processes()
     if path is None and team.num_processes > 1:
         raise BadInput(
             f"{team.num_processes} processes share the chunks through a folder; give a path, the same to all"
@@ -196,16 +196,16 @@ def score(
     journal = Journal(pieces, None if path is None else path.with_name(f"{path.name}.chunks"))
     setting = Setting(subject.threat, seed, min(batch_size, size), busy)
     facts = _facts(subject, split, protocol, setting, size) | {"device": device.type}
-    prepared, missing = _begin(subject.model.to(device), split, journal, facts, speed, team)
     report: Report = {}
     with journal.held() if team.is_main_process else nullcontext():
+        prepared, missing = _begin(subject.model.to(device), split, journal, facts, speed, team)
         chunks.share(prepared.model, split, protocol, setting, journal, missing, team, progress)
         if team.is_main_process:
             report = _report(subject, protocol, facts, prepared, journal.collect(), team.num_processes)
             if path is not None:
                 save(report, path)
             journal.discard()
-    return chunks.told(team, report)
+    return teams.told(team, report)
 
 
 def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting, chunk: int) -> Report:
@@ -218,7 +218,7 @@ def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting,
         **{key: subject.about.get(key) for key in ("weights_sha256", "model", "data")},
         "test_images": len(subject.test),
         "n": len(split),
-        "content_sha256": _digest([*weights, split.images, split.labels]),
+        "content_sha256": data.digest(*weights, split.images, split.labels),
         "threat": subject.threat.model_dump(),
         "protocol": protocol.model_dump(mode="json"),
         "seed": setting.seed,
@@ -234,7 +234,7 @@ def _begin(
     """The network as it is to be scored and the chunks to do: the main process decides, the others do as it says."""
     images = split.images[: facts["batch_size"]]
     if not team.is_main_process:
-        theirs, missing = chunks.told(team, (facts, list[Chunk]()))
+        theirs, missing = teams.told(team, (facts, list[Chunk]()))
         prepared = prepare(model, images, theirs["speed"], theirs["folded"])
         return _same(facts | _choice(prepared), theirs, team.process_index, prepared), missing
     earlier = journal.setting() or {"speed": speed, "folded": None}
@@ -242,7 +242,7 @@ def _begin(
     facts = facts | _choice(prepared)
     journal.claim(facts)
     missing = journal.missing()
-    chunks.told(team, (facts, missing))
+    teams.told(team, (facts, missing))
     return prepared, missing
 
 
@@ -284,29 +284,45 @@ def certify(
 ) -> Report:
     """Certify the first `images` test images into the JSON file `path`, written after each; goes on with what it holds.
 
-    Raises BadInput if `path` holds certificates of another setting.
+    Certificates of further images that it holds stay there; `images` and `certified_accuracy` are of the first ones.
+    Raises BadInput if `path` holds certificates of another setting or something else, or another process writes there.
     """
     split = subject.test.take(images)
     setting = {key: value for key, value in asdict(smoothing).items() if key != "batch_size"}
     about = subject.about | {"smoothing": setting, "seed": seed}
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else about | {"certificates": []}
-    for key in ("weights_sha256", "data", "smoothing", "seed"):
-        if old.get(key) != about[key]:
-            raise BadInput(f"{path} holds another {key}: {old.get(key)!r}, not {about[key]!r}; name another file")
-    done = [Certificate(**row) for row in old["certificates"]][:images]
-
-    def keep(found: list[Certificate]) -> None:
-        labels = split.labels[: len(found)]
-        radii = [smoothing.sigma * share / 4 for share in range(17)]
-        curve = {f"{radius:g}": certified_accuracy(found, labels, radius) for radius in radii}
-        report.update(images=len(found), certified_accuracy=curve, certificates=[asdict(one) for one in found])
-        save(report, path)
-        progress(len(found))
-
-    report: Report = dict(about)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    keep(certify_all(subject.model.to(device), split, smoothing, seed=seed, done=done, report=keep))
+    report: Report = dict(about)
+    checkpoints.folder(path.parent)
+    with locks.held(path, "wait for it, or name another --out"):
+        before = _certified(path, about)
+
+        def keep(found: list[Certificate]) -> None:
+            radii = [smoothing.sigma * share / 4 for share in range(17)]
+            curve = {f"{r:g}": certified_accuracy(found, split.labels[: len(found)], r) for r in radii}
+            every = [asdict(one) for one in (*found, *before[len(found) :])]
+            report.update(images=len(found), certified_accuracy=curve, certificates=every)
+            save(report, path)
+            progress(len(found))
+
+        done = before[:images]
+        keep(certify_all(subject.model.to(device), split, smoothing, seed=seed, done=done, report=keep))
     return report
+
+
+def _certified(path: Path, about: Report) -> list[Certificate]:
+    """The certificates that a file holds, none if it is not there. Raises BadInput if they are not `about` the same."""
+    if not path.exists():
+        return []
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        found = [Certificate(**row) for row in old["certificates"]]
+        for key in ("weights_sha256", "data", "smoothing", "seed"):
+            if old.get(key) != about[key]:
+                raise BadInput(f"{path} holds another {key}: {old.get(key)!r}, not {about[key]!r}; name another file")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise BadInput(f"{path} is no report of `atent certify` ({reason}); name another file") from None
+    return found
 
 
 def default_path(subject: Path, loaded: Subject, protocol: Protocol, n: int | None, seed: int) -> Path:
@@ -327,10 +343,3 @@ def _about(name: str, model: str, weights: list[Path], images: data.DataSet) -> 
     found = bool(weights) and all(path.is_file() for path in weights)
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest() if found else None
     return {"name": name, "model": model, "weights_sha256": digest, "data": images.name, "data_note": images.note}
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from atent_ext import checkpoints, checks, interrupts, speed
 from atent_ext.batches import Batch, Batches
-from atent_ext.data import DataSet, Split, hold_out
+from atent_ext.data import DataSet, Split, digest, hold_out
 from atent_ext.errors import BadInput, NonFiniteLoss
 from atent_ext.evaluation import Setting, predict, robust_flags
 from atent_ext.langevin import pgd
@@ -107,6 +107,7 @@ def fit(
 class _Trainer:
     def __init__(self, recipe: Recipe, model: nn.Module, rest: Split, held_out: Split, folder: RunFolder) -> None:
         self.held_out, self.folder = held_out, folder
+        self.data = digest(rest.images, rest.labels, held_out.images, held_out.labels)
         self.objective = recipe.build_objective()
         self.history: list[Metrics] = []
         self.lr = recipe.optimizer.lr  # of the last step
@@ -265,10 +266,14 @@ class _Trainer:
         return {name: part for name, part in found.items() if hasattr(part, "state_dict")}
 
     def state(self) -> dict[str, Any]:
-        return {"history": self.history} | {name: part.state_dict() for name, part in self.parts().items()}
+        return {"history": self.history, "data_sha256": self.data} | {
+            name: part.state_dict() for name, part in self.parts().items()
+        }
 
     def restore(self) -> None:
         state = checkpoints.load_state(self.folder.state)
+        if state.get("data_sha256", self.data) != self.data:
+            raise BadInput(f"{self.folder.path} was trained on other images; name those, or give --overwrite")
         try:
             for name, part in self.parts().items():
                 part.load_state_dict(state[name])

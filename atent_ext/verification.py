@@ -1,6 +1,5 @@
 """From an opened submission to its card: checks, signs of gradient masking, scores, and each claim against them."""
 
-import hashlib
 import json
 import subprocess
 import time
@@ -9,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from atent_ext import chunks, data, masking, scoring, soundness
+from atent_ext import data, masking, scoring, soundness, teams
 from atent_ext import gallery as galleries
 from atent_ext.cards import Card, Check, Claim, Sign, Submission, Verdict
 from atent_ext.chunks import Standing
@@ -66,7 +65,7 @@ def verify(
     if soundness.fatal(checks):
         return _card(opened, checks, (), {}, {}, (), command, time.perf_counter() - begin)
     random = soundness.is_random(checks, opened.submission.random)
-    team = chunks.processes()
+    team = teams.processes()
     network = opened.network.to(team.device if team.device.type == "cuda" else "cpu")
     network = prepare(network, test.images[:batch_size], speed).model
     if gallery is not None and team.is_main_process:
@@ -116,7 +115,7 @@ def _subject(opened: Opened, images: DataSet, test: Split) -> Subject:
         # The path of a file says nothing to others.
         "data": images.name if ":" not in images.name else f"{submission.dataset} ({_file(images.name)})",
         "data_note": images.note,
-        "data_sha256": _digest(test),
+        "data_sha256": data.digest(test.images, test.labels),
     }
     return Subject(opened.network, images.test, submission.threat, about)
 
@@ -129,14 +128,6 @@ def _model(submission: Submission) -> str:
 
 def _file(dataset: str) -> str:
     return Path(dataset.partition(":")[2]).name
-
-
-def _digest(split: Split) -> str:
-    """SHA-256 of the images that are scored, float32, and their labels, int64."""
-    found = hashlib.sha256()
-    for part in (split.images, split.labels):
-        found.update(part.contiguous().numpy().data)
-    return found.hexdigest()
 
 
 def fitting(protocol: Protocol, random: bool) -> Protocol:

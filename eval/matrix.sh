@@ -64,6 +64,6 @@ import torch, torchvision
 suite = tree.parse(sys.argv[2]).getroot()[0]
 total, failed, errors, skipped = (int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped"))
 versions = [platform.python_version(), torch.__version__, torchvision.__version__]
-print("|", " | ".join([sys.argv[1], *versions, str(total - failed - errors - skipped), str(failed + errors), str(skipped)]), "|")
+print("|", " | ".join([sys.argv[1], *versions, str(total), str(total - failed - errors - skipped), str(failed + errors), str(skipped)]), "|")
 ROW
 exit "$status"

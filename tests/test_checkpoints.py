@@ -36,6 +36,16 @@ def odd_weights(dtype=torch.float32):
     return model
 
 
+def test_only_a_file_is_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, kind in (("pipe", "device"), ("folder", "folder")):
+        with pytest.raises(BadInput, match=f"{name} is a {kind}; name a file to write"):
+            checkpoints.write(tmp_path / name, "text")
+    assert (tmp_path / "pipe").is_fifo()
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "folder"}
+
+
 def bits(state):
     return {name: (tensor.dtype, tensor.shape, tensor.contiguous().numpy().tobytes()) for name, tensor in state.items()}
 

@@ -3,7 +3,7 @@ import logging
 import random
 import re
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import StringIO
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from pyautoattack import AutoAttack
 from rich.console import Console
 from torch import nn
 
-from atent_ext import chunks, scoring, speed
+from atent_ext import chunks, scoring, speed, teams
 from atent_ext.chunks import Journal, Standing
 from atent_ext.console import ScoringBar
 from atent_ext.data import Split
@@ -367,6 +367,35 @@ def test_chunks_of_another_setting_are_refused(tmp_path, change, words):
     assert scoring.score(**same | {"batch_size": 80})["batch_size"] == 5  # a chunk holds no more
 
 
+def test_a_second_evaluation_is_refused_before_it_touches_anything_of_the_first(tmp_path):
+    """The second comes while the first has no chunk yet, with another radius; then the first is killed."""
+    path, refusals = tmp_path / "r.json", []
+    first = {"subject": subject(), "protocol": protocol("clean", PGD), "chunk": 5, "path": path}
+    second = first | {"subject": replace(subject(), threat=Threat(norm="Linf", eps=0.3))}
+
+    def intrude(standing):
+        if standing.done:
+            raise KeyboardInterrupt
+        if not refusals:
+            with pytest.raises(BadInput, match=r"r\.json\.chunks is in use by process") as error:
+                scoring.score(**second)
+            refusals.append(str(error.value))
+
+    with pytest.raises(KeyboardInterrupt):
+        scoring.score(**first, progress=intrude)
+    assert len(refusals) == 1
+    with pytest.raises(BadInput, match="threat"):
+        scoring.score(**second)
+    assert flags(scoring.score(**first)) == flags(scoring.score(**first | {"path": None}))
+
+
+def test_an_evaluation_that_does_not_begin_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "prepare", lambda *_: (_ for _ in ()).throw(BadInput("no")))
+    with pytest.raises(BadInput, match="no"):
+        scoring.score(subject(), protocol("clean"), path=tmp_path / "r.json")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_without_chunks_is_taken_over_and_chunks_without_a_setting_are_refused(tmp_path):
     journal = Journal(chunks.cut(4, 2), tmp_path / "c")
     journal.claim({"seed": 1})
@@ -404,14 +433,14 @@ def test_a_process_that_would_score_something_else_is_refused(monkeypatch, tmp_p
         facts, missing = value
         return facts | main | {"content_sha256": "another"}, missing
 
-    monkeypatch.setattr(chunks, "processes", lambda: team(1, 2))
-    monkeypatch.setattr(chunks, "told", told)
+    monkeypatch.setattr(teams, "processes", lambda: team(1, 2))
+    monkeypatch.setattr(teams, "told", told)
     with pytest.raises(BadInput, match=r"process 1 has content_sha256 = '\w+' and the main one 'another'"):
         scoring.score(subject(), protocol("clean"), path=tmp_path / "r.json")
 
 
 def test_several_processes_need_a_folder_in_common(monkeypatch, tmp_path):
-    monkeypatch.setattr(chunks, "processes", lambda: team(0, 2))
+    monkeypatch.setattr(teams, "processes", lambda: team(0, 2))
     with pytest.raises(BadInput, match="2 processes share the chunks through a folder; give a path"):
         scoring.score(subject(), protocol("clean"))
     journal = Journal(chunks.cut(20, 5), tmp_path)

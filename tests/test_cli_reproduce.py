@@ -6,6 +6,7 @@ import pytest
 from test_cli import atent, refused
 from test_papers import tiny
 
+from atent_ext import locks
 from atent_ext.papers import study
 
 
@@ -37,6 +38,13 @@ def test_a_study_is_run_printed_and_written(folder):
     assert shown["SGD", "benign"][2:4] == ["90.00", f"{100 * benign['accuracy']:.1f}"]
     assert shown["theirs", "PGD"][2:4] == ["50.00", "-"]
     assert "differs: all of it" in done.stdout
+
+
+def test_two_reproductions_do_not_share_a_result(folder):
+    with locks.held(folder / "tiny-smoke.json", ""):
+        done = atent("reproduce", "tiny", "--out", folder)
+    assert done.returncode == 2
+    assert "tiny-smoke.json is in use by process" in done.stderr
 
 
 def test_a_plot_is_drawn_from_its_runs(folder):

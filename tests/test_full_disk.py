@@ -13,7 +13,7 @@ from problems import visible
 from test_cli import TINY, atent, refused
 from test_interrupts import started, wait_for
 
-from atent_ext import checkpoints, locks
+from atent_ext import checkpoints, locks, recipes
 from atent_ext.errors import BadInput, NotWritten
 from atent_ext.runs import RunFolder
 
@@ -102,7 +102,7 @@ def test_an_overwriting_that_is_killed_leaves_no_state_without_its_weights(tmp_p
         (tmp_path / name).touch()
     monkeypatch.setattr(Path, "unlink", lambda path, unlink=Path.unlink: (unlink(path), fails(errno.EINTR)()))
     with pytest.raises(OSError, match="Interrupted"):
-        folder._clear()
+        folder._make_ready(recipes.load("digits-linf-sgd"), resume=False, overwrite=True)
     assert [path.name for path in visible(tmp_path)] == ["metrics.jsonl", "weights.safetensors"]
 
 

@@ -132,6 +132,20 @@ def test_an_owner_that_left_no_name_is_another_process(tmp_path):
             pass
 
 
+@pytest.mark.parametrize("command", [("train", "digits-linf-sgd"), ("quickstart",)])
+def test_who_overwrote_is_told_to_leave_that_out(tmp_path, monkeypatch, command):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("atent_ext.training.fit", interrupted)
+    monkeypatch.setattr("atent_ext.quickstart.fit", interrupted)
+    for given, end in (((), ""), (("--overwrite",), ", without --overwrite")):
+        done = atent(*command, "--out", tmp_path / "out", *given)
+        assert done.returncode == 130
+        said = {"train": "go on with the same command and --resume", "quickstart": "the same command goes on from here"}
+        assert done.stderr.strip() == f"atent: {command[0]} was interrupted; {said[command[0]]}{end}"
+
+
 def test_two_evaluations_with_one_out_are_not_mixed(tmp_path):
     done = atent("train", "digits-linf-pgd-at", *TINY, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr

@@ -58,6 +58,26 @@ def test_a_folder_with_other_files_is_taken_and_they_stay(folder):
     assert (folder.path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.pt", "metrics.jsonl", "eval-mine.json"])
+def test_a_folder_that_holds_somebodys_results_is_refused(folder, name):
+    folder.path.mkdir(parents=True)
+    (folder.path / name).write_text("theirs")
+    assert refusal(claim, folder, recipe()) == (
+        f"{folder.path / name} is there already; name another --out, or give --overwrite to replace it"
+    )
+    assert [(path.name, path.read_text()) for path in visible(folder.path)] == [(name, "theirs")]
+    claim(folder, recipe(), overwrite=True)
+    assert [path.name for path in visible(folder.path)] == ["recipe.yaml"]
+
+
+def test_a_run_that_lost_its_state_is_not_begun_anew_in_silence(claimed):
+    claimed.write_metrics([{"epoch": 1}])
+    claimed.weights.write_text("good")
+    message = refusal(claim, claimed, recipe(), resume=True)
+    assert message == f"{claimed.path} has finished epochs and no state.pt; --overwrite starts the run anew"
+    assert claimed.weights.read_text() == "good"
+
+
 def test_a_folder_that_holds_a_run_is_refused(claimed):
     claimed.weights.write_bytes(b"precious")
     message = refusal(claim, claimed, recipe())

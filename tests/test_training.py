@@ -253,6 +253,15 @@ def test_another_recipe_is_not_resumed(tmp_path, tiny):
     assert weights(folder) == before
 
 
+def test_a_run_is_not_resumed_on_other_images(tmp_path, tiny):
+    folder = training.fit(recipe(), tiny, tmp_path)
+    before = weights(folder)
+    other = DataSet(tiny.name, tiny.classes, Split(1 - tiny.train.images, tiny.train.labels), tiny.test)
+    message = refusal(training.fit, recipe(), other, tmp_path, resume=True)
+    assert message == f"{tmp_path} was trained on other images; name those, or give --overwrite"
+    assert weights(folder) == before
+
+
 def test_a_folder_that_holds_a_run_is_refused(tmp_path, tiny):
     training.fit(recipe(), tiny, tmp_path)
     before = {path: path.read_bytes() for path in visible(tmp_path)}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from atent_ext import __version__, checkpoints, figures, plots, registry
+from atent_ext import __version__, checkpoints, figures, locks, plots, registry
 from atent_ext.errors import BadInput
 from atent_ext.papers import timing
 from atent_ext.papers.rows import Certified, Workshop, history, images, measure
@@ -25,8 +25,16 @@ def reproduce(study: Study, shop: Workshop, target: Path, rows: Sequence[str] = 
 
     Goes on with the cells that `target` already holds of the same weights, data and settings; the others are kept until
     they are measured anew. rows: only these (none: all). Figures are drawn beside `target`. Raises BadInput for a scale
-    or a row that the study does not have, and for a `target` of another study, seed, machine or version.
+    or a row that the study does not have, for a `target` of another study, seed, machine or version, and where another
+    process works on it.
     """
+    study.at(shop.scale)
+    checkpoints.folder(target.parent)
+    with locks.held(target, "wait for it, or name another --out"):
+        return _reproduced(study, shop, target, rows)
+
+
+def _reproduced(study: Study, shop: Workshop, target: Path, rows: Sequence[str]) -> Result:
     scale, result = study.at(shop.scale), _opened(study, shop, target)
     chosen = list(study.rows_at(shop.scale))
     for name in rows:
