@@ -2,9 +2,10 @@
 
     python eval/kill_evaluation.py RUN --out FILE.json [--n 100] [--chunk 5] [--kills 20] [--seed 0] [--protocol pgd]
 
-`atent eval` runs as a process of its own and is ended by SIGKILL, at moments drawn so that the kills spread over one
-evaluation; if that ends before the last kill, another begins. A chunk that was done is never scored again, and only the
-one that was in progress is lost. Writes what happened, and exits with code 1 if flags differ or more was lost.
+`atent eval` runs as a process of its own and is ended by SIGKILL: every fifth time before it scores, else after up to
+two chunks and a part of the next; if an evaluation ends before the last kill, another begins. A chunk that was done is never
+scored again, and only the one that was in progress is lost. Writes what happened, and exits with code 1 if flags
+differ, more was lost, or fewer than half of the kills while it scored came after a new chunk.
 """
 
 import json
@@ -12,6 +13,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -39,58 +41,68 @@ def main(
     options = [part for name, value in setting.items() for part in (f"--{name}", str(value))]
     evaluation = ["eval", str(run), *options]
     with TemporaryDirectory() as folder:
-        begin = time.monotonic()
-        startup = started(evaluation, Path(folder) / "whole.json")
-        scoring = time.monotonic() - begin - startup
-        moments = spread(startup, scoring, kills, seed)
+        whole = Path(folder) / "whole.json"
+        startup, scoring = timed(evaluation, whole)
+        moments = drawn(startup, scoring / -(-n // chunk), kills, seed)
         happened, found = disturbed(evaluation, Path(folder) / "killed.json", moments)
-        same = [one == flags(Path(folder) / "whole.json") for one in found]
+        same = [one == flags(whole) for one in found]
+    while_scoring = [kill for kill in happened if kill["while_scoring"]]
+    gained = sum(kill["chunks_gained"] > 0 for kill in while_scoring)
     lost = max(kill["in_progress_at_most"] for kill in happened)
     repeated = sum(kill["kept_and_repeated"] for kill in happened)
-    good = all(same) and lost <= 1 and not repeated
-    while_scoring = sum(after > startup for after in moments)
+    # Where no kill came after a chunk, nothing would have been shown of going on.
+    good = all(same) and lost <= 1 and not repeated and 2 * gained >= len(while_scoring) > 0
     seconds = {"startup": round(startup, 1), "scoring": round(scoring, 1)}
     told = {"run": run.name, **setting, "seconds": seconds, "flags_same": same, "good": good}
-    told |= {"kills_while_scoring": while_scoring, "kills": happened}
+    told |= {"kills_while_scoring": len(while_scoring), "of_them_after_new_chunks": gained, "kills": happened}
     out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     print(f"{kills} kills in {len(found)} evaluations of {-(-n // chunk)} chunks: {'good' if good else 'BAD'}")
     sys.exit(not good)
 
 
-def spread(startup: float, scoring: float, kills: int, seed: int) -> list[float]:
-    """Seconds from the start of a process to its kill: every fifth before it scores, the others while it scores.
+@dataclass(frozen=True)
+class Moment:
+    """When a process is killed: `seconds` after its start or, while it scores, after so many chunks that it finished."""
 
-    Those get on average scoring / kills seconds of it done, so that they spread over an evaluation.
-    """
+    seconds: float
+    chunks: int | None = None
+
+
+def drawn(startup: float, one_chunk: float, kills: int, seed: int) -> list[Moment]:
+    """Every fifth kill comes before the process scores, the others after up to two chunks and a part of the next."""
     draws = random.Random(seed)
     return [
-        draws.uniform(0, startup) if number % 5 == 4 else startup + draws.uniform(0, 2 * scoring / kills)
+        Moment(draws.uniform(0, startup))
+        if number % 5 == 4
+        else Moment(draws.uniform(0, one_chunk), draws.randint(0, 2))
         for number in range(kills)
     ]
 
 
-def disturbed(evaluation: list[str], report: Path, moments: list[float]) -> tuple[list[Kill], list[Flags]]:
+def disturbed(evaluation: list[str], report: Path, moments: list[Moment]) -> tuple[list[Kill], list[Flags]]:
     """Kill the evaluation at each of the moments, then let it end: what happened, and the flags of each that ended."""
     happened: list[Kill] = []
     found: list[Flags] = []
     written: Written = {}
-    for after in moments:
-        while finished(evaluation, report, after):  # before its kill: begin another, and be quicker
+    for moment in moments:
+        while (scored := killed(evaluation, report, moment)) is None:  # it ended before: begin another, and be quicker
             found.append(flags(report))
             report.unlink()
-            written = {}
-            after *= 0.8
+            written, moment = {}, replace(moment, seconds=0.8 * moment.seconds)
         now = kept(report)
         happened.append(
             {
-                "after_seconds": round(after, 2),
+                "after_seconds": round(moment.seconds, 2),
+                "while_scoring": scored,
                 "chunks_kept": len(now),
+                "chunks_gained": len(now.keys() - written.keys()),
                 "kept_and_repeated": sum(now.get(name) != stamp for name, stamp in written.items()),
                 "in_progress_at_most": most_at_once(now, written),
             }
         )
         written = now
-    finished(evaluation, report, None)
+    if killed(evaluation, report, None) is not None:
+        raise SystemExit("an evaluation that nobody killed did not end")
     return happened, [*found, flags(report)]
 
 
@@ -99,29 +111,49 @@ def process(evaluation: list[str], report: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
-def started(evaluation: list[str], report: Path) -> float:
-    """Run an evaluation to its end; the seconds until it began to score."""
-    begin, running, seconds = time.monotonic(), process(evaluation, report), 0.0
-    while running.poll() is None:
-        if not seconds and journal(report).is_dir():
-            seconds = time.monotonic() - begin
-        time.sleep(0.02)
-    if running.returncode:
+def timed(evaluation: list[str], report: Path) -> tuple[float, float]:
+    """Run an evaluation to its end; the seconds until it had the journal, and from then on."""
+    begin, running = time.monotonic(), process(evaluation, report)
+    wait_until_it_scores(running, report)
+    startup = time.monotonic() - begin
+    if running.wait():
         raise SystemExit(f"the undisturbed evaluation failed with exit code {running.returncode}")
-    return seconds
+    return startup, time.monotonic() - begin - startup
 
 
-def finished(evaluation: list[str], report: Path, after: float | None) -> bool:
-    """Start the evaluation or go on with it, and kill it `after` so many seconds (None: never); whether it ended."""
-    running = process(evaluation, report)
+def killed(evaluation: list[str], report: Path, moment: Moment | None) -> bool | None:
+    """Start the evaluation or go on with it, and kill it at the moment (None: never).
+
+    Whether it had the journal when it was killed; None if it ended before.
+    """
+    before, scored, running = len(kept(report)), False, process(evaluation, report)
     try:
-        code = running.wait(after)
+        if moment and moment.chunks is not None:
+            wait_until_it_scores(running, report)
+            while running.poll() is None and len(kept(report)) < before + moment.chunks:
+                time.sleep(0.01)
+        code = running.wait(moment and moment.seconds)
     except subprocess.TimeoutExpired:
+        scored = scores(running, report)
         running.kill()
         code = running.wait()
     if code > 0:
         raise SystemExit(f"an evaluation that was gone on with failed with exit code {code}")
-    return report.is_file() and not journal(report).exists()
+    return None if report.is_file() and not journal(report).exists() else scored
+
+
+def wait_until_it_scores(running: subprocess.Popen[bytes], report: Path) -> None:
+    while running.poll() is None and not scores(running, report):
+        time.sleep(0.01)
+
+
+def scores(running: subprocess.Popen[bytes], report: Path) -> bool:
+    """Whether that process has the journal now."""
+    try:
+        owner = (journal(report) / ".lock-owner").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return owner.startswith(f"process {running.pid} ")
 
 
 def journal(report: Path) -> Path:

@@ -164,7 +164,7 @@ _COMMANDS: Mapping[str, tuple[list[st.SearchStrategy[str]], Options]] = {
             **_ROOT,
         },
     ),
-    "certify --n=9 --n0=3 --images=2": (
+    "certify --sigma=0.25 --n=9 --n0=3 --images=2": (
         [_FILES],
         {
             **{"--sigma": st.sampled_from(("0.25", "0", "-1", "nan")), "--images": st.sampled_from(("1", "2", "999"))},

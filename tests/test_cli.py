@@ -194,7 +194,7 @@ def test_an_evaluation_that_is_killed_loses_at_most_one_chunk(run, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads((tmp_path / "kills.json").read_text())
     assert (len(told["kills"]), told["good"], set(told["flags_same"])) == (2, True, {True})
-    assert told["kills_while_scoring"] == 2
+    assert (told["kills_while_scoring"], told["of_them_after_new_chunks"]) == (2, 2)
 
 
 def test_eval_of_bad_input(run, tmp_path):
