@@ -3,8 +3,8 @@
     python eval/kill_evaluation.py RUN --out FILE.json [--n 100] [--chunk 5] [--kills 20] [--seed 0] [--protocol pgd]
 
 `atent eval` runs as a process of its own and is ended by SIGKILL: every fifth time before it scores, else after up to
-two chunks and a part of the next; if an evaluation ends before the last kill, another begins. A chunk that was done is never
-scored again, and only the one that was in progress is lost. Writes what happened, and exits with code 1 if flags
+two chunks and a part of the next; if an evaluation ends before the last kill, another begins. A chunk that was done is
+never scored again, and only the one that was in progress is lost. Writes what happened, and exits with code 1 if flags
 differ, more was lost, or fewer than half of the kills while it scored came after a new chunk.
 """
 
@@ -62,7 +62,7 @@ def main(
 
 @dataclass(frozen=True)
 class Moment:
-    """When a process is killed: `seconds` after its start or, while it scores, after so many chunks that it finished."""
+    """When a process is killed: `seconds` after its start, or after it finished so many chunks."""
 
     seconds: float
     chunks: int | None = None

@@ -192,7 +192,7 @@ _COMMANDS: Mapping[str, tuple[list[st.SearchStrategy[str]], Options]] = {
     ),
     "board": ([], {"--cards": _FILES, **_OUT}),
     "submit": ([_FILES], {"--weights": _FILES, "--to": st.sampled_from(("robustbench", "nobody")), **_OUT}),
-    "submission new": (
+    "submission new --authors=A --license=MIT": (
         [_FILES],
         {
             **{"--authors": _TEXT, "--license": _TEXT, "--link": _TEXT, "--venue": _TEXT, "--name": _TEXT},
@@ -200,6 +200,7 @@ _COMMANDS: Mapping[str, tuple[list[st.SearchStrategy[str]], Options]] = {
         },
     ),
     "registry check": ([_FILES], {}),
+    "zoo": ([], {"--help": None}),
     "nothing": ([_FILES], {"--out": _FILES}),
 }
 
