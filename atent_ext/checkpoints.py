@@ -24,15 +24,20 @@ def write(path: Path, content: bytes | str) -> None:
     folder or a device lies there: a rename would put a file in place of /dev/null.
     """
     data = content.encode() if isinstance(content, str) else content
-    if path.exists() and not path.is_file():
-        raise BadInput(f"{path} is a {'folder' if path.is_dir() else 'device'}; name a file to write")
     with interrupts.held_back():
         try:
+            replaceable(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             _replaced(path, data)
         except OSError as error:
             said = f"{path} cannot be written ({error.strerror or error}); it needs {len(data):,} bytes"
             raise NotWritten(f"{said}; what lay there is unchanged") from error
+
+
+def replaceable(path: Path) -> None:
+    """Raise BadInput where a folder or a device lies: to be asked before hours of work whose result `write` refuses."""
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path} is a {'folder' if path.is_dir() else 'device'}; name a file to write")
 
 
 def folder(path: Path) -> Path:

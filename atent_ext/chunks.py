@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -77,6 +77,7 @@ class Journal:
 
     def __init__(self, chunks: Sequence[Chunk], folder: Path | None = None) -> None:
         self.chunks, self.folder = chunks, folder
+        self._discarded = False
         self._memory: dict[str, Record] = {}
 
     def setting(self) -> Record | None:
@@ -114,8 +115,16 @@ class Journal:
             try:
                 yield
             finally:
-                if not (self.folder / _SETTING).exists():  # nothing was begun
-                    shutil.rmtree(self.folder, ignore_errors=True)
+                if self.folder.is_dir() and not self._discarded:
+                    self._leave(self.folder)
+
+    def _leave(self, folder: Path) -> None:
+        """Remove a folder in which nothing was begun: what the lock made of it, and nothing else."""
+        if all(file.name.startswith(".lock") for file in folder.iterdir()):
+            with suppress(OSError):
+                for file in folder.iterdir():
+                    file.unlink()
+                folder.rmdir()
 
     def record(self, chunk: Chunk) -> Record | None:
         """What `score` kept of a chunk; None if it is not done, or its file is not whole."""
@@ -164,6 +173,7 @@ class Journal:
             for file in self.folder.glob("[0-9]*.json"):
                 file.unlink()
             shutil.rmtree(self.folder)
+            self._discarded = True  # whatever lies there from now on is another process's
 
     def _read(self, name: str) -> Record | None:
         if self.folder is None:

@@ -184,7 +184,7 @@ def certify(
     """Certify a model by randomized smoothing: certified accuracy at each ℓ2 radius, image by image, resumable."""
     from rich.progress import Progress
 
-    from atent_ext import scoring
+    from atent_ext import certificates, scoring
     from atent_ext.certification import Smoothing
     from atent_ext.console import certified_table
 
@@ -194,7 +194,7 @@ def certify(
     target = out or run / f"certify-sigma{sigma:g}-n{n}-seed{seed or 0}.json"
     with Progress(console=console) as bar:
         task = bar.add_task("certifying", total=images)
-        report = scoring.certify(
+        report = certificates.certify(
             subject, smoothing, target, images, seed or 0, lambda count: bar.update(task, completed=count)
         )
     console.print(certified_table(report))

@@ -42,13 +42,15 @@ def verify(
 
     The same command goes on with a verification that was interrupted.
     """
-    from atent_ext import cards, submissions
+    from atent_ext import cards, checkpoints, submissions
     from atent_ext.console import ScoringBar, report_table
     from atent_ext.verification import verify as run
 
     target = out or _card_of(folder)
     if ("registry", "cards") in pairwise(target.resolve().parts):
         raise BadInput(f"{target} lies among the registry's cards, and files of the scoring would, too; move it later")
+    for file in (target, target.with_suffix(".png")):
+        checkpoints.replaceable(file)
     opened = submissions.read(folder, data_root)
     with ScoringBar(console) as bar:
         card = run(
@@ -141,11 +143,11 @@ def zoo() -> None:
     first = Column("model", no_wrap=True)
     table = Table(first, "data", "threat", "clean", "worst case", "images", "network")
     for name in models.names():
-        card, _ = models.find(name)
-        asked, entry = card.submission, measured(card, Path(name))
-        found = [f"{100 * one.accuracy:.1f}%" for one in (entry.clean, entry.worst)]
-        threat = f"{asked.threat.norm} {asked.threat.eps:.4g}"
-        table.add_row(name, asked.dataset, threat, *found, str(entry.clean.n), asked.architecture.name)
+        for card in models.find(name)[0]:
+            asked, entry = card.submission, measured(card, Path(name))
+            found = [f"{100 * one.accuracy:.1f}%" for one in (entry.clean, entry.worst)]
+            threat = f"{asked.threat.norm} {asked.threat.eps:.4g}"
+            table.add_row(name, asked.dataset, threat, *found, str(entry.clean.n), asked.architecture.name)
     console.print(table)
 
 

@@ -47,9 +47,10 @@ class RunFolder:
     def claimed(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> Iterator[None]:
         """Have the folder, made ready for `recipe`, for this process alone.
 
-        Raises BadInput if it already holds a run and neither `resume` nor `overwrite` is given, if there is no run to
-        resume, if that was made by another recipe, or if another process trains there, which it names. `overwrite`
-        removes the files of the old run and no others.
+        Raises BadInput if it already holds a run, or weights, states, metrics or reports, and neither `resume` nor
+        `overwrite` is given, if there is no run to resume, or none with a state after finished epochs, if that was made
+        by another recipe, or if another process trains there, which it names. `overwrite` removes these files and no
+        others.
         """
         if resume and overwrite:
             raise BadInput("--resume and --overwrite exclude each other; give one of them")

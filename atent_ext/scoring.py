@@ -6,7 +6,7 @@ import json
 import platform
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from atent_ext import __version__, checkpoints, checks, chunks, data, locks, models, teams, zoo
-from atent_ext.certification import Certificate, Smoothing, certified_accuracy, certify_all
+from atent_ext import __version__, checkpoints, checks, chunks, data, models, teams, zoo
 from atent_ext.chunks import Chunk, Journal, Standing
 from atent_ext.data import Split
 from atent_ext.errors import BadInput
@@ -63,8 +62,10 @@ def load(
     checkpoint lies in `model_dir` (None: "models"), and without `eps` it is scored at the radius of RobustBench's
     leaderboard. Raises BadInput where something is missing or does not fit.
     """
-    if held_out and not path.is_dir():
-        raise BadInput(f"{path} is no run folder; only the recipe of a run says which images were held out")
+    if held_out and (str(path).startswith(_ZOO) or str(path) in zoo.names()):
+        raise BadInput(
+            f"{path} is a model of a zoo, and only a run says which images it held out; leave out --held-out"
+        )
     if str(path).startswith(_ZOO):
         if model or dataset is None:
             raise BadInput(f"{path} is a model of RobustBench's zoo; it needs --dataset, and no --model")
@@ -78,9 +79,11 @@ def load(
             raise BadInput(
                 f"{path} is a model of the zoo, whose card names model and data set; drop --model and --dataset"
             )
-        return _at(from_card(str(path), root, download), norm, eps)
+        return from_card(str(path), norm, eps, root, download)
     if not path.exists():
         raise zoo.unknown(f"{path} does not exist; give a run folder or a weights file", str(path))
+    if held_out and not path.is_dir():
+        raise BadInput(f"{path} is no run folder, whose recipe says which images were held out; leave out --held-out")
     if path.is_dir():
         if model or dataset:
             raise BadInput(f"{path} is a run folder, whose recipe names model and data set; drop --model and --dataset")
@@ -127,15 +130,22 @@ def from_weights(
     return Subject(network.eval(), images.test, threat, _about(path.stem, model, [path], images))
 
 
-def from_card(name: str, root: Path | None = None, download: bool = False) -> Subject:
+def from_card(
+    name: str, norm: str | None = None, eps: float | None = None, root: Path | None = None, download: bool = False
+) -> Subject:
     """A model of our zoo (`atent_ext.load`), on the test split of its card's data set, under its card's threat model.
 
-    Raises what `zoo.load` raises, and BadInput for data that is not there.
+    norm, eps: another threat model. Raises what `zoo.load` raises, and BadInput for data that is not there and where
+    the model has cards under several threat models and none is asked for.
     """
-    card, weights = zoo.find(name)
-    images = data.load(card.submission.dataset, root, download)
-    about = _about(name, card.submission.architecture.name, [weights], images)
-    return Subject(zoo.load(name), images.test, card.submission.threat, about)
+    cards, weights = zoo.find(name)
+    submission = cards[0].submission
+    if len(cards) > 1 and (norm is None or eps is None):
+        threats = ", ".join(f"{one.submission.threat.norm} {one.submission.threat.eps:g}" for one in cards)
+        raise BadInput(f"{name} has cards under {threats}; give --norm and --eps")
+    images = data.load(submission.dataset, root, download)
+    about = _about(name, submission.architecture.name, [weights], images)
+    return _at(Subject(zoo.load(name), images.test, submission.threat, about), norm, eps)
 
 
 def from_zoo(
@@ -189,6 +199,8 @@ def score(
         raise BadInput(
             f"{team.num_processes} processes share the chunks through a folder; give a path, the same to all"
         )
+    if path is not None:
+        checkpoints.replaceable(path)
     split = subject.test.take(n)
     device = team.device if team.device.type == "cuda" else torch.device("cpu")
     size = _CHUNK[device.type] if chunk is None else chunk
@@ -277,52 +289,6 @@ def _report(
         "machine": {"device": facts["device"], "threads": threads, "python": platform.python_version()},
         "results": [outcome.report() for outcome in chunks.outcomes(records)],
     }
-
-
-def certify(
-    subject: Subject, smoothing: Smoothing, path: Path, images: int, seed: int, progress: Callable[[int], None]
-) -> Report:
-    """Certify the first `images` test images into the JSON file `path`, written after each; goes on with what it holds.
-
-    Certificates of further images that it holds stay there; `images` and `certified_accuracy` are of the first ones.
-    Raises BadInput if `path` holds certificates of another setting or something else, or another process writes there.
-    """
-    split = subject.test.take(images)
-    setting = {key: value for key, value in asdict(smoothing).items() if key != "batch_size"}
-    about = subject.about | {"smoothing": setting, "seed": seed}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    report: Report = dict(about)
-    checkpoints.folder(path.parent)
-    with locks.held(path, "wait for it, or name another --out"):
-        before = _certified(path, about)
-
-        def keep(found: list[Certificate]) -> None:
-            radii = [smoothing.sigma * share / 4 for share in range(17)]
-            curve = {f"{r:g}": certified_accuracy(found, split.labels[: len(found)], r) for r in radii}
-            every = [asdict(one) for one in (*found, *before[len(found) :])]
-            report.update(images=len(found), certified_accuracy=curve, certificates=every)
-            save(report, path)
-            progress(len(found))
-
-        done = before[:images]
-        keep(certify_all(subject.model.to(device), split, smoothing, seed=seed, done=done, report=keep))
-    return report
-
-
-def _certified(path: Path, about: Report) -> list[Certificate]:
-    """The certificates that a file holds, none if it is not there. Raises BadInput if they are not `about` the same."""
-    if not path.exists():
-        return []
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-        found = [Certificate(**row) for row in old["certificates"]]
-        for key in ("weights_sha256", "data", "smoothing", "seed"):
-            if old.get(key) != about[key]:
-                raise BadInput(f"{path} holds another {key}: {old.get(key)!r}, not {about[key]!r}; name another file")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise BadInput(f"{path} is no report of `atent certify` ({reason}); name another file") from None
-    return found
 
 
 def default_path(subject: Path, loaded: Subject, protocol: Protocol, n: int | None, seed: int) -> Path:

@@ -272,7 +272,7 @@ def _submission(recipe: Recipe, given: Mapping[str, Any]) -> Submission:
             architecture=recipe.model,
             dataset=recipe.dataset,
             threat=recipe.threat,
-            training=f"{recipe.description}{start}"[:2000],
+            training=f"{recipe.description}{start} Recipe: {recipe.name}."[:2000],
             **given,
         )
     except ValidationError as error:

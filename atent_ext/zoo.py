@@ -19,7 +19,7 @@ def load(name: str) -> nn.Module:
     Raises BadInput for a name that is not in `names()`, and for weights that are not the file that the card was
     measured on (SHA-256); MissingExtra where the network is another library's and that is not installed.
     """
-    card, path = find(name)
+    (card, *_), path = find(name)  # the others are of the same weights, under other threat models
     content = path.read_bytes()
     digest, stated = hashlib.sha256(content).hexdigest(), card.weights.get("sha256")
     if digest != stated:
@@ -32,21 +32,24 @@ def names() -> list[str]:
     return [path.stem for path in sorted(_weights())]
 
 
-def find(name: str) -> tuple[Card, Path]:
-    """The card of a model, and the file of its weights. Raises BadInput for a name that is not in `names()`."""
+def find(name: str) -> tuple[list[Card], Path]:
+    """The cards of a model, one a threat model, and the file of its weights.
+
+    Raises BadInput for a name that is not in `names()`, and for weights without a card.
+    """
     path = next((path for path in _weights() if path.stem == name), None)
     if path is None:
         raise unknown(f"there is no model {name!r} in the zoo", name)
     found = sorted(_cards(name))
     if not found:
         raise BadInput(f"{path} has no card in {registry.folder('card')}; reinstall atent-ext")
-    return cards.read_card(found[0]), path
+    return [cards.read_card(one) for one in found], path
 
 
 def unknown(said: str, name: str) -> BadInput:
     """The error for a name that is no model of the zoo: what was said, and what there is instead."""
     if name.isprintable() and any(_cards(name)):
-        return BadInput(f"{said}; the registry has a card of {name}, but not its weights: train them by its recipe")
+        said += f"; the registry has a card of {name}, but not its weights"
     return BadInput(f"{said}; the zoo has: {', '.join(names()) or 'no models'}")
 
 

@@ -47,9 +47,9 @@ def entries(file: Path = ZOO) -> dict[tuple[Group, str], Entry]:
 
 
 def train(entry: Entry, out: Path) -> Path:
-    """The run folder of an entry, trained to its end; equal recipes share one."""
+    """The run folder of an entry, trained to its end; recipes that decide the same weights share one."""
     recipe = entry.load()
-    folder = RunFolder(out / "runs" / run_name(recipe))
+    folder = RunFolder(out / "runs" / run_name(recipe).rpartition("-")[2])  # the digest without the recipe's name
     if not finished(folder, recipe):
         fit(recipe, data.load(recipe.dataset), folder.path, resume=folder.exists())
     return folder.path

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from atent_ext import data, locks, recipes, scoring
+from atent_ext import certificates, data, locks, recipes, scoring
 from atent_ext.certification import Certificate, Smoothing, certified_accuracy
 from atent_ext.errors import BadInput
 from atent_ext.training import fit
@@ -29,42 +29,44 @@ def test_certified_accuracy_counts_what_is_right_and_far_enough():
 
 def test_an_interrupted_certification_goes_on_as_if_it_had_not_been(run, tmp_path):
     subject, smoothing = scoring.from_run(run), Smoothing(sigma=0.25, n0=20, n=200)
-    whole = scoring.certify(subject, smoothing, tmp_path / "whole.json", 8, 3, lambda count: None)
-    scoring.certify(subject, smoothing, tmp_path / "parts.json", 5, 3, lambda count: None)
+    whole = certificates.certify(subject, smoothing, tmp_path / "whole.json", 8, 3, lambda count: None)
+    certificates.certify(subject, smoothing, tmp_path / "parts.json", 5, 3, lambda count: None)
     counts = []
-    parts = scoring.certify(subject, smoothing, tmp_path / "parts.json", 8, 3, counts.append)
+    parts = certificates.certify(subject, smoothing, tmp_path / "parts.json", 8, 3, counts.append)
     assert counts == [6, 7, 8, 8]
     assert parts == whole == json.loads((tmp_path / "parts.json").read_text())
-    with pytest.raises(BadInput, match="holds another seed: 3, not 4"):
-        scoring.certify(subject, smoothing, tmp_path / "parts.json", 8, 4, lambda count: None)
+    with pytest.raises(BadInput, match=r"^\S*parts\.json holds another seed: 3, not 4; name another file$"):
+        certificates.certify(subject, smoothing, tmp_path / "parts.json", 8, 4, lambda count: None)
 
 
 def test_fewer_images_throw_no_certificate_away(run, tmp_path):
     subject, smoothing, path = scoring.from_run(run), Smoothing(sigma=0.25, n0=20, n=200), tmp_path / "c.json"
-    six = scoring.certify(subject, smoothing, path, 6, 3, lambda count: None)
-    two = scoring.certify(subject, smoothing, path, 2, 3, lambda count: None)
-    alone = scoring.certify(subject, smoothing, tmp_path / "alone.json", 2, 3, lambda count: None)
+    six = certificates.certify(subject, smoothing, path, 6, 3, lambda count: None)
+    two = certificates.certify(subject, smoothing, path, 2, 3, lambda count: None)
+    alone = certificates.certify(subject, smoothing, tmp_path / "alone.json", 2, 3, lambda count: None)
     assert two == json.loads(path.read_text())
     assert (two["images"], two["certificates"]) == (2, six["certificates"])
     assert two["certified_accuracy"] == alone["certified_accuracy"]
     counts = []
-    assert scoring.certify(subject, smoothing, path, 6, 3, counts.append) == six
+    assert certificates.certify(subject, smoothing, path, 6, 3, counts.append) == six
     assert counts == [6]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "null", "3", "{}", '{"certificates": [3]}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "null", "3", "{}", '{"certificates": [3]}', '{"certificates": {}}', "[" * 100_000]
+)
 def test_another_file_is_refused_and_left_alone(run, tmp_path, content):
     subject, smoothing, path = scoring.from_run(run), Smoothing(sigma=0.25, n0=20, n=200), tmp_path / "c.json"
     path.write_text(content)
     with pytest.raises(BadInput, match=r"c\.json is no report of `atent certify` \(.*\); name another file"):
-        scoring.certify(subject, smoothing, path, 2, 3, lambda count: None)
+        certificates.certify(subject, smoothing, path, 2, 3, lambda count: None)
     assert path.read_text() == content
 
 
 def test_two_certifications_do_not_share_a_file(run, tmp_path):
     subject, smoothing, path = scoring.from_run(run), Smoothing(sigma=0.25, n0=20, n=200), tmp_path / "c.json"
     with locks.held(path, ""), pytest.raises(BadInput, match=r"c\.json is in use by process"):
-        scoring.certify(subject, smoothing, path, 2, 3, lambda count: None)
+        certificates.certify(subject, smoothing, path, 2, 3, lambda count: None)
 
 
 def test_the_command(run):

@@ -11,7 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from problems import Wrapped, small_batch, small_net
 
-from atent_ext import checkpoints, data, figures, recipes, registry, scoring
+from atent_ext import certificates, checkpoints, data, figures, recipes, registry, scoring
 from atent_ext.attacks import L2ATENTAttack, LinfATENTAttack
 from atent_ext.certification import Smoothing
 from atent_ext.data import DataSet
@@ -159,7 +159,7 @@ def test_certification_writes_the_same_bytes(tmp_path, run):
 
     def certified(place, seed=4):
         out = tmp_path / f"{place}.json"
-        scoring.certify(scoring.from_run(run), smoothing, out, images=5, seed=seed, progress=lambda done: None)
+        certificates.certify(scoring.from_run(run), smoothing, out, images=5, seed=seed, progress=lambda done: None)
         return out.read_bytes()
 
     one, again = twice(certified)

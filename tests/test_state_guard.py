@@ -15,7 +15,7 @@ from state_guard import StateChanged
 from torch import nn
 
 import atent_ext
-from atent_ext import compat, evaluation, figures, norms, quickstart, scoring, verification
+from atent_ext import certificates, compat, evaluation, figures, norms, quickstart, scoring, verification
 from atent_ext.entropy_sgd import EntropySGD
 from atent_ext.papers import reproduce
 
@@ -177,12 +177,12 @@ def test_dropout_may_draw_in_train_mode():
 
 def test_what_users_call_is_watched():
     calls = [getattr(atent_ext, name) for name in atent_ext.__all__ if name != "AtentError"]
-    watched = [atent_ext.fit, *(vars(kind).get("__call__") for kind in calls if isinstance(kind, type))]
+    watched = [atent_ext.fit, atent_ext.load, *(vars(kind).get("__call__") for kind in calls if isinstance(kind, type))]
     watched = [call for call in watched if call is not None]
-    assert len(watched) == 6  # fit and five objectives; the attacks inherit theirs
+    assert len(watched) == 7  # fit, load and five objectives; the attacks inherit theirs
     attack = atent_ext.LinfATENTAttack
     watched += [attack.perturb, attack.sample, EntropySGD.step, figures.draw, quickstart.quickstart, norms.gaussian]
-    watched += [scoring.score, scoring.certify, verification.verify, evaluation.evaluate, reproduce.reproduce]
+    watched += [scoring.score, certificates.certify, verification.verify, evaluation.evaluate, reproduce.reproduce]
     assert all(call.is_watched for call in watched)
     assert not hasattr(compat.advertorch, "is_watched")
 

@@ -4,21 +4,25 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import atent_ext
-from atent_ext import data, evaluation, registry, zoo
+from atent_ext import cards, data, evaluation, registry, scoring, zoo
 from atent_ext.errors import BadInput
+from atent_ext.recipes import Threat
 
 BEST = "mnist-linf-atent"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
 def copied(tmp_path, monkeypatch):
     """The cards and the weights of one model, in a folder that a test may spoil."""
-    card, weights = zoo.find(BEST)
+    (card, *_), weights = zoo.find(BEST)
     shutil.copytree(registry.folder("card") / card.place.parent, tmp_path / "card" / card.place.parent)
     (tmp_path / "weights").mkdir()
     shutil.copy(weights, tmp_path / "weights")
@@ -29,7 +33,7 @@ def copied(tmp_path, monkeypatch):
 def test_every_weights_file_has_its_card_and_loads():
     assert BEST in zoo.names()
     for name in zoo.names():
-        card, path = zoo.find(name)
+        (card, *_), path = zoo.find(name)
         assert card.submission.name == name
         assert path.stat().st_size < 5_000_000
         network = atent_ext.load(name)
@@ -54,6 +58,18 @@ def test_a_file_that_is_not_the_cards_is_refused(copied):
         atent_ext.load(BEST)
 
 
+def test_of_cards_under_several_threat_models_one_is_asked_for(copied, monkeypatch):
+    (card, *_), _ = zoo.find(BEST)
+    threat = Threat(norm="L2", eps=2.0)
+    other = card.model_copy(update={"submission": card.submission.model_copy(update={"threat": threat})})
+    cards.write_card(other, copied / "card" / other.place)
+    monkeypatch.setattr(scoring.data, "load", lambda *_: SimpleNamespace(test=None, name="mnist", note=""))
+    assert set(map(type, atent_ext.load(BEST).children())) == {torch.nn.Sequential}
+    with pytest.raises(BadInput, match=f"^{BEST} has cards under L2 2, Linf 0.3; give --norm and --eps$"):
+        scoring.load(Path(BEST))
+    assert scoring.load(Path(BEST), norm="Linf", eps=0.3).threat == card.submission.threat
+
+
 def test_weights_without_a_card_are_refused(copied):
     shutil.rmtree(copied / "card")
     (copied / "card").mkdir()
@@ -75,7 +91,7 @@ def test_a_model_with_a_card_alone_says_so():
 @pytest.mark.data
 @pytest.mark.parametrize("name", zoo.names())
 def test_the_cards_clean_flags_are_reproduced(name, data_root):
-    card, _ = zoo.find(name)
+    (card, *_), _ = zoo.find(name)
     (clean,) = (one for one in card.report["results"] if one["attack"] == "clean")
     test = data.load(card.submission.dataset, data_root).test.take(clean["n"])
     flags = evaluation.clean_flags(atent_ext.load(name), test)
@@ -93,7 +109,7 @@ def test_eval_takes_a_name(tmp_path, data_root):
     done = atent("eval", BEST, "--protocol", "quick", "--n", "20", "--data-root", str(data_root), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob(f"runs/{BEST}-*/eval-quick-Linf-0.3-n20-seed0.json")
-    report, (card, _) = json.loads(path.read_text()), zoo.find(BEST)
+    report, card = json.loads(path.read_text()), zoo.find(BEST)[0][0]
     assert report["weights_sha256"] == card.weights["sha256"]
     assert report["results"][0]["flags"] == card.report["results"][0]["flags"][:20]
 
@@ -106,8 +122,42 @@ def test_the_zoo_is_listed_and_names_that_are_not_in_it_are_refused(tmp_path):
     for arguments, said in (
         (["mnist-linf-atnet"], "mnist-linf-atnet does not exist; give a run folder or a weights file; the zoo has:"),
         ([BEST, "--model", "small-cnn"], "drop --model and --dataset"),
-        ([BEST, "--held-out"], "is no run folder"),
+        ([BEST, "--held-out"], f"{BEST} is a model of a zoo, and only a run says which images it held out; leave out"),
+        (["nowhere", "--held-out"], "nowhere does not exist"),
     ):
         done = atent("eval", *arguments, cwd=tmp_path)
         assert done.returncode == 2
         assert said in " ".join(done.stderr.split())
+
+
+# ---- docs/zoo.md and the script that trains
+
+
+def script(name, *arguments):
+    return subprocess.run(
+        [sys.executable, ROOT / "eval" / name, *arguments], capture_output=True, text=True, timeout=240
+    )
+
+
+@pytest.mark.integration
+def test_the_page_is_what_its_script_writes(tmp_path):
+    done = script("write_zoo.py", "--out", tmp_path / "zoo.md")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "zoo.md").read_text() == (ROOT / "docs" / "zoo.md").read_text()
+
+
+@pytest.mark.integration
+def test_the_zoo_is_trained_and_scored_by_its_entries(tmp_path):
+    tiny = "recipe: digits-linf-sgd, n: 4, set: [epochs=1, validation.count=50]"
+    (tmp_path / "zoo.yaml").write_text(f"models:\n  one: {{{tiny}}}\nsearch:\n  two: {{{tiny}}}\nablation: {{}}\n")
+    for _ in range(2):  # the second time there is nothing to do
+        done = script("zoo.py", "--file", tmp_path / "zoo.yaml", "--out", tmp_path / "zoo")
+        assert done.returncode == 0, done.stderr
+    assert "written" not in done.stdout
+    card = cards.read_card(tmp_path / "zoo" / "models" / "one.card.json")
+    assert card.submission.training.endswith("Recipe: digits-linf-sgd.")
+    searched = json.loads((tmp_path / "zoo" / "search" / "two.json").read_text())
+    assert searched["split"] == "held out of training, the first 4 of 50"
+    assert searched["weights_sha256"] == card.weights["sha256"]  # one training served both
+    assert len(list((tmp_path / "zoo" / "runs").iterdir())) == 1
+    assert "no entry of zoo.yaml" in script("zoo.py", "three").stderr

@@ -29,6 +29,7 @@ def reproduce(study: Study, shop: Workshop, target: Path, rows: Sequence[str] = 
     process works on it.
     """
     study.at(shop.scale)
+    checkpoints.replaceable(target)
     checkpoints.folder(target.parent)
     with locks.held(target, "wait for it, or name another --out"):
         return _reproduced(study, shop, target, rows)
