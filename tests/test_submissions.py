@@ -1010,7 +1010,7 @@ def test_a_run_becomes_a_submission_that_reads_back(run, tmp_path):
     card = opened.submission
     assert {field: getattr(card, field) for field in given} == given
     assert (card.architecture, card.dataset, card.threat) == (recipe.model, "digits", recipe.threat)
-    assert card.training == recipe.description
+    assert card.training == f"{recipe.description} Recipe: {recipe.name}."
     assert [(claim.what, claim.percent, claim.attack) for claim in card.claims] == [
         ("clean", 97.0, ""),
         ("robust", 81.0, "worst case of PGD-40, AutoAttack"),
