@@ -132,7 +132,7 @@ def test_eval_scores_the_images_that_a_run_held_out(run, tmp_path):
     assert report["results"][0]["flags"] == "".join("01"[flag] for flag in flags.tolist())
     named = ["--model", "digits-cnn", "--dataset", "digits", "--eps", 0.1]
     weights = folder / "weights.safetensors"
-    refused(atent("eval", weights, *named, "--held-out"), str(weights), "is no run folder, whose recipe says which images were held out")
+    refused(atent("eval", weights, *named, "--held-out"), str(weights), "is no run folder, whose recipe says which")
     written = ("submission", "new", folder, "--out", tmp_path / "sub", "--authors", "A", "--license", "MIT")
     claims = folder / "eval-quick-held-out-Linf-0.15-n30-seed0.json"
     refused(atent(*written, "--report", claims), "a report on images held out of training, the first 30 of 60; claims")
