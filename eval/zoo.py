@@ -1,6 +1,6 @@
 """Train and score the zoo of eval/zoo.yaml, entry by entry; what is there already is not done again.
 
-python eval/zoo.py linf-base mnist-linf-atent-132 --out zoo        (no name: all)
+python eval/zoo.py linf-wide-long-eps-0.36 mnist-linf-atent-48 --out zoo        (no name: all)
 """
 
 import os
