@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from atent_ext import data, recipes, submissions
 from atent_ext.papers.rows import finished
@@ -24,20 +24,24 @@ Group = Literal["models", "search", "ablation"]
 
 
 class Entry(BaseModel):
-    """A training: a recipe, what is set in it, its seed, on how many images it is scored.
+    """A training: a recipe, what is set in it, how many seeds (0, 1, ...), on how many images it is scored.
 
-    against: the models of the file that docs/zoo.md compares a model with.
+    against: the entries of the file that docs/zoo.md compares it with.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     recipe: str
     set: tuple[str, ...] = ()
-    seed: int = 0
+    seeds: int = Field(default=1, ge=1)
     n: int = 500
     against: tuple[str, ...] = ()
 
-    def load(self) -> recipes.Recipe:
-        return recipes.load(self.recipe, [*self.set, f"seed={self.seed}"])
+    def load(self, seed: int = 0) -> recipes.Recipe:
+        return recipes.load(self.recipe, [*self.set, f"seed={seed}"])
+
+    def files(self, name: str) -> list[str]:
+        """What the files of the trainings of the entry `name` are called, in the order of the seeds."""
+        return [name] if self.seeds == 1 else [f"{name}-seed{seed}" for seed in range(self.seeds)]
 
 
 def entries(file: Path = ZOO) -> dict[tuple[Group, str], Entry]:
@@ -46,16 +50,15 @@ def entries(file: Path = ZOO) -> dict[tuple[Group, str], Entry]:
     return {(group, name): Entry.model_validate(one) for group, found in raw.items() for name, one in found.items()}
 
 
-def train(entry: Entry, out: Path) -> Path:
-    """The run folder of an entry, trained to its end; recipes that decide the same weights share one."""
-    recipe = entry.load()
+def train(recipe: recipes.Recipe, out: Path) -> Path:
+    """The run folder of a recipe, trained to its end; recipes that decide the same weights share one."""
     folder = RunFolder(out / "runs" / run_name(recipe).rpartition("-")[2])  # the digest without the recipe's name
     if not finished(folder, recipe):
         fit(recipe, data.load(recipe.dataset), folder.path, resume=folder.exists())
     return folder.path
 
 
-def score(group: Group, name: str, entry: Entry, run: Path, out: Path, batch: int, speed: str) -> None:
+def score(group: Group, name: str, n: int, run: Path, out: Path, batch: int, speed: str) -> None:
     """Score a run by the command that its group is scored by, unless the file is there; never in TF32."""
     target = out / group / (f"{name}.card.json" if group == "models" else f"{name}.json")
     if target.is_file():
@@ -68,7 +71,7 @@ def score(group: Group, name: str, entry: Entry, run: Path, out: Path, batch: in
         asked = ["verify", str(folder), "--protocol", "zoo"]
     else:
         asked = ["eval", str(run), *(["--held-out"] if group == "search" else [])]
-    asked += ["--n", str(entry.n), "--batch-size", str(batch), "--chunk", str(batch), "--speed", speed]
+    asked += ["--n", str(n), "--batch-size", str(batch), "--chunk", str(batch), "--speed", speed]
     exact = os.environ | {"NVIDIA_TF32_OVERRIDE": "0"}
     subprocess.run([sys.executable, "-m", "atent_ext", *asked, "--out", str(target)], check=True, env=exact)
 
@@ -86,7 +89,8 @@ def main(
             raise typer.BadParameter(f"{name} is no entry of {file.name}")
     for (group, name), entry in known.items():
         if not names or name in names:
-            score(group, name, entry, train(entry, out), out, batch, speed)
+            for seed, stem in enumerate(entry.files(name)):
+                score(group, stem, entry.n, train(entry.load(seed), out), out, batch, speed)
 
 
 if __name__ == "__main__":

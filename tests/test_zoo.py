@@ -1,5 +1,6 @@
 """Models by name: the weights are those of the card, or there is an error."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -144,6 +145,34 @@ def test_the_page_is_what_its_script_writes(tmp_path):
     done = script("write_zoo.py", "--out", tmp_path / "zoo.md")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "zoo.md").read_text() == (ROOT / "docs" / "zoo.md").read_text()
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """eval/write_zoo.py as a module."""
+    monkeypatch.syspath_prepend(ROOT / "eval")
+    return importlib.import_module("write_zoo")
+
+
+def scored(*flags):
+    """Reports of one network a seed, each right under AutoAttack where its flags say 1."""
+    return [{"results": [{"attack": "AutoAttack", "flags": f, "accuracy": f.count("1") / len(f)}]} for f in flags]
+
+
+def test_a_gain_over_seeds_is_the_mean_difference_with_its_t_interval(page):
+    base = scored("0011", "0011", "0011")
+    # Differences 25, 50, 0: mean 25, deviation 25; t of 2 degrees of freedom at 0.975 is 4.3027.
+    assert page.gain(scored("0111", "1111", "1100"), base, "base") == "+25.0 (-37.1 to +87.1) than base"
+    assert page.gain(scored("1100", "1010", "0011"), base, "base") == "+0.0 than base, in every seed"
+    # One network each: McNemar's exact test; 6 against 0 is 2 / 2^6.
+    alone = page.gain(scored("11111111"), scored("00000011"), "base")
+    assert alone == "better than base: 6 of 8 images right by it alone, 0 by the other alone, p 0.031"
+
+
+def test_an_entry_of_several_seeds_has_a_file_for_each(page):
+    entry = page.Entry(recipe="digits-linf-atent", seeds=2)
+    assert (entry.files("a"), page.Entry(recipe="digits-linf-atent").files("a")) == (["a-seed0", "a-seed1"], ["a"])
+    assert [entry.load(seed).seed for seed in range(2)] == [0, 1]
 
 
 @pytest.mark.integration
