@@ -125,6 +125,16 @@ def interval(right: int, count: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def paired(mine: str, theirs: str) -> tuple[int, int, float]:
+    """Images right by the first flags alone, by the second alone, and McNemar's exact two-sided p-value.
+
+    Flags are "1" for right and "0" for wrong, of the same images. Raises ValueError where one are more than the other.
+    """
+    both = list(zip(mine, theirs, strict=True))
+    own, other = both.count(("1", "0")), both.count(("0", "1"))
+    return own, other, float(binomtest(own, own + other).pvalue) if own + other else 1.0
+
+
 def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     """The logits (N, classes) of `images` (N, ...) in eval mode, computed in batches, on the CPU."""
     device = device_of(model)

@@ -23,10 +23,9 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.progress import track
-from scipy.stats import binomtest
 
 from atent_ext import __version__, checkpoints, langevin, scoring
-from atent_ext.evaluation import Outcome, Setting, robust_flags
+from atent_ext.evaluation import Outcome, Setting, paired, robust_flags
 from atent_ext.norms import LINF
 from atent_ext.recipes import Threat
 
@@ -82,16 +81,14 @@ def pairs(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _pair(pgd: dict[str, Any], rival: dict[str, Any]) -> dict[str, Any]:
-    both = list(zip(pgd["flags"], rival["flags"], strict=True))
-    only_pgd, only_rival = both.count(("1", "0")), both.count(("0", "1"))
-    split = only_pgd + only_rival
+    only_pgd, only_rival, p = paired(pgd["flags"], rival["flags"])
     return {key: pgd[key] for key in ("eps", "start", "step_size", "n")} | {
         "attack": rival["attack"],
         "robust to PGD-20": pgd["correct"],
         "robust to it": rival["correct"],
         "robust to PGD-20 alone": only_pgd,
         "robust to it alone": only_rival,
-        "mcnemar_p": binomtest(only_pgd, split).pvalue if split else 1.0,
+        "mcnemar_p": p,
     }
 
 

@@ -10,10 +10,11 @@ from statistics import mean, stdev
 from typing import Any
 
 import typer
-from scipy.stats import binomtest, t
+from scipy.stats import t
 from zoo import Entry, Group, entries
 
 from atent_ext import checkpoints
+from atent_ext.evaluation import paired
 
 HERE = Path(__file__).resolve().parent
 CARDS, REPORTS = HERE.parent / "registry" / "cards", HERE / "results" / "zoo"
@@ -90,11 +91,10 @@ def cell(found: Report, attack: str) -> str:
 def compared(mine: Report, theirs: Report, name: str) -> str:
     """In words: who is right alone how often under AutoAttack, on the images that both were scored on."""
     flags = [result(found, "AutoAttack")["flags"] for found in (mine, theirs)]
-    both = list(zip(*flags, strict=False))
-    own, other = both.count(("1", "0")), both.count(("0", "1"))
-    p = float(binomtest(own, own + other).pvalue) if own + other else 1.0
+    n = min(map(len, flags))
+    own, other, p = paired(*(one[:n] for one in flags))
     verdict = "no better or worse" if p >= 0.05 else "better" if own > other else "worse"
-    alone = f"{own} of {len(both)} images right by it alone, {other} by the other alone"
+    alone = f"{own} of {n} images right by it alone, {other} by the other alone"
     return f"{verdict} than {name}: {alone}, p {p:.2g}"
 
 

@@ -95,6 +95,14 @@ def test_interval_has_the_published_values(right, count, low, high):
     assert evaluation.interval(right, count) == pytest.approx((low, high), abs=5e-5)
 
 
+def test_flags_are_paired_by_mcnemars_exact_test():
+    # 1 against 7 of 8 that differ: 2 (C(8,0) + C(8,1)) / 2^8 = 18 / 256.
+    assert evaluation.paired("1" + "0" * 7 + "11", "0" + "1" * 7 + "11") == (1, 7, pytest.approx(18 / 256))
+    assert evaluation.paired("0101", "0101") == (0, 0, 1.0)
+    with pytest.raises(ValueError, match="longer"):
+        evaluation.paired("01", "011")
+
+
 # ---- flags in closed form
 
 

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.stats import binomtest
-
+from atent_ext.evaluation import paired
 from atent_ext.papers.report import Result, described
 
 SIGNIFICANT = 0.05
@@ -62,10 +61,8 @@ def _defended(row: Result) -> bool:
 
 
 def _duel(where: str, ours: Result, rival: Result, mine: str, theirs: str) -> Duel:
-    both = list(zip(mine, theirs, strict=True))
-    alone = both.count(("1", "0")), both.count(("0", "1"))
-    p = float(binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else 1.0
-    return Duel(where, ours["name"], rival["name"], _defended(rival), alone, len(mine), p)
+    own, other, p = paired(mine, theirs)
+    return Duel(where, ours["name"], rival["name"], _defended(rival), (own, other), len(mine), p)
 
 
 def page(results: Sequence[Result], figures: Sequence[str] = ()) -> str:
