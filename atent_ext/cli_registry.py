@@ -141,7 +141,8 @@ def zoo() -> None:
     from atent_ext.standings import measured
 
     first = Column("model", no_wrap=True)
-    table = Table(first, "data", "threat", "clean", "worst case", "images", "network")
+    others = (Column(one, overflow="fold") for one in ("data", "threat", "clean", "worst case", "images", "network"))
+    table = Table(first, *others)  # folded, not cut: names are to be copied
     for name in models.names():
         for card in models.find(name)[0]:
             asked, entry = card.submission, measured(card, Path(name))

@@ -62,7 +62,7 @@ def load(
     checkpoint lies in `model_dir` (None: "models"), and without `eps` it is scored at the radius of RobustBench's
     leaderboard. Raises BadInput where something is missing or does not fit.
     """
-    if held_out and (str(path).startswith(_ZOO) or str(path) in zoo.names()):
+    if held_out and (str(path).startswith(_ZOO) or (not path.exists() and str(path) in zoo.names())):
         raise BadInput(
             f"{path} is a model of a zoo, and only a run says which images it held out; leave out --held-out"
         )
@@ -96,6 +96,8 @@ def load(
 def _at(subject: Subject, norm: str | None, eps: float | None) -> Subject:
     """The subject under another threat model, where one is asked for."""
     own = subject.threat
+    if norm_called(norm or own.norm).name != own.norm and eps is None:
+        raise BadInput(f"norm is {norm}, and the radius at hand, {own.eps:g}, is of {own.norm}; give --eps, too")
     return replace(subject, threat=_threat(norm or own.norm, own.eps if eps is None else eps))
 
 

@@ -3,7 +3,10 @@
 python eval/zoo.py linf-wide-long-eps-0.36 mnist-linf-atent-48 --out zoo        (no name: all)
 """
 
+import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +14,10 @@ from typing import Annotated, Literal
 
 import typer
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from atent_ext import data, recipes, submissions
+from atent_ext import cli_endings, data, recipes, submissions
+from atent_ext.errors import BadInput
 from atent_ext.papers.rows import finished
 from atent_ext.papers.study import run_name
 from atent_ext.runs import RunFolder
@@ -44,10 +48,17 @@ class Entry(BaseModel):
         return [name] if self.seeds == 1 else [f"{name}-seed{seed}" for seed in range(self.seeds)]
 
 
-def entries(file: Path = ZOO) -> dict[tuple[Group, str], Entry]:
-    """(group, name) -> entry, in the order of the file."""
-    raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return {(group, name): Entry.model_validate(one) for group, found in raw.items() for name, one in found.items()}
+Known = dict[tuple[Group, str], Entry]
+
+
+def entries(file: Path = ZOO) -> Known:
+    """(group, name) -> entry, in the order of the file. Raises BadInput where the file holds anything else."""
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        groups = TypeAdapter(dict[Group, dict[str, Entry]]).validate_python(raw)
+    except (yaml.YAMLError, ValidationError) as error:
+        raise BadInput(f"{file} does not fit: {error}") from None
+    return {(group, name): entry for group, found in groups.items() for name, entry in found.items()}
 
 
 def train(recipe: recipes.Recipe, out: Path) -> Path:
@@ -59,23 +70,40 @@ def train(recipe: recipes.Recipe, out: Path) -> Path:
 
 
 def score(group: Group, name: str, n: int, run: Path, out: Path, batch: int, speed: str) -> None:
-    """Score a run by the command that its group is scored by, unless the file is there; never in TF32."""
+    """Score a run by the command that its group is scored by, unless that was done; never in TF32.
+
+    Raises BadInput where the file at hand is of other weights or another number of images.
+    """
     target = out / group / (f"{name}.card.json" if group == "models" else f"{name}.json")
     if target.is_file():
-        return
+        return _check(target, n, run)
     target.parent.mkdir(parents=True, exist_ok=True)
     if group == "models":
         folder = out / "submissions" / name
-        if not folder.is_dir():
-            submissions.new(run, folder, authors="The atent-ext authors", license="MIT", name=name)
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier training, or half of one
+        submissions.new(run, folder, authors="The atent-ext authors", license="MIT", name=name)
         asked = ["verify", str(folder), "--protocol", "zoo"]
     else:
         asked = ["eval", str(run), *(["--held-out"] if group == "search" else [])]
     asked += ["--n", str(n), "--batch-size", str(batch), "--chunk", str(batch), "--speed", speed]
     exact = os.environ | {"NVIDIA_TF32_OVERRIDE": "0"}
-    subprocess.run([sys.executable, "-m", "atent_ext", *asked, "--out", str(target)], check=True, env=exact)
+    done = subprocess.run([sys.executable, "-m", "atent_ext", *asked, "--out", str(target)], env=exact)
+    if done.returncode:  # it has said why
+        raise typer.Exit(done.returncode)
 
 
+def _check(target: Path, n: int, run: Path) -> None:
+    found = json.loads(target.read_text(encoding="utf-8"))
+    found = found.get("report", found)
+    weights = hashlib.sha256(RunFolder(run).weights.read_bytes()).hexdigest()
+    if found["weights_sha256"] != weights or found["results"][0]["n"] != n:
+        raise BadInput(f"{target} is not of {n} images and the weights in {run}; move it away")
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Entries [default: all].")] = None,
     file: Annotated[Path, typer.Option(help="The entries.")] = ZOO,
@@ -86,7 +114,7 @@ def main(
     known = entries(file)
     for name in names or ():
         if name not in {one for _, one in known}:
-            raise typer.BadParameter(f"{name} is no entry of {file.name}")
+            raise BadInput(f"{name} is no entry of {file.name}; it has: {', '.join(one for _, one in known)}")
     for (group, name), entry in known.items():
         if not names or name in names:
             for seed, stem in enumerate(entry.files(name)):
@@ -94,4 +122,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cli_endings.run(app)

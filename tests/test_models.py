@@ -191,8 +191,8 @@ def test_width_is_a_factor_on_the_channels():
     assert weights(network) == convolutions + fc(128 * 16, 200) + fc(200, 200) + fc(200, 10) == 711_018
 
 
-@pytest.mark.parametrize("width", [0, -1, 1.5, "2"])
-def test_width_must_be_a_whole_number(width):
+@pytest.mark.parametrize("width", [0, -1, 1.5, "2", True, 17, 10**9])
+def test_width_must_be_a_small_whole_number(width):
     with pytest.raises(BadInput, match="width is"):
         models.build("small-cnn", classes=10, channels=1, width=width)
 

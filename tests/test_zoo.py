@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import atent_ext
-from atent_ext import cards, data, evaluation, registry, scoring, zoo
+from atent_ext import cards, data, evaluation, recipes, registry, scoring, zoo
 from atent_ext.errors import BadInput
 from atent_ext.recipes import Threat
 
@@ -129,6 +129,8 @@ def test_the_zoo_is_listed_and_names_that_are_not_in_it_are_refused(tmp_path):
         done = atent("eval", *arguments, cwd=tmp_path)
         assert done.returncode == 2
         assert said in " ".join(done.stderr.split())
+    (tmp_path / BEST).mkdir()  # a folder of that name is what the user means
+    assert "recipe.yaml" in atent("eval", BEST, "--held-out", cwd=tmp_path).stderr
 
 
 # ---- docs/zoo.md and the script that trains
@@ -154,16 +156,35 @@ def page(monkeypatch):
     return importlib.import_module("write_zoo")
 
 
-def scored(*flags):
-    """Reports of one network a seed, each right under AutoAttack where its flags say 1."""
-    return [{"results": [{"attack": "AutoAttack", "flags": f, "accuracy": f.count("1") / len(f)}]} for f in flags]
+def scored(*flags, recipe="digits-linf-atent", notes=()):
+    """Reports of one network a seed, each right under AutoAttack where its flags say 1, and everywhere else."""
+    settings = {"split": "test, the first 8 of 9", "seed": 0, "chunk": 8, "speed": "plain", "weights_sha256": "ab"}
+    settings |= {"machine": {"device": "cpu", "python": "3.11.7"}, "versions": {"torch": "2.15.0"}, "data": "digits"}
+    settings |= {"threat": {"norm": "Linf", "eps": 0.15}}
+    return [settings | {"recipe": dumped(recipe, seed), "results": results(f, notes)} for seed, f in enumerate(flags)]
+
+
+def results(flags, notes):
+    right, n = flags.count("1"), len(flags)
+    won = {"flags": flags, "accuracy": right / n, "interval95_wilson": evaluation.interval(right, n)}
+    clean = {"attack": "clean", "flags": "1" * n, "accuracy": 1.0, "interval95_wilson": (0.5, 1.0), "notes": []}
+    return [
+        clean,
+        clean | {"attack": "PGD-40"},
+        {"attack": "AutoAttack", "version": "standard", "notes": list(notes)} | won,
+    ]
+
+
+def dumped(name, seed):
+    return recipes.load(name, [f"seed={seed}"]).model_dump(mode="json")
 
 
 def test_a_gain_over_seeds_is_the_mean_difference_with_its_t_interval(page):
     base = scored("0011", "0011", "0011")
     # Differences 25, 50, 0: mean 25, deviation 25; t of 2 degrees of freedom at 0.975 is 4.3027.
-    assert page.gain(scored("0111", "1111", "1100"), base, "base") == "+25.0 (-37.1 to +87.1) than base"
-    assert page.gain(scored("1100", "1010", "0011"), base, "base") == "+0.0 than base, in every seed"
+    assert page.gain(scored("0111", "1111", "1100"), base, "base") == "+25.0 points (-37.1 to +87.1) against base"
+    assert page.gain(scored("1100", "1010", "0011"), base, "base") == "+0.0 points against base, in every seed"
+    assert page.gain(scored("0111", "1011"), scored("0011", "0011"), "b") == "+25.0 points against b, in every seed"
     # One network each: McNemar's exact test; 6 against 0 is 2 / 2^6.
     alone = page.gain(scored("11111111"), scored("00000011"), "base")
     assert alone == "better than base: 6 of 8 images right by it alone, 0 by the other alone, p 0.031"
@@ -173,6 +194,37 @@ def test_an_entry_of_several_seeds_has_a_file_for_each(page):
     entry = page.Entry(recipe="digits-linf-atent", seeds=2)
     assert (entry.files("a"), page.Entry(recipe="digits-linf-atent").files("a")) == (["a-seed0", "a-seed1"], ["a"])
     assert [entry.load(seed).seed for seed in range(2)] == [0, 1]
+
+
+def test_the_tables_say_what_the_reports_hold(page):
+    base = page.Entry(recipe="digits-linf-atent", seeds=2)
+    other = page.Entry(recipe="digits-linf-atent", set=("objective.noise=0",), seeds=2, against=("base",))
+    found = {"base": scored("0011", "0111"), "other": scored("1111", "1111"), "none": []}
+    lines = list(page.ablation(found, {"base": base, "other": other, "none": other}))
+    all_right = "100.0 (100.0 to 100.0)"
+    assert lines[2] == f"| base | digits-linf-atent | 2 | {all_right} | {all_right} | 62.5 (50.0 to 75.0) |  |"
+    assert lines[3].endswith("| 100.0 (100.0 to 100.0) | +37.5 points (-121.3 to +196.3) against base |")
+    how = "test, the first 8 of 9; AutoAttack standard; seed 0, chunks of 8 images; speed plain; cpu, Python 3.11.7"
+    assert lines[4] == f"\nScored (base, other): {how}, torch 2.15.0."
+    assert lines[5] == "\nNot done yet: none.\n"
+    alone = page.Entry(recipe="digits-linf-atent", against=("base", "absent"))
+    found = {"base": scored("00000011", notes=["weak"]), "other": scored("11111111"), "absent": []}
+    lines = list(page.models(found, {"base": base, "other": alone, "absent": alone}, {}))
+    assert lines[0] == "## digits, Linf eps 0.15\n"
+    assert lines[3] == "| base | digits-linf-atent |  |  | 100.0 (50.0-100.0) |  |  |  | 25.0 (7.1-59.1) |"
+    assert lines[5] == "\nother is better than base: 6 of 8 images right by it alone, 0 by the other alone, p 0.031."
+    assert lines[7:9] == ["\nbase, AutoAttack: weak", ""]
+
+
+def test_a_report_of_another_recipe_is_refused(page, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "REPORTS", tmp_path)
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "one.json").write_text(json.dumps(scored("01")[0]))
+    entry = page.Entry(recipe="digits-linf-atent")
+    assert len(page.reports({("search", "one"): entry})["one"]) == 1
+    with pytest.raises(BadInput, match=r"one\.json is of another recipe than the entry one; score it anew"):
+        page.reports({("search", "one"): entry.model_copy(update={"set": ("epochs=1",)})})
+    assert page.reports({("search", "one"): entry.model_copy(update={"seeds": 2})}) == {"one": []}
 
 
 @pytest.mark.integration
@@ -189,4 +241,14 @@ def test_the_zoo_is_trained_and_scored_by_its_entries(tmp_path):
     assert searched["split"] == "held out of training, the first 4 of 50"
     assert searched["weights_sha256"] == card.weights["sha256"]  # one training served both
     assert len(list((tmp_path / "zoo" / "runs").iterdir())) == 1
-    assert "no entry of zoo.yaml" in script("zoo.py", "three").stderr
+    (tmp_path / "zoo.yaml").write_text("models: {}\nsearch:\n  two: {recipe: digits-linf-sgd, m: 4}\n")
+    (tmp_path / "other.yaml").write_text(f"search:\n  two: {{{tiny.replace('n: 4', 'n: 5')}}}\n")
+    for arguments, said in (
+        (["three"], "three is no entry of zoo.yaml; it has: mnist-linf-atent, "),
+        (["--file", tmp_path / "zoo.yaml"], "search.two.m Extra inputs are not permitted"),
+        (["--file", tmp_path / "none.yaml"], "No such file"),
+        (["--file", tmp_path / "other.yaml", "--out", tmp_path / "zoo"], "two.json is not of 5 images and the weights"),
+    ):
+        done = script("zoo.py", *arguments)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+        assert said in " ".join(done.stderr.split())
