@@ -141,14 +141,13 @@ def zoo() -> None:
     from atent_ext.standings import measured
 
     first = Column("model", no_wrap=True)
-    others = (Column(one, overflow="fold") for one in ("data", "threat", "clean", "worst case", "images", "network"))
-    table = Table(first, *others)  # folded, not cut: names are to be copied
+    table = Table(first, *(Column(one, overflow="fold") for one in ("data", "threat", "clean", "worst case", "images")))
     for name in models.names():
         for card in models.find(name)[0]:
             asked, entry = card.submission, measured(card, Path(name))
             found = [f"{100 * one.accuracy:.1f}%" for one in (entry.clean, entry.worst)]
             threat = f"{asked.threat.norm} {asked.threat.eps:.4g}"
-            table.add_row(name, asked.dataset, threat, *found, str(entry.clean.n), asked.architecture.name)
+            table.add_row(name, asked.dataset, threat, *found, str(entry.clean.n))
     console.print(table)
 
 
