@@ -100,9 +100,9 @@ class SmallCNN(nn.Module):
         super().__init__()
         if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
             raise BadInput(f"dropout is {dropout!r}; it must be a probability in [0, 1)")
-        checks.steps("width", width)
-        if width > 16:  # a stranger's card of a few bytes must not ask for all memory
-            raise BadInput(f"width is {width}; it must be at most 16")
+        # A stranger's card of a few bytes must not ask for all memory.
+        if not (isinstance(width, int) and not isinstance(width, bool) and 1 <= width <= 16):
+            raise BadInput(f"width is {width!r}; it must be a whole number from 1 to 16")
         few, many = 32 * width, 64 * width
         first, second = [*_conv(channels, few), *_conv(few, few)], [*_conv(few, many), *_conv(many, many)]
         self.features = nn.Sequential(*first, nn.MaxPool2d(2), *second, nn.MaxPool2d(2))

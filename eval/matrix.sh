@@ -46,10 +46,11 @@ fi
 
 # The plugin of anyio, which others bring along, is not ours: old versions of it warn under a new pytest. The other
 # warnings are of old versions of typer (under a new click), of RobustBench and torchattacks (under torch below 2.6), of
-# ART and of matplotlib (under a new pyparsing).
+# ART and of matplotlib (under a new pyparsing), and of torch.compile under Python 3.13.0.
 quiet=(-W "ignore:'click.utils.get_:DeprecationWarning"
     -W 'ignore:You are using `torch.load` with `weights_only=False`:FutureWarning'
     -W 'ignore:The given NumPy array is not writable:UserWarning'
+    -W 'ignore:Guards may run slower on Python 3.13.0:RuntimeWarning'
     -W ignore::pyparsing.warnings.PyparsingDeprecationWarning)
 status=0
 (cd "$root" && OMP_NUM_THREADS=1 ATENT_REQUIRE_DATA=1 "$venv/bin/python" -m pytest -q -p no:cacheprovider -p no:anyio \

@@ -1,4 +1,4 @@
-"""Write docs/results.md from the results of `atent reproduce` in eval/results/.
+"""Write docs/results.md from the results of `atent reproduce` in eval/results/, and what the zoo says of ATENT.
 
 python eval/write_results.py
 """
@@ -7,12 +7,18 @@ import json
 from pathlib import Path
 
 import typer
+from write_zoo import duels
+from zoo import entries
 
 from atent_ext import checkpoints
 from atent_ext.papers import study
 from atent_ext.papers.markdown import page
 
 HERE = Path(__file__).resolve().parent
+ZOO = """## The zoo: the same budget, the same images, AutoAttack
+
+TEXT
+"""
 
 
 def results() -> list[dict]:
@@ -26,7 +32,8 @@ def results() -> list[dict]:
 
 def main(out: Path = HERE.parent / "docs" / "results.md") -> None:
     pictures = sorted(f"img/{path.name}" for path in (HERE.parent / "docs" / "img").glob("paper-*.png"))
-    checkpoints.write(out, page(results(), pictures))
+    title, rest = page(results(), pictures).split("## ", 1)
+    checkpoints.write(out, "\n".join([title + ZOO, *duels(entries()), "", "## " + rest]))
     print(f"written: {out}")
 
 

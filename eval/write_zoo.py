@@ -228,6 +228,19 @@ def ablation(found: Reports, known: Mapping[str, Entry]) -> Iterator[str]:
     yield from missing(found, known)
 
 
+def duels(known: Known) -> Iterator[str]:
+    """How the published ATENT models fare against the others, for docs/results.md."""
+    found = reports(known)
+    for name, entry in ((name, entry) for (group, name), entry in known.items() if group == "models" and found[name]):
+        (mine,) = found[name]
+        rivals = [rival for rival in entry.against if found[rival]]
+        threat = f"{mine['threat']['norm']} eps {mine['threat']['eps']:g}"
+        yield from [f"- **{name}**, {threat}, {cell(mine, 'AutoAttack')}, is"] if rivals else ()
+        for rival in rivals:
+            (theirs,) = found[rival]
+            yield f"  - {compared(mine, theirs, rival)}; it has {cell(theirs, 'AutoAttack')}"
+
+
 def page(known: Known) -> str:
     found = reports(known)
     groups = {kind: {name: entry for (group, name), entry in known.items() if group == kind} for kind, _ in known}
