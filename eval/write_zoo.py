@@ -115,13 +115,22 @@ def cell(found: Report, attack: str) -> str:
     return f"{100 * one['accuracy']:.1f} ({low:.1f}-{high:.1f})"
 
 
-def compared(mine: Report, theirs: Report, name: str) -> str:
-    """In words: who is right alone how often under AutoAttack, on the images that both were scored on."""
-    flags = [result(found, "AutoAttack")["flags"] for found in (mine, theirs)]
+def alone(mine: Report, theirs: Report, attack: str) -> tuple[int, int, int, float]:
+    """Images that both were scored on; those right under `attack` by the first alone, by the second alone; p."""
+    flags = [result(found, attack)["flags"] for found in (mine, theirs)]
     n = min(map(len, flags))
-    own, other, p = paired(*(one[:n] for one in flags))
+    return n, *paired(*(one[:n] for one in flags))
+
+
+def compared(mine: Report, theirs: Report, name: str) -> str:
+    """In words: who is right alone how often under AutoAttack, and under the strongest PGD that both met."""
+    n, own, other, p = alone(mine, theirs, "AutoAttack")
     verdict = "not told apart from" if p >= SIGNIFICANT else "better than" if own > other else "worse than"
-    return f"{verdict} {name}: {own} of {n} images right by it alone, {other} by the other alone, p {p:.2g}"
+    said = f"{verdict} {name}: {own} of {n} images right by it alone, {other} by the other alone, p {p:.2g}"
+    for attack in (one for one in ("PGD-40 x 10", "PGD-40") if result(mine, one) and result(theirs, one)):
+        _, own, other, p = alone(mine, theirs, attack)
+        said += f" (under {attack} {own} and {other}, p {p:.2g})"
+    return said
 
 
 def table(rows: list[list[str]], head: list[str]) -> list[str]:
