@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 from scipy.stats import t
-from zoo import Entry, Group, Known, entries
+from zoo import Entry, Group, Known, digest, entries
 
 from atent_ext import checkpoints, cli_endings, recipes
 from atent_ext.errors import BadInput
@@ -78,14 +78,10 @@ def _measured(group: Group, name: str, entry: Entry) -> list[Report]:
         path = REPORTS / group / f"{stem}.json"
         if path.is_file():
             one = json.loads(path.read_text(encoding="utf-8"))
-            if _deciding(recipes.parse(one["recipe"], str(path))) != _deciding(entry.load(seed)):
+            if digest(recipes.parse(one["recipe"], str(path))) != digest(entry.load(seed)):
                 raise BadInput(f"{path} is of another recipe than the entry {name}; score it anew")
             found.append(one)
     return found
-
-
-def _deciding(recipe: recipes.Recipe) -> dict[str, Any]:
-    return recipe.model_dump(exclude={"name", "description", "differs"})
 
 
 def result(found: Report, attack: str) -> Report | None:

@@ -61,9 +61,14 @@ def entries(file: Path = ZOO) -> Known:
     return {(group, name): entry for group, found in groups.items() for name, entry in found.items()}
 
 
+def digest(recipe: recipes.Recipe) -> str:
+    """Of what decides the weights, and so not of the recipe's name."""
+    return run_name(recipe).rpartition("-")[2]
+
+
 def train(recipe: recipes.Recipe, out: Path) -> Path:
     """The run folder of a recipe, trained to its end; recipes that decide the same weights share one."""
-    folder = RunFolder(out / "runs" / run_name(recipe).rpartition("-")[2])  # the digest without the recipe's name
+    folder = RunFolder(out / "runs" / digest(recipe))
     if not finished(folder, recipe):
         fit(recipe, data.load(recipe.dataset), folder.path, resume=folder.exists())
     return folder.path
