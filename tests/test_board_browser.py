@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -199,13 +200,22 @@ def luminance(opened):
     return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
 
 
+def reload_until_light(opened, seconds=20):
+    """Chromium hands what a page stores to its next process a little later: a busy machine shows the time between."""
+    end = time.monotonic() + seconds
+    opened.reload()
+    while luminance(opened) <= 200:
+        assert time.monotonic() < end
+        opened.wait_for_timeout(100)
+        opened.reload()
+
+
 def test_the_theme_follows_the_system_and_the_button(browser, site):
     with page(browser, site[0], color_scheme="dark") as (opened, heard):
         assert luminance(opened) < 60
         opened.get_by_role("button", name="Theme: system").click()
         assert luminance(opened) > 200
-        opened.reload()
-        assert luminance(opened) > 200  # it is remembered
+        reload_until_light(opened)  # it is remembered
         opened.get_by_role("button", name="Theme: light").click()
         opened.get_by_role("button", name="Theme: dark").click()
         opened.get_by_role("button", name="Theme: system").wait_for()
