@@ -143,7 +143,8 @@ def refused(name: str, result: tuple[int, str], file: Path, needed: int | None =
     bytes_named = re.search(r"it needs ([\d,]+) bytes", said)
     told = int(bytes_named[1].replace(",", "")) if bytes_named else None
     right = needed is None or (told is not None and abs(told - needed) < _PAGE)
-    good = code == 2 and "\n" not in said and said.startswith(f"atent: {file} cannot be written (") and right
+    one_line = re.fullmatch(rf"atent: {re.escape(str(file))} cannot be (written|made) \(.*", said) is not None
+    good = code == 2 and one_line and right
     return {"case": name, "exit_code": code, "said": said.replace(str(file.parent), "FOLDER"), "good": good}
 
 
@@ -159,7 +160,7 @@ def content(folder: Path) -> Files:
 
 
 def no_temporary(folder: Path) -> bool:
-    return all(path.name.startswith(".lock") for path in folder.rglob(".*"))
+    return all(path.name.endswith((".lock", ".lock-owner")) for path in folder.rglob(".*"))
 
 
 # ---- training
@@ -233,8 +234,8 @@ def read_only_runs(place: Path, whole: Path) -> Iterator[Told]:
             for how in ("--resume", "--overwrite"):
                 case = refused(f"train {how}: read-only", atent(*_TRAINING, "--out", run, how), run / ".lock")
                 yield checked(case, earlier_files_unchanged=content(run) == before)
-            report = run / "eval-pgd-Linf-0.15-n20-seed0.json.chunks" / "setting.json"
-            yield refused("eval: read-only", atent("eval", run, "--protocol", "pgd", "--n", 20), report)
+            chunks = run / "eval-pgd-Linf-0.15-n20-seed0.json.chunks"
+            yield refused("eval: read-only", atent("eval", run, "--protocol", "pgd", "--n", 20), chunks)
 
 
 # ---- the others
@@ -273,25 +274,29 @@ def drawings(place: Path, run: Path) -> Iterator[Told]:
     yield from drawing(place, [*plot, out / "history.png"], whole / "plot", ["history.png", "history.svg"])
     ended(atent(*study, whole / "study"))
     files = [f"v2-fig2-smoke{end}" for end in ("-density.png", "-density.svg", "-density.json", ".json")]
-    yield from drawing(place, [*study, out], whole / "study", files)
+    yield from drawing(place, [*study, out], whole / "study", files, lock=".v2-fig2-smoke.json.lock")
 
 
-def drawing(place: Path, command: Sequence[object], whole: Path, names: Sequence[str]) -> Iterator[Told]:
-    """`names`: the files that the command writes, in its order; they lie in `whole`."""
+def drawing(
+    place: Path, command: Sequence[object], whole: Path, names: Sequence[str], lock: str | None = None
+) -> Iterator[Told]:
+    """`names`: what the command writes, in its order, and `whole` has; `lock`: the file that it holds meanwhile."""
     files, what, out = [whole / name for name in names], str(command[0]), place / "out"
+    owner = _OWNER if lock else 0
     for number, file in enumerate(files):
-        with disk(place, room(*files[: number + 1]) - _PAGE):
+        with disk(place, owner + room(*files[: number + 1]) - _PAGE):
             case = refused(f"{what}: full at {file.name}", atent(*command), out / file.name, file.stat().st_size)
             kept = content(out) == {one.name: one.read_bytes() for one in files[:number]}
             yield checked(case, earlier_files_whole=kept, no_temporary_file=no_temporary(out))
     with disk(place, _AMPLE):
         ended(atent(*command))
         before, first = content(out), files[0]
-        resize(place, room(*files))
+        resize(place, owner + room(*files))
         case = refused(f"{what}: full, drawn anew", atent(*command), out / first.name, first.stat().st_size)
         yield checked(case, earlier_files_unchanged=content(out) == before, no_temporary_file=no_temporary(out))
         with read_only(out):
-            case = refused(f"{what}: read-only", atent(*command), out / first.name, first.stat().st_size)
+            barred = (out / lock, None) if lock else (out / first.name, first.stat().st_size)
+            case = refused(f"{what}: read-only", atent(*command), *barred)
             yield checked(case, earlier_files_unchanged=content(out) == before)
         resize(place, _AMPLE)
         ended(atent(*command))
