@@ -32,9 +32,10 @@ known.
 intervals). As printed, projected after the last step alone, ATENT is about three points worse than PGD-AT under
 AutoAttack. With every step projected it is better than as printed and not told apart from PGD-AT. A lower weight of
 the last iterate (alpha 0.5 instead of 0.9), or the same for all, is not told apart under AutoAttack and costs clean
-accuracy; with the last iterate alone (alpha 1), ATENT is about two points worse. No noise from 0 to 0.1 is told apart
-from the paper's 0.001. Raw gradients instead of their signs cost many points. With the same number of passes, fewer
-steps an image (5) and more epochs are better than 10, and 20 are worse.
+accuracy; with the last iterate alone (alpha 1), ATENT is about two points worse as printed, and not told apart where
+every step is projected: there no gain of the average was seen. No noise from 0 to 0.1 is told apart from the paper's
+0.001. Raw gradients instead of their signs cost many points. With the same number of passes, fewer steps an image (5)
+and more epochs are better than 10, and 20 are worse.
 """
 
 
