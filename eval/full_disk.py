@@ -137,13 +137,13 @@ def ended(result: tuple[int, str]) -> None:
         raise SystemExit(f"a command that nothing was in the way of ended with exit code {result[0]}: {result[1]}")
 
 
-def refused(name: str, result: tuple[int, str], file: Path, needed: int | None = None) -> Told:
+def refused(name: str, result: tuple[int, str], file: Path, needed: int | None = None, verb: str = "written") -> Told:
     """Whether a command was refused in one line that names the file, and the bytes needed to within a page."""
     code, said = result
     bytes_named = re.search(r"it needs ([\d,]+) bytes", said)
     told = int(bytes_named[1].replace(",", "")) if bytes_named else None
     right = needed is None or (told is not None and abs(told - needed) < _PAGE)
-    one_line = re.fullmatch(rf"atent: {re.escape(str(file))} cannot be (written|made) \(.*", said) is not None
+    one_line = re.fullmatch(rf"atent: {re.escape(str(file))} cannot be {verb} \(.*", said) is not None
     good = code == 2 and one_line and right
     return {"case": name, "exit_code": code, "said": said.replace(str(file.parent), "FOLDER"), "good": good}
 
@@ -235,7 +235,7 @@ def read_only_runs(place: Path, whole: Path) -> Iterator[Told]:
                 case = refused(f"train {how}: read-only", atent(*_TRAINING, "--out", run, how), run / ".lock")
                 yield checked(case, earlier_files_unchanged=content(run) == before)
             chunks = run / "eval-pgd-Linf-0.15-n20-seed0.json.chunks"
-            yield refused("eval: read-only", atent("eval", run, "--protocol", "pgd", "--n", 20), chunks)
+            yield refused("eval: read-only", atent("eval", run, "--protocol", "pgd", "--n", 20), chunks, verb="made")
 
 
 # ---- the others
