@@ -48,7 +48,7 @@ def find(name: str) -> tuple[list[Card], Path]:
 
 def unknown(said: str, name: str) -> BadInput:
     """The error for a name that is no model of the zoo: what was said, and what there is instead."""
-    if name.isprintable() and any(_cards(name)):
+    if isinstance(name, str) and name.isprintable() and any(_cards(name)):
         said += f"; the registry has a card of {name}, but not its weights"
     return BadInput(f"{said}; the zoo has: {', '.join(names()) or 'no models'}")
 

@@ -10,7 +10,7 @@ import typer
 from write_zoo import duels
 from zoo import entries
 
-from atent_ext import checkpoints
+from atent_ext import checkpoints, cli_endings
 from atent_ext.papers import study
 from atent_ext.papers.markdown import page
 
@@ -48,6 +48,10 @@ def results() -> list[dict]:
     return found
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def main(out: Path = HERE.parent / "docs" / "results.md") -> None:
     pictures = sorted(f"img/{path.name}" for path in (HERE.parent / "docs" / "img").glob("paper-*.png"))
     title, rest = page(results(), pictures).split("## ", 1)
@@ -56,4 +60,4 @@ def main(out: Path = HERE.parent / "docs" / "results.md") -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cli_endings.run(app)

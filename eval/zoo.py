@@ -37,7 +37,7 @@ class Entry(BaseModel):
     recipe: str
     set: tuple[str, ...] = ()
     seeds: int = Field(default=1, ge=1)
-    n: int = 500
+    n: int = Field(default=500, ge=1)
     against: tuple[str, ...] = ()
 
     def load(self, seed: int = 0) -> recipes.Recipe:
@@ -56,9 +56,16 @@ def entries(file: Path = ZOO) -> Known:
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
         groups = TypeAdapter(dict[Group, dict[str, Entry]]).validate_python(raw)
-    except (yaml.YAMLError, ValidationError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
         raise BadInput(f"{file} does not fit: {error}") from None
-    return {(group, name): entry for group, found in groups.items() for name, entry in found.items()}
+    found = {(group, name): entry for group, those in groups.items() for name, entry in those.items()}
+    names = [name for _, name in found]
+    for name, entry in ((name, entry) for (_, name), entry in found.items()):
+        if names.count(name) > 1:
+            raise BadInput(f"{file} has two entries {name}; rename one")
+        for rival in (rival for rival in entry.against if rival not in names):
+            raise BadInput(f"{file}: {name} is to be compared with {rival}, which is no entry; write the name of one")
+    return found
 
 
 def digest(recipe: recipes.Recipe) -> str:

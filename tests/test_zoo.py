@@ -78,7 +78,7 @@ def test_weights_without_a_card_are_refused(copied):
         atent_ext.load(BEST)
 
 
-@pytest.mark.parametrize("name", ["mnist-linf-atnet", "", "../mnist-linf-atent", "*", "a\nb"])
+@pytest.mark.parametrize("name", ["mnist-linf-atnet", "", "../mnist-linf-atent", "*", "a\nb", None])
 def test_an_unknown_name_is_told_what_there_is(name):
     with pytest.raises(BadInput, match=r"there is no model .* in the zoo; the zoo has: .*mnist-linf-atent"):
         atent_ext.load(name)
@@ -191,6 +191,9 @@ def test_a_gain_over_seeds_is_the_mean_difference_with_its_t_interval(page):
     # One network each: McNemar's exact test; 6 against 0 is 2 / 2^6.
     alone = page.gain(scored("11111111"), scored("00000011"), "base")
     assert alone == f"better than base: {SIX_MORE}"
+    held_out = {"split": "held out of training, the first 8 of 9"}
+    with pytest.raises(BadInput, match=r"\('digits', 'test'\) and on \('digits', 'held out of training'\)"):
+        page.gain(scored("1111"), [scored("0011")[0] | held_out], "base")
 
 
 def test_an_entry_of_several_seeds_has_a_file_for_each(page):
@@ -230,6 +233,24 @@ def test_a_report_of_another_recipe_is_refused(page, tmp_path, monkeypatch):
     assert page.reports({("search", "one"): entry.model_copy(update={"seeds": 2})}) == {"one": []}
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("search:\n  two: {recipe: a, m: 4}\n", r"search\.two\.m\n +Extra inputs are not permitted"),
+        ("search:\n  two: {recipe: a, n: 0}\n", r"search\.two\.n\n +Input should be greater than or equal to 1"),
+        ("search:\n  two: {recipe: a, against: [three]}\n", "two is to be compared with three, which is no entry"),
+        ("search:\n  two: {recipe: a}\nmodels:\n  two: {recipe: a}\n", "has two entries two; rename one"),
+        ("search: [\n", r"zoo\.yaml does not fit: while parsing"),
+        (b"\xff", r"zoo\.yaml does not fit: 'utf-8' codec"),
+    ],
+)
+def test_entries_that_do_not_fit_are_refused(page, tmp_path, text, said):
+    file = tmp_path / "zoo.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(BadInput, match=said):
+        page.entries(file)
+
+
 @pytest.mark.integration
 def test_the_zoo_is_trained_and_scored_by_its_entries(page, tmp_path):
     tiny = "recipe: digits-linf-sgd, n: 4, set: [epochs=1, validation.count=50]"
@@ -247,12 +268,6 @@ def test_the_zoo_is_trained_and_scored_by_its_entries(page, tmp_path):
     done = script("zoo.py", "three")
     assert done.returncode == 2
     assert done.stderr.startswith("atent: three is no entry of zoo.yaml; it has: mnist-linf-atent, ")
-    (tmp_path / "zoo.yaml").write_text("search:\n  two: {recipe: digits-linf-sgd, m: 4}\n")
-    with pytest.raises(BadInput, match=r"search\.two\.m\n +Extra inputs are not permitted"):
-        page.entries(tmp_path / "zoo.yaml")
-    (tmp_path / "zoo.yaml").write_text("search: [\n")
-    with pytest.raises(BadInput, match=r"zoo\.yaml does not fit: while parsing"):
-        page.entries(tmp_path / "zoo.yaml")
     run = next((tmp_path / "zoo" / "runs").iterdir())
     with pytest.raises(BadInput, match=r"two\.json is not of 5 images and the weights in .*; move it away"):
         importlib.import_module("zoo").score("search", "two", 5, run, tmp_path / "zoo", 250, "plain")
