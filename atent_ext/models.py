@@ -180,7 +180,13 @@ def lenet5_madry(classes: int = 10, channels: int = 1) -> nn.Module:
     from advertorch_examples.models import LeNet5Madry
 
     network: nn.Module = LeNet5Madry(nb_filters=(channels, 32, 64), nb_classes=classes)
+    # What is pooled last is flattened by `view`, which refuses channels-last tensors.
+    network.get_submodule("maxpool2").register_forward_hook(_contiguous)
     return network
+
+
+def _contiguous(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    return output.contiguous()
 
 
 def lenet5_advertorch(classes: int = 10, channels: int = 1) -> nn.Module:
