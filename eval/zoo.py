@@ -24,7 +24,7 @@ from atent_ext.runs import RunFolder
 from atent_ext.training import fit
 
 ZOO = Path(__file__).resolve().with_suffix(".yaml")
-Group = Literal["models", "search", "ablation"]
+Group = Literal["models", "search", "ablation", "cifar10"]
 
 
 class Entry(BaseModel):
