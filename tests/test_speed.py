@@ -109,7 +109,9 @@ def test_what_cannot_run_so_runs_plainly_and_says_why():
     assert prepared.notes[0].startswith("channels-last not used: RuntimeError: view size is not compatible")
 
 
-@pytest.mark.parametrize(("name", "channels", "side"), [("small-cnn", 1, 28), ("resnet-20", 3, 32)])
+@pytest.mark.parametrize(
+    ("name", "channels", "side"), [("small-cnn", 1, 28), ("lenet5-madry", 1, 28), ("resnet-20", 3, 32)]
+)
 def test_a_kink_of_the_network_is_not_taken_for_another_answer(name, channels, side):
     """Of many images, rounding takes one or another across a ReLU's kink, which moves its gradient far."""
     x = images(128, (channels, side, side))
