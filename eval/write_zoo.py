@@ -31,19 +31,26 @@ of every image. `eval/zoo.yaml` names the trainings, and `python eval/zoo.py NAM
 recipes of `registry/recipes/`; reports and training logs are then copied to `eval/results/zoo/`, cards to
 `registry/cards/`. How each was scored stands below its table.
 
-Accuracy in %, 95 % Wilson intervals in brackets. Every attack gives an upper bound of robust accuracy; AutoAttack's is
-the one to compare. Two networks are compared on the same images by McNemar's exact test at 5 %; the p-values are not
-corrected for their number, one seed a training says nothing of the differences between seeds, and networks that are
-not told apart need not be equal. PGD's steps are 2.5 eps divided by their number; each card says how many images were
-left after each of AutoAttack's attacks. "held-out PGD" is the accuracy under PGD-10, in the precision of the training,
-on the 5,000 training images that were held out, of the epoch that was chosen by it: a little too high. "seconds" are
-those of the training, validation included, on the machine that then scored the network; cuda is an NVIDIA H200 that up
-to eight jobs shared. The number at the end of a name counts the passes (forward and backward) over the training images,
-a forward pass alone as a third; the other methods of the same table have about as many (Entropy-SGD 50, TRADES 49 and
-132, MMA 48 and 128), except `mnist-linf-atent` and `mnist-linf-pgd-at-best` with 264. All trainings have seed 0 unless
-a row says otherwise. No method's learning rate, batch or growth of eps was tuned: all of a table share one.
-No row was chosen by test images, but what the recipes of 48 passes share is that of `mnist-linf-atent-fast`, and the
-learning rate of those of 264 that of a prototype of ATENT's; both had been scored on at most the first 500.
+**Scores.** Accuracy in %, 95 % Wilson intervals in brackets. Every attack gives an upper bound of robust accuracy;
+AutoAttack's is the one to compare. Two networks are compared on the same images by McNemar's exact test at 5 %; the
+p-values are not corrected for their number, one seed a training says nothing of the differences between seeds, and
+networks that are not told apart need not be equal. PGD's steps are 2.5 eps divided by their number; each card says
+how many images were left after each of AutoAttack's attacks. "held-out PGD" is the accuracy under PGD-10, in the
+precision of the training, on the 5,000 training images that were held out, of the epoch that was chosen by it: a
+little too high.
+
+**Trainings.** The number at the end of a name counts the passes (forward and backward) over the training images, a
+forward pass alone as a third; the other methods of the same table have about as many (Entropy-SGD 50, TRADES 49 and
+136, MMA 48 and 128), except `mnist-linf-atent` and `mnist-linf-pgd-at-best` with 264. All have seed 0 unless a row says
+otherwise. The networks of 48 passes and ℓ2's of MMA and ATENT were trained in bfloat16, the others in float32.
+"seconds" are those of the training, validation included, on the machine that then scored the network; cuda is an NVIDIA
+H200 that up to eight jobs shared.
+
+**Choices.** Methods of one budget share learning rate, batch and growth of eps (Entropy-SGD has a rate of its own, and
+no momentum); no method's were tuned apart. No row was chosen by test images. But the three that those of 48 passes
+share were settled for `mnist-linf-atent-fast` after a training of ATENT had failed at a higher rate
+([measurements.md](measurements.md)), and the rate of those of 264 comes from a prototype of ATENT's that is not
+committed; both had been scored on some of the first 500.
 """
 SEARCH = """## What was tried for a better recipe
 
@@ -59,13 +66,16 @@ of comparisons: of the 14, only raw gradients against the base is told apart if 
 correction at 5 %; the next smallest p is 0.009). No row was chosen by these images, but the base recipe had been scored
 on 200 of them before, and `digits-every-alpha-1` was added when the rows above it were known. It still has ATENT's
 noise and start. Rows of one seed are of MNIST, ℓ∞ eps 0.3, by McNemar's test: SmallCNN has dropout, which ATENT's inner
-loop leaves on (`inner_mode: train`, as the authors' code does) and PGD-AT's turns off.
+loop leaves on (`inner_mode: train`, as the authors' code does) and PGD-AT's turns off; off, ATENT needs 56 passes for
+the same steps.
 """
 CIFAR = """## CIFAR-10 (JPEG), a few epochs on a CPU
 
 ℓ∞ eps 8/255, ResNet-20 in bfloat16, 4 epochs of about 28 passes together: far from converged, to be compared with each
-other and with nothing else. The images are CIFAR-10's re-encoded as JPEG. The test images, which alternate between the
-classes, chose nothing; one training each, seed 0.
+other and with nothing else. The images are CIFAR-10's 50,000 + 10,000, each re-encoded as JPEG, in `cifar10_jpeg`
+(`train/CLASS/`, `test/CLASS/`), of which 1,000 of the first are held out. The test images, which alternate between the
+classes, chose nothing; one training each, seed 0. BatchNorm takes part in what is compared: ATENT's inner loop runs in
+train mode and updates its statistics at every step, the others' run in eval mode.
 """
 
 Report = dict[str, Any]
@@ -124,14 +134,16 @@ def cell(found: Report, attack: str) -> str:
     return f"{100 * one['accuracy']:.1f} ({low:.1f}-{high:.1f})"
 
 
-def alone(mine: Report, theirs: Report, attack: str) -> tuple[int, int, int, float]:
-    """Images that both were scored on; those right under `attack` by the first alone, by the second alone; p.
-
-    Raises BadInput for scores of other data or another part of them.
-    """
+def check_images(mine: Report, theirs: Report) -> None:
+    """Raise BadInput for scores of other data or another part of them."""
     parts = [(found["data"], found["split"].partition(",")[0]) for found in (mine, theirs)]
     if parts[0] != parts[1]:
         raise BadInput(f"scores on {parts[0]} and on {parts[1]} are of other images; compare neither")
+
+
+def alone(mine: Report, theirs: Report, attack: str) -> tuple[int, int, int, float]:
+    """Images that both were scored on; those right under `attack` by the first alone, by the second alone; p."""
+    check_images(mine, theirs)
     flags = [result(found, attack)["flags"] for found in (mine, theirs)]
     n = min(map(len, flags))
     return n, *paired(*(one[:n] for one in flags))
@@ -233,6 +245,8 @@ def gain(mine: list[Report], theirs: list[Report], name: str) -> str:
     """What an entry has more than another: over seeds the mean difference with its t interval, else McNemar's words."""
     if len(mine) == 1:
         return compared(mine[0], theirs[0], name)
+    for own, other in zip(mine, theirs, strict=True):
+        check_images(own, other)
     apart = [own - other for own, other in zip(*(accuracies(one, "AutoAttack") for one in (mine, theirs)), strict=True)]
     if not stdev(apart):
         return f"{mean(apart):+.1f} points against {name}, in every seed"

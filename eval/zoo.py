@@ -59,13 +59,21 @@ def entries(file: Path = ZOO) -> Known:
     except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
         raise BadInput(f"{file} does not fit: {error}") from None
     found = {(group, name): entry for group, those in groups.items() for name, entry in those.items()}
+    _check_names(found, file)
+    return found
+
+
+def _check_names(found: Known, file: Path) -> None:
     names = [name for _, name in found]
-    for name, entry in ((name, entry) for (_, name), entry in found.items()):
+    seeds = {name: entry.seeds for (_, name), entry in found.items()}
+    for (_, name), entry in found.items():
         if names.count(name) > 1:
             raise BadInput(f"{file} has two entries {name}; rename one")
-        for rival in (rival for rival in entry.against if rival not in names):
-            raise BadInput(f"{file}: {name} is to be compared with {rival}, which is no entry; write the name of one")
-    return found
+        for rival in entry.against:
+            if rival not in seeds:
+                raise BadInput(f"{file}: {name} is to be compared with {rival}, which is no entry; name one")
+            if entry.seeds != seeds[rival]:
+                raise BadInput(f"{file}: {name} has {entry.seeds} seeds and {rival} {seeds[rival]}; make them alike")
 
 
 def digest(recipe: recipes.Recipe) -> str:

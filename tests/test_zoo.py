@@ -239,6 +239,7 @@ def test_a_report_of_another_recipe_is_refused(page, tmp_path, monkeypatch):
         ("search:\n  two: {recipe: a, m: 4}\n", r"search\.two\.m\n +Extra inputs are not permitted"),
         ("search:\n  two: {recipe: a, n: 0}\n", r"search\.two\.n\n +Input should be greater than or equal to 1"),
         ("search:\n  two: {recipe: a, against: [three]}\n", "two is to be compared with three, which is no entry"),
+        ("search:\n  one: {recipe: a, seeds: 2}\n  two: {recipe: a, against: [one]}\n", "two has 1 seeds and one 2"),
         ("search:\n  two: {recipe: a}\nmodels:\n  two: {recipe: a}\n", "has two entries two; rename one"),
         ("search: [\n", r"zoo\.yaml does not fit: while parsing"),
         (b"\xff", r"zoo\.yaml does not fit: 'utf-8' codec"),
