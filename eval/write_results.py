@@ -35,7 +35,8 @@ in the papers, would have called the pair of 48 passes a tie.
 At 48 passes, dropout is one thing that parts the two: ATENT's inner loop leaves it on, PGD-AT's turns it off. With it
 off in both, ATENT (56 passes then) has 90.6 and PGD-AT 91.6, 2 and 7 of 500 images right by one alone (p 0.18); with it
 on in both, 89.6 and 90.4, 3 and 7 (p 0.34). So neither comparison tells ATENT's average, noise and start from plain
-PGD; both lean the same way again.
+PGD; both lean the same way again. AutoAttack warns of both networks that were trained for this, of ATENT's in each
+chunk: Square breaks images that its gradient attacks left.
 
 **MNIST, ℓ2, 132 passes: ATENT is not told apart from PGD-AT and MMA** under AutoAttack, and better than TRADES of beta
 1. MMA, which asks for a larger margin than the radius, has the most images right, and is just told apart from PGD-AT
