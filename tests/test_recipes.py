@@ -92,12 +92,12 @@ def test_a_shipped_recipe_is_whole(name):
     recipe = recipes.load(name)
     assert recipe.name == name
     first = name.endswith("-v1")  # the first paper stops nowhere early
-    dataset, norm, method = re.sub("-(fast|v1|zoo|best)$", "", name).split("-", 2)
+    dataset, norm, method = re.sub("-(fast|v1|zoo|best|tuned)$", "", name).split("-", 2)
     assert recipe.dataset == dataset
     assert recipe.threat.norm == NORMS[norm]
     assert recipe.objective["name"] == NAMED.get(method, method)
     assert recipe.objective.get("norm", recipe.threat.norm) == recipe.threat.norm
-    if name.endswith("-best"):  # trained for a larger radius
+    if name.endswith(("-best", "-tuned")):  # trained for a larger radius
         assert recipe.threat.eps <= recipe.objective["eps"] <= 1.25 * recipe.threat.eps
     elif method != "mma":  # its eps is the largest margin asked for
         assert recipe.objective.get("eps", recipe.threat.eps) == pytest.approx(recipe.threat.eps, rel=0.02)
