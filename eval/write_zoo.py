@@ -55,7 +55,8 @@ committed; both had been scored on some of the first 500.
 SEARCH = """## What was tried for a better recipe
 
 On MNIST. Scored on the first of the 5,000 held-out training images, by which alone `mnist-linf-atent-best` was chosen
-among the ℓ∞ ATENT rows; its rival's radius is the only one that was tried. In ℓ2 `mnist-l2-atent-best` was chosen by held-out PGD.
+among the ℓ∞ ATENT rows; its rival's radius is the only one that was tried. In ℓ2 `mnist-l2-atent-best` was chosen by
+held-out PGD.
 
 Stopped before their end, and so without a row (held-out PGD, %): ATENT of SmallCNN on shifted images without dropout,
 eps 0.36, 6 steps, batches of 128, collapsed in epoch 7 of 24 at a rate of 0.1 (11.2 when it was stopped in epoch 10),
