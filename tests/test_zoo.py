@@ -222,6 +222,19 @@ def test_the_tables_say_what_the_reports_hold(page):
     assert lines[7:9] == ["\nbase, AutoAttack: weak", ""]
 
 
+def test_an_entry_that_was_trained_and_not_scored_shows_its_training(page, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "REPORTS", tmp_path)
+    (tmp_path / "metrics").mkdir()
+    epochs = [{"robust": 0.5, "selected": True, "seconds": 10}, {"robust": 0.25, "selected": False, "seconds": 5}]
+    (tmp_path / "metrics" / "trained.jsonl").write_text("\n".join(map(json.dumps, epochs)))
+    entry = page.Entry(recipe="digits-linf-atent")
+    found = {"base": scored("00000011"), "trained": [], "none": []}
+    lines = list(page.search(found, dict.fromkeys(found, entry)))
+    assert lines[2] == "| base | digits-linf-atent |  |  | 100.0 (50.0-100.0) | 100.0 (50.0-100.0) | 25.0 (7.1-59.1) |"
+    assert lines[3] == "| trained | digits-linf-atent | 50.0 | 15 |  |  |  |"
+    assert lines[5:] == ["\nTrained and not scored: trained.\n", "\nNot done yet: none.\n"]
+
+
 def test_a_report_of_another_recipe_is_refused(page, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "REPORTS", tmp_path)
     (tmp_path / "search").mkdir()
