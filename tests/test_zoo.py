@@ -232,7 +232,7 @@ def test_an_entry_that_was_trained_and_not_scored_shows_its_training(page, tmp_p
     lines = list(page.search(found, dict.fromkeys(found, entry)))
     assert lines[2] == "| base | digits-linf-atent |  |  | 100.0 (50.0-100.0) | 100.0 (50.0-100.0) | 25.0 (7.1-59.1) |"
     assert lines[3] == "| trained | digits-linf-atent | 50.0 | 15 |  |  |  |"
-    assert lines[5:] == ["\nTrained and not scored: trained.\n", "\nNot done yet: none.\n"]
+    assert lines[5:] == ["\nTrained and not scored here: trained.\n", "\nNot done yet: none.\n"]
 
 
 def test_a_report_of_another_recipe_is_refused(page, tmp_path, monkeypatch):
