@@ -16,6 +16,8 @@ PADDING = 4
 """Black pixels on each side of an image that "crop-flip" crops from."""
 SHIFT = 2
 """The same for "shift": digits lie up to so many pixels off their place."""
+TURN, STRETCH = 15.0, 0.1
+""""affine" turns an image by up to so many degrees, and makes each of its sides longer or shorter by such a share."""
 
 _ROOM = 0.25
 """The share of a GPU's free memory that images may take; the rest is for the network."""
@@ -42,8 +44,9 @@ class Batches:
     """The batches of `batch_size` examples of a split, of which process number `process` of `processes` takes its rows.
 
     augment: "crop-flip" crops at random from the image padded by 4 black pixels and mirrors every second one on
-    average; "shift" crops from 2 black pixels and never mirrors; "none" changes nothing. The images lie on `device`, or
-    in host memory where a GPU has too little for them.
+    average; "shift" crops from 2 black pixels and never mirrors; "affine" turns by up to 15 degrees, stretches each
+    side by up to 10 % and moves by up to 2 pixels, bilinearly between pixels, black from outside; "none" changes
+    nothing. The images lie on `device`, or in host memory where a GPU has too little for them.
     Raises BadInput for an unknown augmentation, and for a batch_size below the number of processes.
     """
 
@@ -131,8 +134,21 @@ def _moved(images: Tensor, rows: range, total: int, generator: torch.Generator, 
     return padded[count[:, None, None, None], channels[:, None, None], y[:, None, :, None], x[:, None, None, :]]
 
 
+def _affine(images: Tensor, rows: range, total: int, generator: torch.Generator) -> Tensor:
+    """Each image (N, C, H, W) turned, stretched and moved; drawn for the whole batch, so that all processes agree."""
+    drawn = 2 * torch.rand(5, total, generator=generator)[:, rows.start : rows.stop].to(images.device) - 1
+    height, width = images.shape[2:]
+    angle, (wide, high) = math.radians(TURN) * drawn[0], 1 + STRETCH * drawn[1:3]
+    x = [angle.cos() * wide, -angle.sin() * high * height / width, 2 * SHIFT * drawn[3] / width]
+    y = [angle.sin() * wide * width / height, angle.cos() * high, 2 * SHIFT * drawn[4] / height]
+    from_where = torch.stack([torch.stack(x, 1), torch.stack(y, 1)], 1)  # where each pixel's value is taken, in [-1, 1]
+    grid = F.affine_grid(from_where, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False).clamp(0, 1)
+
+
 _CHANGES: Mapping[str, Callable[[Tensor, range, int, torch.Generator], Tensor]] = {
     "none": lambda images, rows, total, generator: images,
     "crop-flip": _crop_flip,
     "shift": _shift,
+    "affine": _affine,
 }

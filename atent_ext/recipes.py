@@ -122,7 +122,7 @@ class Recipe(Section):
     description: str
     differs: str = ""
     dataset: str
-    augment: Literal["none", "crop-flip", "shift"] = "none"
+    augment: Literal["none", "crop-flip", "shift", "affine"] = "none"
     examples: Count | None = None
     threat: Threat
     model: Network

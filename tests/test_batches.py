@@ -49,7 +49,7 @@ def test_an_epoch_has_every_example_once_and_a_smaller_last_batch():
     assert [batch.rows for batch in found] == [range(5)] * 4 + [range(3)]
 
 
-@pytest.mark.parametrize("augment", ["none", "crop-flip", "shift"])
+@pytest.mark.parametrize("augment", ["none", "crop-flip", "shift", "affine"])
 def test_the_seed_of_an_epoch_decides_alone(augment):
     every, state = Batches(split(23), 5, augment), torch.get_rng_state()
 
@@ -66,7 +66,7 @@ def test_the_seed_of_an_epoch_decides_alone(augment):
     assert not torch.equal(first[0], other[0])
 
 
-@pytest.mark.parametrize("augment", ["none", "crop-flip", "shift"])
+@pytest.mark.parametrize("augment", ["none", "crop-flip", "shift", "affine"])
 @pytest.mark.parametrize(("processes", "last"), [(2, 3), (3, 3), (4, 3), (5, 1)])
 def test_the_processes_shares_make_up_the_batches_of_one(augment, processes, last):
     data = split(20 + last)
@@ -204,3 +204,54 @@ def test_shift_moves_images_by_up_to_two_pixels_and_never_mirrors():
     same = (batch.images[:, None] == crops[None]).flatten(2).all(2)
     assert same.sum(1).eq(1).all()
     assert same.any(0).all()  # 300 draws of 25 places
+
+
+def sampled_from(monkeypatch, *parts):
+    """Where "affine" takes the centre of 300 images from, in pixels (300, 2), and by how much a pixel's step right and
+    down moves that (300, 2, 2), with all but these parts of it off. Its images say of each pixel where it lies."""
+    for part in {"TURN", "STRETCH", "SHIFT"} - set(parts):
+        monkeypatch.setattr(batches, part, 0)
+    height, width = 21, 31
+    x, y = ((torch.arange(size) + 0.5) / size for size in (width, height))
+    places = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
+    alike = Split(places.repeat(300, 1, 1, 1), torch.zeros(300, dtype=torch.long))
+    (batch,) = Batches(alike, 300, "affine").epoch(0)
+    pixels = batch.images.double() * torch.tensor([width, height])[:, None, None] - 0.5
+    centre = pixels[:, :, 10, 15]
+    steps = torch.stack([pixels[:, :, 10, 16] - centre, pixels[:, :, 11, 15] - centre], 2)
+    return centre - torch.tensor([15, 10]), steps
+
+
+def test_affine_turns_by_up_to_15_degrees(monkeypatch):
+    moved, steps = sampled_from(monkeypatch, "TURN")
+    angles = torch.atan2(steps[:, 1, 0], steps[:, 0, 0])
+    turns = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], 1).reshape(-1, 2, 2)
+    torch.testing.assert_close(steps, turns, atol=1e-4, rtol=0)
+    torch.testing.assert_close(moved, torch.zeros(300, 2).double(), atol=1e-4, rtol=0)
+    assert 14 < angles.rad2deg().max() <= 15.01
+    assert -15.01 <= angles.rad2deg().min() < -14
+
+
+def test_affine_stretches_each_side_by_up_to_a_tenth(monkeypatch):
+    moved, steps = sampled_from(monkeypatch, "STRETCH")
+    sides = steps.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(steps, torch.diag_embed(sides), atol=1e-4, rtol=0)
+    torch.testing.assert_close(moved, torch.zeros(300, 2).double(), atol=1e-4, rtol=0)
+    assert (
+        (sides.amin(0) >= 0.8999) & (sides.amin(0) < 0.91) & (sides.amax(0) > 1.09) & (sides.amax(0) <= 1.1001)
+    ).all()
+    assert (sides[:, 0] - sides[:, 1]).abs().max() > 0.1
+
+
+def test_affine_moves_by_up_to_two_pixels(monkeypatch):
+    moved, steps = sampled_from(monkeypatch, "SHIFT")
+    torch.testing.assert_close(steps, torch.eye(2).double().expand(300, 2, 2), atol=1e-4, rtol=0)
+    assert ((moved.amin(0) >= -2.001) & (moved.amin(0) < -1.9) & (moved.amax(0) > 1.9) & (moved.amax(0) <= 2.001)).all()
+
+
+def test_affine_images_are_images_and_black_outside():
+    white = Split(torch.ones(300, 1, 9, 9), torch.zeros(300, dtype=torch.long))
+    (batch,) = Batches(white, 300, "affine").epoch(0)
+    assert batch.images.min() == 0
+    assert batch.images.max() <= 1
+    assert (batch.images[:, 0, 4, 4] - 1).abs().max() < 1e-6
