@@ -81,12 +81,22 @@ def digest(recipe: recipes.Recipe) -> str:
     return run_name(recipe).rpartition("-")[2]
 
 
-def train(recipe: recipes.Recipe, out: Path) -> Path:
-    """The run folder of a recipe, trained to its end; recipes that decide the same weights share one."""
+def train(recipe: recipes.Recipe, known: Known, out: Path) -> Path:
+    """The run folder of a recipe, trained to its end; recipes that decide the same weights share one.
+
+    Where it starts from the run of an entry of `known`, that is trained first.
+    """
     folder = RunFolder(out / "runs" / digest(recipe))
     if not finished(folder, recipe):
+        for base in _bases(recipe, known):
+            train(base, known, out)
         fit(recipe, data.load(recipe.dataset), folder.path, resume=folder.exists())
     return folder.path
+
+
+def _bases(recipe: recipes.Recipe, known: Known) -> list[recipes.Recipe]:
+    run = Path(recipe.init_from or "").name
+    return [base for base in (entry.load() for entry in known.values()) if digest(base) == run]
 
 
 def score(group: Group, name: str, n: int, run: Path, out: Path, batch: int, speed: str) -> None:
@@ -138,7 +148,7 @@ def main(
     for (group, name), entry in known.items():
         if not names or name in names:
             for seed, stem in enumerate(entry.files(name)):
-                score(group, stem, entry.n, train(entry.load(seed), out), out, batch, speed)
+                score(group, stem, entry.n, train(entry.load(seed), known, out), out, batch, speed)
 
 
 if __name__ == "__main__":

@@ -226,11 +226,15 @@ def test_an_entry_that_was_trained_and_not_scored_shows_its_training(page, tmp_p
     monkeypatch.setattr(page, "REPORTS", tmp_path)
     (tmp_path / "metrics").mkdir()
     epochs = [{"robust": 0.5, "selected": True, "seconds": 10}, {"robust": 0.25, "selected": False, "seconds": 5}]
-    (tmp_path / "metrics" / "trained.jsonl").write_text("\n".join(map(json.dumps, epochs)))
+    for name in ("base", "trained"):
+        (tmp_path / "metrics" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, epochs)))
     entry = page.Entry(recipe="digits-linf-atent")
     found = {"base": scored("00000011"), "trained": [], "none": []}
     lines = list(page.search(found, dict.fromkeys(found, entry)))
-    assert lines[2] == "| base | digits-linf-atent |  |  | 100.0 (50.0-100.0) | 100.0 (50.0-100.0) | 25.0 (7.1-59.1) |"
+    assert (
+        lines[2]
+        == "| base | digits-linf-atent | 50.0 | 15 | 100.0 (50.0-100.0) | 100.0 (50.0-100.0) | 25.0 (7.1-59.1) |"
+    )
     assert lines[3] == "| trained | digits-linf-atent | 50.0 | 15 |  |  |  |"
     assert lines[5:] == ["\nTrained and not scored here: trained.\n", "\nNot done yet: none.\n"]
 
@@ -263,6 +267,16 @@ def test_entries_that_do_not_fit_are_refused(page, tmp_path, text, said):
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(BadInput, match=said):
         page.entries(file)
+
+
+def test_what_an_entry_starts_from_is_trained_before_it(page, tmp_path, monkeypatch):
+    zoo, trained = importlib.import_module("zoo"), []
+    monkeypatch.setattr(zoo, "fit", lambda recipe, data, folder, resume: trained.append(folder.name))
+    base = page.Entry(recipe="digits-linf-sgd", set=("epochs=1",))
+    tuned = page.Entry(recipe="digits-linf-sgd", set=(f"init_from=zoo/runs/{zoo.digest(base.load())}",))
+    known = {("search", "tuned"): tuned, ("search", "other"): tuned, ("search", "base"): base}
+    zoo.train(tuned.load(), known, tmp_path)
+    assert trained == [zoo.digest(base.load()), zoo.digest(tuned.load())]
 
 
 @pytest.mark.integration
