@@ -98,7 +98,8 @@ def test_a_shipped_recipe_is_whole(name):
     assert recipe.objective["name"] == NAMED.get(method, method)
     assert recipe.objective.get("norm", recipe.threat.norm) == recipe.threat.norm
     if name.endswith(("-best", "-tuned")):  # trained for a larger radius
-        assert recipe.threat.eps <= recipe.objective["eps"] <= 1.4 * recipe.threat.eps
+        most = 1.34 if name == "mnist-linf-atent-tuned" else 1.25  # 0.4 for 0.3
+        assert recipe.threat.eps <= recipe.objective["eps"] <= most * recipe.threat.eps
     elif method != "mma":  # its eps is the largest margin asked for
         assert recipe.objective.get("eps", recipe.threat.eps) == pytest.approx(recipe.threat.eps, rel=0.02)
     undefended = method in ("sgd", "entropy-sgd", "gaussian-noise", "smooth-trades")
