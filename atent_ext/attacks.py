@@ -201,7 +201,8 @@ class L2ATENTAttack(_ATENTAttack):
 
     The method itself has no projection. project: "every" step (the default, so that a robust accuracy at eps means what
     it says), "last", or None for the paper's unprojected sampler, whose points may lie outside the eps ball.
-    start: "ball" (the default: normal, projected), "uniform", "corner", "near", "clean". Else as `LinfATENTAttack`.
+    start: "ball" (the default: normal, projected), "uniform", "corner", "blocks", "near", "clean".
+    Else as `LinfATENTAttack`.
     """
 
     norm = L2

@@ -28,6 +28,9 @@ Project = Literal["every", "last", "never"]
 NEAR = 1e-3
 """Standard deviation of the "near" start of TRADES and MART."""
 
+BLOCK = 4
+"""Pixels along the side of a block of the start "blocks"."""
+
 
 def _unit_or_random(gradient: Tensor, generator: Generator) -> Tensor:
     # Where the gradient vanishes (TRADES starts next to the clean image, where its KL is flat) any way out will do.
@@ -57,10 +60,22 @@ _PULLS: Mapping[str, Callable[[Tensor, float, Radius], Tensor]] = {
     "coordinate": lambda back, gamma, step: gamma * _largest_coordinate(back),
 }
 
+
+def _blocks(x: Tensor, generator: Generator) -> Tensor:
+    """Random signs, the same within each block of 4 x 4 pixels, of the shape of `x`."""
+    if x.dim() != 4:
+        raise BadInput(
+            f"the start is 'blocks' and the inputs have shape {tuple(x.shape)}; it needs images (N, C, H, W)"
+        )
+    signs = gaussian(x[..., ::BLOCK, ::BLOCK], generator).sign()
+    return signs.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)[..., : x.shape[2], : x.shape[3]]
+
+
 _STARTS: Mapping[str, Callable[[Tensor, Norm, Radius, Generator], Tensor]] = {
     "uniform": lambda x, norm, eps, generator: x + LINF.random(x, eps, generator),
     "ball": lambda x, norm, eps, generator: x + L2.random(x, eps, generator),
     "corner": lambda x, norm, eps, generator: x + per_example(eps, x) * gaussian(x, generator).sign(),
+    "blocks": lambda x, norm, eps, generator: x + per_example(eps, x) * _blocks(x, generator),
     "near": lambda x, norm, eps, generator: x + NEAR * gaussian(x, generator),
     "clean": lambda x, norm, eps, generator: x.clone(),
 }
@@ -76,7 +91,8 @@ class Langevin:
     noise: the square root of the temperature (v2 Eq. 8). gamma: strength of the pull towards x; pull: its form,
     `gamma (x - x')` ("authors"), step_size times that ("paper"), or gamma along one coordinate ("coordinate").
     project: when x' is brought back into the ball. start: where x'_0 lies: "uniform" in the cube of half-width eps,
-    "ball" (normal, projected to the ℓ2 ball), "corner" of the cube, "near" x, or the "clean" x.
+    "ball" (normal, projected to the ℓ2 ball), "corner" of the cube, "blocks" (a corner with one sign for 4 x 4 pixels),
+    "near" x, or the "clean" x.
     box: lowest and highest value of an input. box_first: clamp before projecting instead of after.
     targeted: descend on the loss instead of ascending.
     Raises BadInput for values that make no sense.
@@ -139,17 +155,38 @@ Gradient: TypeAlias = Callable[[Tensor], Tensor]
 """x' (N, ...) to the gradient of the SUM of the per-example losses there, so that no example sees the others."""
 
 
-def walk(kernel: Langevin, x: Tensor, gradient: Gradient, generator: Generator = None) -> Iterator[Tensor]:
-    """Yield x'_0, ..., x'_K. This is the only loop over steps in the project.
+def walk(
+    kernel: Langevin, x: Tensor, gradient: Gradient, generator: Generator = None, first: Tensor | None = None
+) -> Iterator[Tensor]:
+    """Yield x'_0, ..., x'_K, from `first` where it is given. This is the only loop over steps in the project.
 
     `gradient` is asked for x'_k only after x'_k was yielded, so that a training method may evaluate it on the way.
     """
     x = x.detach()
-    moving = kernel.begin(x, generator)
+    moving = kernel.begin(x, generator) if first is None else first
     yield moving
     for k in range(kernel.steps):
         moving = kernel.step(x, moving, gradient(moving), k + 1 == kernel.steps, generator)
         yield moving
+
+
+def hardest(
+    kernel: Langevin, x: Tensor, losses: Callable[[Tensor], Tensor], starts: int, generator: Generator = None
+) -> Tensor:
+    """For each example the x'_0 of the largest loss among `starts` of them, (N, ...); `losses` maps x' to (N,).
+
+    With one there is nothing to choose, and no pass.
+    """
+    found = kernel.begin(x, generator)
+    if starts == 1:
+        return found
+    highest = losses(found)
+    for _ in range(starts - 1):
+        other = kernel.begin(x, generator)
+        loss = losses(other)
+        found = torch.where((loss > highest).reshape(-1, *[1] * (x.dim() - 1)), other, found)
+        highest = torch.maximum(loss, highest)
+    return found
 
 
 def input_gradient(model: Model, loss: Loss, target: Tensor) -> Gradient:

@@ -15,7 +15,7 @@ from atent_ext.types import Radius
 
 NormName = Literal["Linf", "L2"]
 Direction = Literal["sign", "unit", "unit-or-random", "raw"]
-Start = Literal["uniform", "ball", "corner", "near", "clean"]
+Start = Literal["uniform", "ball", "corner", "blocks", "near", "clean"]
 
 
 class Norm(Protocol):

@@ -250,7 +250,7 @@ def in_box(box: tuple[float, float], x: Tensor) -> bool:
 # ---- attacks
 
 _RADII = st.sampled_from((0.0, 1e-6, 0.05, 0.3, 2.0))
-_STARTS = st.sampled_from((None, "uniform", "ball", "corner", "near", "clean"))
+_STARTS = st.sampled_from((None, "uniform", "ball", "corner", "blocks", "near", "clean"))
 _CHAIN: Strategies = {
     "noise": st.sampled_from((0.0, 1e-3, 0.5)),
     "gamma": st.sampled_from((0.0, 0.05, 1.0)),

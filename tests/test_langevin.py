@@ -8,7 +8,7 @@ from problems import LinearTwoClass, small_batch, small_net
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atent_ext.errors import BadInput
-from atent_ext.langevin import Langevin, atent, fgsm, input_gradient, last_iterate, pgd, walk
+from atent_ext.langevin import Langevin, atent, fgsm, hardest, input_gradient, last_iterate, pgd, walk
 from atent_ext.losses import cross_entropy
 from atent_ext.norms import L2, LINF, norm
 
@@ -86,7 +86,7 @@ def test_fgsm_is_one_signed_step_of_size_eps():
 @given(
     name=st.sampled_from(["Linf", "L2"]),
     project=st.sampled_from(["every", "last"]),
-    start=st.sampled_from(["uniform", "ball", "corner", "near", "clean"]),
+    start=st.sampled_from(["uniform", "ball", "corner", "blocks", "near", "clean"]),
     direction=st.sampled_from(["sign", "unit", "unit-or-random", "raw"]),
     pull=st.sampled_from(["authors", "paper", "coordinate"]),
     box_first=st.booleans(),
@@ -151,6 +151,44 @@ def test_starts_lie_where_they_say():
     assert begin("clean").abs().max() == 0
     # The start is inside the box too, which the authors' code forgets.
     assert begin("corner", eps=0.9).abs().max() == pytest.approx(0.5)
+
+
+def test_the_start_blocks_is_a_corner_with_one_sign_in_each_block_of_four_by_four_pixels():
+    x = torch.full((200, 2, 10, 7), 0.5, dtype=torch.float64)
+    delta = dataclasses.replace(pgd(LINF, 0.2, 1, 0.1), start="blocks").begin(x, generator()) - x
+    torch.testing.assert_close(delta.abs(), torch.full_like(x, 0.2))
+    for top in (0, 4, 8):
+        for left in (0, 4):
+            block = delta[:, :, top : top + 4, left : left + 4].flatten(2)
+            assert torch.equal(block, block[..., :1].expand_as(block))
+    signs = delta[:, :, ::4, ::4].sign().flatten(1)  # 12 blocks, drawn apart
+    assert signs.mean().item() == pytest.approx(0, abs=0.1)
+    assert (signs.T @ signs / 200 - torch.eye(12, dtype=torch.float64)).abs().max() < 0.3
+    with pytest.raises(BadInput, match=r"'blocks' and the inputs have shape \(200, 20\)"):
+        dataclasses.replace(pgd(LINF, 0.2, 1, 0.1), start="blocks").begin(torch.zeros(200, 20))
+
+
+def test_the_hardest_start_is_each_examples_own_worst_of_the_draws():
+    x, y = small_batch(5)
+    model = small_net()
+    kernel = dataclasses.replace(pgd(LINF, 0.3, 1, 0.1), start="corner")
+    draw = generator(7)
+    drawn = torch.stack([kernel.begin(x, draw) for _ in range(6)])
+    losses = torch.stack([cross_entropy(model(each), y) for each in drawn])
+    found = hardest(kernel, x, lambda moving: cross_entropy(model(moving), y), 6, generator(7))
+    worst = losses.argmax(0)
+    assert len(worst.unique()) > 1
+    torch.testing.assert_close(found, drawn[worst, torch.arange(5)], rtol=0, atol=0)
+
+
+def test_a_single_start_costs_no_pass():
+    x, _ = small_batch(5)
+    kernel = pgd(LINF, 0.3, 1, 0.1)
+
+    def none(moving):
+        raise AssertionError("a pass")
+
+    assert torch.equal(hardest(kernel, x, none, 1, generator(7)), kernel.begin(x, generator(7)))
 
 
 def test_coordinate_pull_moves_only_the_farthest_coordinate():

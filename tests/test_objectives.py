@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from problems import gradient_vector, small_batch, small_net
 
 from atent_ext.errors import BadInput, TermsCollected
-from atent_ext.langevin import input_gradient, walk
+from atent_ext.langevin import hardest, input_gradient, walk
 from atent_ext.losses import cross_entropy
 from atent_ext.objectives import ATENT, DESGD, MART, PGDAT, TRADES, SmoothAdv, Standard
 
@@ -113,6 +113,31 @@ def test_atent_with_alpha_one_and_pgds_settings_is_pgd_at(norm):
         model.drop.p = 0.0
         gradients.append(accumulate(objective, model, x, y))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("inner_mode", ["train", "eval"])
+def test_atent_goes_on_from_the_hardest_of_its_starts(inner_mode):
+    objective = ATENT(**COMMON, noise=0.02, tolerance=0.0, starts=5, start="blocks", inner_mode=inner_mode)
+    model, (x, y) = small_net(), small_batch()
+    draws = generator()
+    first = hardest(objective.kernel, x, lambda moving: cross_entropy(model(moving), y), 5, draws)
+    points = list(walk(objective.kernel, x, input_gradient(model, cross_entropy, y), draws, first))
+    model.zero_grad()
+    sum(weight * F.cross_entropy(model(points[j]), y) for j, weight in objective.weights.items()).backward()
+    expected = gradient_vector(model)
+    model.passes = 0
+    assert relative(accumulate(objective, model, x, y), expected) < 1e-9
+    assert model.passes == 5 + COMMON["steps"] + 1
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_passes_that_choose_a_start_leave_autocast_no_weights_without_gradient():
+    model, (x, y) = small_net(dtype=torch.float32), small_batch(dtype=torch.float32)
+    for starts in (1, 3):
+        with torch.autocast("cpu", torch.bfloat16):
+            accumulate(ATENT(**COMMON, starts=starts), model, x, y)
+        sizes = [float(parameter.grad.norm()) for parameter in model.parameters()]
+        assert min(sizes) > 1e-3, sizes
 
 
 def test_collecting_the_terms_first_is_a_named_error():
@@ -237,6 +262,7 @@ def test_scaling_grows_the_ball_and_the_step():
         (lambda: ATENT(**COMMON, alpha=0.0), "alpha is 0.0"),
         (lambda: ATENT(**COMMON, tolerance=1.0), "tolerance is 1.0"),
         (lambda: ATENT(**COMMON, noise=float("nan")), "noise is nan"),
+        (lambda: ATENT(**COMMON, starts=0), "starts is 0"),
         (lambda: TRADES(**COMMON, beta=-1.0), "beta is -1.0"),
         (lambda: MART(**COMMON, inner_mode="sleep"), "inner_mode is 'sleep'"),
     ],

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from atent_ext import checks
 from atent_ext.errors import BadInput, TermsCollected
-from atent_ext.langevin import Langevin, Project, Pull, input_gradient, walk
+from atent_ext.langevin import Langevin, Project, Pull, hardest, input_gradient, walk
 from atent_ext.losses import cross_entropy
-from atent_ext.modes import is_training
+from atent_ext.modes import frozen, is_training
 from atent_ext.norms import Direction, Start
 from atent_ext.norms import norm as norm_called
 from atent_ext.objectives.base import Adversarial, InnerMode, Terms, inside
@@ -41,7 +41,8 @@ class ATENT(Adversarial):
     for ℓ2, 0 for ℓ∞, whose projection replaces it). tolerance: iterates that weigh less than this share of the heaviest
     are dropped, nothing is renormalised; 0 keeps all. direction, pull, project, start: as in `Langevin`; None takes the
     authors' (sign, coordinate, last, corner for ℓ∞; unit, authors, never, ball for ℓ2). inner_mode "eval" costs one
-    more pass a kept iterate when the model is in train mode.
+    more pass a kept iterate when the model is in train mode. starts: each image's chain goes on from the one of so many
+    random x'_0 with the largest loss, at a forward pass for each if there are several; the authors draw one.
     """
 
     alpha: float = 0.9
@@ -54,10 +55,12 @@ class ATENT(Adversarial):
     project: Project | None = None
     start: Start | None = None
     inner_mode: InnerMode = "train"
+    starts: int = 1
 
     def __post_init__(self) -> None:
         checks.number("alpha", self.alpha)
         checks.number("tolerance", self.tolerance)
+        checks.steps("starts", self.starts)
         if not 0 < self.alpha <= 1:
             raise BadInput(f"alpha is {self.alpha}; it must lie in (0, 1]")
         checks.choice("average", self.average, ("exponential", "uniform"))
@@ -111,8 +114,9 @@ class ATENT(Adversarial):
     ) -> Terms:
         """Yield weight * mean loss at each kept iterate; raises TermsCollected if backward() did not run in between."""
         passes = _Passes(self, model, self.check(x, y))
-        weights = self.weights
-        for j, moving in enumerate(walk(self.kernel, x, passes.gradient, generator)):
+        weights, kernel = self.weights, self.kernel
+        first = hardest(kernel, x.detach(), passes.losses, self.starts, generator)
+        for j, moving in enumerate(walk(kernel, x, passes.gradient, generator, first)):
             if weights.get(j):
                 yield passes.term(moving, weights[j], last=j == self.steps)
 
@@ -141,6 +145,13 @@ class _Passes:
             self.early = torch.autograd.grad(losses.sum(), leaf, retain_graph=True)[0]
             self.scale.clear()
         return weight * losses.mean()
+
+    def losses(self, moving: Tensor) -> Tensor:
+        """The loss of each example at x', (N,), in the inner mode."""
+        # Frozen: until torch 2.4 at least autocast keeps the casts made here of weights that want gradients, and
+        # the passes that follow would take those, which have none.
+        with inside(self.objective.inner_mode, self.model), frozen(self.model), torch.no_grad():
+            return cross_entropy(self.model(moving), self.y)
 
     def gradient(self, moving: Tensor) -> Tensor:
         """The input gradient at x', up to a factor that no direction but "raw" sees."""

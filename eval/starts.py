@@ -1,0 +1,92 @@
+"""How often a short chain finds what AutoAttack's APGD found, by its start, on images that `held_out.py` saw broken.
+
+python eval/starts.py zoo/runs/11dc63de held-out.json --out starts.json        (its defaults are docs/zoo.md's)
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from atent_ext import checkpoints, cli_endings, scoring
+from atent_ext.data import Split
+from atent_ext.errors import BadInput
+from atent_ext.evaluation import clean_flags
+from atent_ext.langevin import Langevin, hardest, input_gradient, walk
+from atent_ext.losses import cross_entropy
+from atent_ext.modes import evaluating
+from atent_ext.norms import LINF, Start
+from atent_ext.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Of `steps` steps, from the hardest of `starts` random starts; both lengths as shares of eps."""
+
+    start: Start
+    starts: int
+    steps: int
+    step: float
+
+
+CHAINS = (
+    Chain("corner", 1, 6, 0.375),
+    Chain("uniform", 1, 6, 0.375),
+    Chain("blocks", 1, 6, 0.375),
+    Chain("corner", 1, 20, 0.25),
+    Chain("corner", 1, 100, 0.1),
+    Chain("corner", 10, 6, 0.375),
+    Chain("blocks", 10, 6, 0.375),
+    Chain("blocks", 8, 4, 0.5),
+)
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    report: Annotated[Path, typer.Argument(help="Of held_out.py, of that run.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    eps: Annotated[float, typer.Option(help="Radius of the chains: the one that was trained with.")] = 0.4,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each chain, with seeds of their own.")] = 10,
+) -> None:
+    """Write, for each chain, how many of the images each run breaks, and how many all runs leave."""
+    found = json.loads(report.read_text(encoding="utf-8"))
+    if found["weights_sha256"] != hashlib.sha256(RunFolder(run).weights.read_bytes()).hexdigest():
+        raise BadInput(f"{report} is of other weights than {run}; run held_out.py on it first")
+    subject = scoring.from_run(run, held_out=True)
+    images = subject.test.take(found["n"])
+    right = clean_flags(subject.model, images)
+    chosen = [i for i, flag in enumerate(found["flags"]) if flag == "0" and right[i]]
+    broken = Split(images.images[chosen], images.labels[chosen])
+    rows = []
+    for chain in CHAINS:
+        runs = torch.stack([_left(subject.model, broken, chain, eps, seed) for seed in range(repeats)])
+        rows.append({**asdict(chain), "broken": (~runs).sum(1).tolist(), "left_by_all": int(runs.all(0).sum())})
+        print(rows[-1])
+    keep = {key: found[key] for key in ("weights_sha256", "data", "attack", "package")}
+    result = {**keep, "images": len(chosen), "eps": eps, "repeats": repeats, "chains": rows}
+    checkpoints.write(out, json.dumps(result, indent=2) + "\n")
+
+
+def _left(model: torch.nn.Module, images: Split, chain: Chain, eps: float, seed: int) -> torch.Tensor:
+    kernel = Langevin(
+        norm=LINF, eps=eps, steps=chain.steps, step_size=chain.step * eps, direction="sign", start=chain.start
+    )
+    x, y = images.images, images.labels
+    draws = torch.Generator().manual_seed(seed)
+    with evaluating(model):
+        with torch.no_grad():
+            first = hardest(kernel, x, lambda moving: cross_entropy(model(moving), y), chain.starts, draws)
+        *_, last = walk(kernel, x, input_gradient(model, cross_entropy, y), draws, first)
+        with torch.no_grad():
+            return model(last).argmax(1) == y
+
+
+if __name__ == "__main__":
+    cli_endings.run(app)
