@@ -15,6 +15,7 @@ import atent_ext
 from atent_ext import cards, data, evaluation, recipes, registry, scoring, zoo
 from atent_ext.errors import BadInput
 from atent_ext.recipes import Threat
+from atent_ext.training import fit
 
 BEST = "mnist-linf-atent"
 ROOT = Path(__file__).resolve().parent.parent
@@ -299,3 +300,30 @@ def test_the_zoo_is_trained_and_scored_by_its_entries(page, tmp_path):
     run = next((tmp_path / "zoo" / "runs").iterdir())
     with pytest.raises(BadInput, match=r"two\.json is not of 5 images and the weights in .*; move it away"):
         importlib.import_module("zoo").score("search", "two", 5, run, tmp_path / "zoo", 250, "plain")
+
+
+@pytest.mark.integration
+def test_short_chains_are_counted_on_the_held_out_images_that_apgd_broke(tmp_path):
+    recipe = recipes.load("digits-linf-pgd-at", ["epochs=2", "validation.count=50"])
+    fit(recipe, data.load("digits"), tmp_path / "run")
+    apgd, starts = tmp_path / "apgd.json", tmp_path / "starts.json"
+    done = script("held_out.py", tmp_path / "run", "--n", "40", "--out", apgd)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(apgd.read_text())
+    held_out = scoring.from_run(tmp_path / "run", held_out=True)
+    clean = int(evaluation.clean_flags(held_out.model, held_out.test.take(40)).sum())
+    assert found["images"] == "the first 40 held-out images"
+    assert found["robust_after"] == {"clean": clean, "apgd-ce": found["correct"]}
+    assert found["flags"].count("1") == found["correct"] < clean
+    done = script("starts.py", tmp_path / "run", apgd, "--eps", "0.15", "--repeats", "1", "--out", starts)
+    assert done.returncode == 0, done.stderr
+    counted = json.loads(starts.read_text())
+    assert counted["images"] == clean - found["correct"]
+    assert all(chain["left_by_all"] == counted["images"] - chain["broken"][0] for chain in counted["chains"])
+    assert sum(chain["broken"][0] for chain in counted["chains"]) > 0
+    apgd.write_text(json.dumps(found | {"weights_sha256": "0"}))
+    done = script("starts.py", tmp_path / "run", apgd, "--out", starts)
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        "apgd.json is of other weights than %s; run held_out.py on it first\n" % (tmp_path / "run")
+    )
