@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from atent_ext import checkpoints, cli_endings, scoring
+from atent_ext import checkpoints, cli_endings, data, scoring
 from atent_ext.adapters import autoattack
 from atent_ext.evaluation import interval
 from atent_ext.runs import RunFolder
@@ -27,9 +27,11 @@ def main(
     attack: Annotated[str, typer.Option(help="Of AutoAttack: apgd-ce, apgd-t, fab-t, square.")] = "apgd-ce",
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 250,
     seed: Annotated[int, typer.Option(help="Of the attack.")] = 0,
+    trained_on: Annotated[bool, typer.Option(help="Images that it was trained on instead.")] = False,
 ) -> None:
     subject = scoring.from_run(run, held_out=True)
-    images, threat = subject.test.take(n), subject.threat
+    part = "training" if trained_on else "held-out"
+    images, threat = (_trained_on(run) if trained_on else subject.test).take(n), subject.threat
     start = time.perf_counter()
     found = autoattack.run(
         subject.model,
@@ -44,7 +46,7 @@ def main(
     right = int(found.robust.sum())
     result = {
         "weights_sha256": hashlib.sha256(RunFolder(run).weights.read_bytes()).hexdigest(),
-        "images": f"the first {len(images)} held-out images",
+        "images": f"the first {len(images)} {part} images",
         "data": subject.about["data"],
         "threat": threat.model_dump(),
         "attack": attack,
@@ -60,7 +62,12 @@ def main(
         "flags": "".join("01"[int(flag)] for flag in found.robust),
     }
     checkpoints.write(out, json.dumps(result, indent=2) + "\n")
-    print(f"{attack}: {right} of {len(images)} held-out images left; written: {out}")
+    print(f"{attack}: {right} of {len(images)} {part} images left; written: {out}")
+
+
+def _trained_on(run: Path) -> data.Split:
+    recipe = RunFolder(run).recipe()
+    return data.hold_out(data.load(recipe.dataset).train, recipe.validation.count, recipe.seed)[0]
 
 
 if __name__ == "__main__":

@@ -315,6 +315,9 @@ def test_short_chains_are_counted_on_the_held_out_images_that_apgd_broke(tmp_pat
     assert found["images"] == "the first 40 held-out images"
     assert found["robust_after"] == {"clean": clean, "apgd-ce": found["correct"]}
     assert found["flags"].count("1") == found["correct"] < clean
+    done = script("held_out.py", tmp_path / "run", "--n", "20", "--trained-on", "--out", starts)
+    assert done.returncode == 0, done.stderr
+    assert "of 20 training images left" in done.stdout
     done = script("starts.py", tmp_path / "run", apgd, "--eps", "0.15", "--repeats", "1", "--out", starts)
     assert done.returncode == 0, done.stderr
     counted = json.loads(starts.read_text())
