@@ -62,7 +62,7 @@ _PULLS: Mapping[str, Callable[[Tensor, float, Radius], Tensor]] = {
 
 
 def _blocks(x: Tensor, generator: Generator) -> Tensor:
-    """Random signs, the same within each block of 4 x 4 pixels, of the shape of `x`."""
+    """Random signs, the same within each block of 4 x 4 pixels of a channel, of the shape of `x`."""
     if x.dim() != 4:
         raise BadInput(
             f"the start is 'blocks' and the inputs have shape {tuple(x.shape)}; it needs images (N, C, H, W)"
@@ -91,8 +91,8 @@ class Langevin:
     noise: the square root of the temperature (v2 Eq. 8). gamma: strength of the pull towards x; pull: its form,
     `gamma (x - x')` ("authors"), step_size times that ("paper"), or gamma along one coordinate ("coordinate").
     project: when x' is brought back into the ball. start: where x'_0 lies: "uniform" in the cube of half-width eps,
-    "ball" (normal, projected to the ℓ2 ball), "corner" of the cube, "blocks" (a corner with one sign for 4 x 4 pixels),
-    "near" x, or the "clean" x.
+    "ball" (normal, projected to the ℓ2 ball), "corner" of the cube, "blocks" (a corner with one sign for 4 x 4 pixels
+    of a channel; for images (N, C, H, W)), "near" x, or the "clean" x.
     box: lowest and highest value of an input. box_first: clamp before projecting instead of after.
     targeted: descend on the loss instead of ascending.
     Raises BadInput for values that make no sense.
@@ -127,7 +127,7 @@ class Langevin:
         checks.box(self.box)
 
     def begin(self, x: Tensor, generator: Generator = None) -> Tensor:
-        """x'_0, inside the box; (N, ...) -> (N, ...)."""
+        """x'_0, inside the box; (N, ...) -> (N, ...). Raises BadInput for "blocks" and inputs that are no images."""
         return _STARTS[self.start](x, self.norm, self.eps, generator).clamp(*self.box)
 
     @torch.no_grad()
@@ -158,7 +158,7 @@ Gradient: TypeAlias = Callable[[Tensor], Tensor]
 def walk(
     kernel: Langevin, x: Tensor, gradient: Gradient, generator: Generator = None, first: Tensor | None = None
 ) -> Iterator[Tensor]:
-    """Yield x'_0, ..., x'_K, from `first` where it is given. This is the only loop over steps in the project.
+    """Yield x'_0, ..., x'_K, from `first` (N, ...) where it is given. This is the only loop over steps in the project.
 
     `gradient` is asked for x'_k only after x'_k was yielded, so that a training method may evaluate it on the way.
     """
@@ -173,10 +173,11 @@ def walk(
 def hardest(
     kernel: Langevin, x: Tensor, losses: Callable[[Tensor], Tensor], starts: int, generator: Generator = None
 ) -> Tensor:
-    """For each example the x'_0 of the largest loss among `starts` of them, (N, ...); `losses` maps x' to (N,).
+    """For each example the x'_0 of the largest loss among `starts` >= 1 of them, (N, ...).
 
-    With one there is nothing to choose, and no pass.
+    `losses` maps x' (N, ...) to (N,) and is to record no graph. With one start there is nothing to choose, and no pass.
     """
+    checks.steps("starts", starts)
     found = kernel.begin(x, generator)
     if starts == 1:
         return found
@@ -184,8 +185,9 @@ def hardest(
     for _ in range(starts - 1):
         other = kernel.begin(x, generator)
         loss = losses(other)
-        found = torch.where((loss > highest).reshape(-1, *[1] * (x.dim() - 1)), other, found)
-        highest = torch.maximum(loss, highest)
+        harder = loss > highest
+        highest = torch.where(harder, loss, highest)
+        found = torch.where(harder.reshape(-1, *[1] * (x.dim() - 1)), other, found)
     return found
 
 

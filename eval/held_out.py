@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from atent_ext import checkpoints, cli_endings, data, scoring
@@ -51,6 +52,7 @@ def main(
         "threat": threat.model_dump(),
         "attack": attack,
         "package": found.package,
+        "torch": torch.__version__,
         "seed": seed,
         "batch_size": batch,
         "robust_after": dict(found.robust_after),
@@ -67,7 +69,8 @@ def main(
 
 def _trained_on(run: Path) -> data.Split:
     recipe = RunFolder(run).recipe()
-    return data.hold_out(data.load(recipe.dataset).train, recipe.validation.count, recipe.seed)[0]
+    kept = data.hold_out(data.load(recipe.dataset).train, recipe.validation.count, recipe.seed)[0]
+    return kept.take(recipe.examples)
 
 
 if __name__ == "__main__":

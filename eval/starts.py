@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -52,13 +52,12 @@ def main(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     report: Annotated[Path, typer.Argument(help="Of held_out.py, of that run.")],
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
-    eps: Annotated[float, typer.Option(help="Radius of the chains: the one that was trained with.")] = 0.4,
+    eps: Annotated[float | None, typer.Option(help="Radius of the chains [default: that of the training].")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each chain, with seeds of their own.")] = 10,
 ) -> None:
     """Write, for each chain, how many of the images each run breaks, and how many all runs leave."""
-    found = json.loads(report.read_text(encoding="utf-8"))
-    if found["weights_sha256"] != hashlib.sha256(RunFolder(run).weights.read_bytes()).hexdigest():
-        raise BadInput(f"{report} is of other weights than {run}; run held_out.py on it first")
+    found = _report(report, run)
+    eps = float(RunFolder(run).recipe().objective["eps"]) if eps is None else eps
     subject = scoring.from_run(run, held_out=True)
     images = subject.test.take(found["n"])
     right = clean_flags(subject.model, images)
@@ -69,9 +68,21 @@ def main(
         runs = torch.stack([_left(subject.model, broken, chain, eps, seed) for seed in range(repeats)])
         rows.append({**asdict(chain), "broken": (~runs).sum(1).tolist(), "left_by_all": int(runs.all(0).sum())})
         print(rows[-1])
-    keep = {key: found[key] for key in ("weights_sha256", "data", "attack", "package")}
-    result = {**keep, "images": len(chosen), "eps": eps, "repeats": repeats, "chains": rows}
+    keep = {key: found[key] for key in ("weights_sha256", "data", "images", "threat", "attack", "package")}
+    chains = {"eps": eps, "repeats": repeats, "torch": torch.__version__, "chains": rows}
+    result = {**keep, "broken_images": len(chosen), **chains}
     checkpoints.write(out, json.dumps(result, indent=2) + "\n")
+
+
+def _report(path: Path, run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if found["weights_sha256"] != hashlib.sha256(RunFolder(run).weights.read_bytes()).hexdigest():
+        raise BadInput(f"{path} is of other weights than {run}; run held_out.py on it first")
+    if not found["images"].endswith("held-out images"):
+        raise BadInput(f"{path} is of {found['images']}; run held_out.py without --trained-on")
+    if found["threat"]["norm"] != "Linf":
+        raise BadInput(f"{path} is of {found['threat']['norm']}; the chains are of Linf, so give a run of that")
+    return found
 
 
 def _left(model: torch.nn.Module, images: Split, chain: Chain, eps: float, seed: int) -> torch.Tensor:

@@ -341,6 +341,7 @@ _LANGEVIN: Strategies = {
     "alpha": st.sampled_from((0.5, 0.9, 1.0)),
     "average": st.sampled_from(("exponential", "uniform")),
     "tolerance": st.sampled_from((0.0, 1e-3)),
+    "starts": st.integers(1, 3),
     "pull": st.sampled_from((None, "authors", "paper", "coordinate")),
     "project": st.sampled_from((None, "every", "last", "never")),
 }

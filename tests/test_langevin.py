@@ -181,6 +181,19 @@ def test_the_hardest_start_is_each_examples_own_worst_of_the_draws():
     torch.testing.assert_close(found, drawn[worst, torch.arange(5)], rtol=0, atol=0)
 
 
+def test_a_loss_that_is_nan_hides_no_harder_start():
+    x = torch.zeros(1, 20)
+    losses = iter(torch.tensor([[1.0], [float("nan")], [3.0], [2.0]]))
+    kernel = dataclasses.replace(pgd(LINF, 0.3, 1, 0.1), start="corner", box=FREE)
+    draw = generator(7)
+    drawn = [kernel.begin(x, draw) for _ in range(4)]
+    assert len(torch.cat(drawn).unique(dim=0)) == 4
+    found = hardest(kernel, x, lambda moving: next(losses), 4, generator(7))
+    assert torch.equal(found, drawn[2])
+    with pytest.raises(BadInput, match="starts is 0"):
+        hardest(kernel, x, lambda moving: next(losses), 0)
+
+
 def test_a_single_start_costs_no_pass():
     x, _ = small_batch(5)
     kernel = pgd(LINF, 0.3, 1, 0.1)

@@ -125,9 +125,15 @@ def test_atent_goes_on_from_the_hardest_of_its_starts(inner_mode):
     model.zero_grad()
     sum(weight * F.cross_entropy(model(points[j]), y) for j, weight in objective.weights.items()).backward()
     expected = gradient_vector(model)
-    model.passes = 0
+    model.passes, modes = 0, []
+    model.drop.p = 0.0
+    model.train()
+    watch = model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     assert relative(accumulate(objective, model, x, y), expected) < 1e-9
-    assert model.passes == 5 + COMMON["steps"] + 1
+    watch.remove()
+    assert modes[:5] == [inner_mode == "train"] * 5
+    assert model.passes == 5 + COMMON["steps"] + (1 if inner_mode == "train" else COMMON["steps"])
+    assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -263,6 +269,7 @@ def test_scaling_grows_the_ball_and_the_step():
         (lambda: ATENT(**COMMON, tolerance=1.0), "tolerance is 1.0"),
         (lambda: ATENT(**COMMON, noise=float("nan")), "noise is nan"),
         (lambda: ATENT(**COMMON, starts=0), "starts is 0"),
+        (lambda: ATENT(**COMMON, starts=2, start="clean"), "starts is 2 and the start is 'clean'"),
         (lambda: TRADES(**COMMON, beta=-1.0), "beta is -1.0"),
         (lambda: MART(**COMMON, inner_mode="sleep"), "inner_mode is 'sleep'"),
     ],

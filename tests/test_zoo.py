@@ -315,18 +315,28 @@ def test_short_chains_are_counted_on_the_held_out_images_that_apgd_broke(tmp_pat
     assert found["images"] == "the first 40 held-out images"
     assert found["robust_after"] == {"clean": clean, "apgd-ce": found["correct"]}
     assert found["flags"].count("1") == found["correct"] < clean
-    done = script("held_out.py", tmp_path / "run", "--n", "20", "--trained-on", "--out", starts)
-    assert done.returncode == 0, done.stderr
-    assert "of 20 training images left" in done.stdout
-    done = script("starts.py", tmp_path / "run", apgd, "--eps", "0.15", "--repeats", "1", "--out", starts)
+    done = script("starts.py", tmp_path / "run", apgd, "--repeats", "3", "--out", starts)
     assert done.returncode == 0, done.stderr
     counted = json.loads(starts.read_text())
-    assert counted["images"] == clean - found["correct"]
-    assert all(chain["left_by_all"] == counted["images"] - chain["broken"][0] for chain in counted["chains"])
-    assert sum(chain["broken"][0] for chain in counted["chains"]) > 0
-    apgd.write_text(json.dumps(found | {"weights_sha256": "0"}))
-    done = script("starts.py", tmp_path / "run", apgd, "--out", starts)
-    assert done.returncode == 2
-    assert done.stderr.endswith(
-        "apgd.json is of other weights than %s; run held_out.py on it first\n" % (tmp_path / "run")
-    )
+    broken = clean - found["correct"]
+    assert (counted["broken_images"], counted["eps"]) == (broken, 0.15)
+    for chain in counted["chains"]:
+        assert len(chain["broken"]) == 3
+        assert broken - sum(chain["broken"]) <= chain["left_by_all"] <= broken - max(chain["broken"])
+    assert sum(map(sum, (chain["broken"] for chain in counted["chains"]))) > 0
+    done = script("held_out.py", tmp_path / "run", "--n", "1000", "--attack", "fab-t", "--trained-on", "--out", apgd)
+    assert done.returncode == 0, done.stderr
+    kept = data.hold_out(data.load("digits").train, 50, recipe.seed)[0].take(1000)
+    right = int(evaluation.clean_flags(held_out.model, kept).sum())
+    assert right != int(evaluation.clean_flags(held_out.model, data.load("digits").train.take(1000)).sum())
+    assert json.loads(apgd.read_text())["robust_after"]["clean"] == right
+    for report, said in (
+        (json.loads(apgd.read_text()), "is of the first 1000 training images; run held_out.py without --trained-on"),
+        (found | {"weights_sha256": "0"}, "; run held_out.py on it first"),
+        (found | {"threat": {"norm": "L2", "eps": 1}}, "is of L2; the chains are of Linf, so give a run of that"),
+    ):
+        apgd.write_text(json.dumps(report))
+        done = script("starts.py", tmp_path / "run", apgd, "--out", starts)
+        assert done.returncode == 2
+        assert done.stderr.endswith(f"{said}\n")
+        assert done.stderr.count("\n") == 1

@@ -42,7 +42,7 @@ class ATENT(Adversarial):
     are dropped, nothing is renormalised; 0 keeps all. direction, pull, project, start: as in `Langevin`; None takes the
     authors' (sign, coordinate, last, corner for ℓ∞; unit, authors, never, ball for ℓ2). inner_mode "eval" costs one
     more pass a kept iterate when the model is in train mode. starts: each image's chain goes on from the one of so many
-    random x'_0 with the largest loss, at a forward pass for each if there are several; the authors draw one.
+    (>= 1) random x'_0 with the largest loss, at a forward pass for each if there are several; the authors draw one.
     """
 
     alpha: float = 0.9
@@ -67,6 +67,8 @@ class ATENT(Adversarial):
         if not 0 <= self.tolerance <= 0.9:
             raise BadInput(f"tolerance is {self.tolerance}; it must lie in [0, 0.9]")
         super().__post_init__()
+        if self.starts > 1 and self.start == "clean":
+            raise BadInput(f"starts is {self.starts} and the start is 'clean', which is always the same; name another")
 
     @property
     def kernel(self) -> Langevin:
