@@ -64,11 +64,11 @@ no noise and in float32, break of the 23, on average over 10 runs (`eval/starts.
 {chains}
 
 This suggests that part of what APGD finds lies where only some starts lead. `linf-starts-tune` was trained from the
-starts of the last row, on images turned, stretched and shifted (`affine`), and keeps its last epoch, as PGD cannot
-choose (its PGD-10 is 98.7). These starts were chosen by held-out images that also score it: APGD leaves 486 of the
-first 500, against 485 for `linf-eps-0.4-tune`, 483 for `linf-shift-tune` and 482 for `linf-10-steps-tune` (finer
-steps); none is told apart from it. Of the first 500 images that it was trained on APGD leaves 487 and breaks 12 that
-are right when clean: no sign that it overfits, on so few images.
+starts of the last row, by two processes, a core each, on images turned, stretched and shifted (`affine`), and keeps its
+last epoch, as PGD cannot choose (its PGD-10 is 98.7). These starts were chosen by held-out images that also score it:
+APGD leaves 486 of the first 500, against 485 for `linf-eps-0.4-tune`, 483 for `linf-shift-tune` and 482 for
+`linf-10-steps-tune` (finer steps); none is told apart from it. Of the first 500 images that it was trained on APGD
+leaves 487 and breaks 12 that are right when clean: no sign that it overfits, on so few images.
 
 Stopped before their end, and so without a row (held-out PGD, %; logs in `eval/results/zoo/stopped/`):
 
