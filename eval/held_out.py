@@ -3,7 +3,6 @@
 python eval/held_out.py zoo/runs/11dc63de --n 1000 --out held-out.json        (it holds the flag of each image)
 """
 
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import typer
 
 from atent_ext import checkpoints, cli_endings, data, scoring
 from atent_ext.adapters import autoattack
-from atent_ext.evaluation import interval
+from atent_ext.evaluation import Outcome
 from atent_ext.runs import RunFolder
 
 app = typer.Typer(add_completion=False)
@@ -44,27 +43,17 @@ def main(
         seed=seed,
         batch_size=batch,
     )
-    right = int(found.robust.sum())
+    settings = {"package": found.package, "torch": torch.__version__, "seed": seed, "batch_size": batch}
+    outcome = Outcome(attack, settings, found.robust, time.perf_counter() - start, found.notes, found.robust_after)
     result = {
-        "weights_sha256": hashlib.sha256(RunFolder(run).weights.read_bytes()).hexdigest(),
+        "weights_sha256": subject.about["weights_sha256"],
         "images": f"the first {len(images)} {part} images",
         "data": subject.about["data"],
         "threat": threat.model_dump(),
-        "attack": attack,
-        "package": found.package,
-        "torch": torch.__version__,
-        "seed": seed,
-        "batch_size": batch,
-        "robust_after": dict(found.robust_after),
-        "correct": right,
-        "n": len(images),
-        "interval95_wilson": interval(right, len(images)),
-        "seconds": round(time.perf_counter() - start, 1),
-        "notes": list(found.notes),
-        "flags": "".join("01"[int(flag)] for flag in found.robust),
+        **outcome.report(),
     }
     checkpoints.write(out, json.dumps(result, indent=2) + "\n")
-    print(f"{attack}: {right} of {len(images)} {part} images left; written: {out}")
+    print(f"{attack}: {int(found.robust.sum())} of {len(images)} {part} images left; written: {out}")
 
 
 def _trained_on(run: Path) -> data.Split:

@@ -3,7 +3,6 @@
 python eval/starts.py zoo/runs/11dc63de held-out.json --out starts.json        (its defaults are docs/zoo.md's)
 """
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,9 +55,9 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each chain, with seeds of their own.")] = 10,
 ) -> None:
     """Write, for each chain, how many of the images each run breaks, and how many all runs leave."""
-    found = _report(report, run)
-    eps = float(RunFolder(run).recipe().objective["eps"]) if eps is None else eps
     subject = scoring.from_run(run, held_out=True)
+    found = _report(report, run, subject.about["weights_sha256"])
+    eps = float(RunFolder(run).recipe().objective["eps"]) if eps is None else eps
     images = subject.test.take(found["n"])
     right = clean_flags(subject.model, images)
     chosen = [i for i, flag in enumerate(found["flags"]) if flag == "0" and right[i]]
@@ -74,9 +73,9 @@ def main(
     checkpoints.write(out, json.dumps(result, indent=2) + "\n")
 
 
-def _report(path: Path, run: Path) -> dict[str, Any]:
+def _report(path: Path, run: Path, weights: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if found["weights_sha256"] != hashlib.sha256(RunFolder(run).weights.read_bytes()).hexdigest():
+    if found["weights_sha256"] != weights:
         raise BadInput(f"{path} is of other weights than {run}; run held_out.py on it first")
     if not found["images"].endswith("held-out images"):
         raise BadInput(f"{path} is of {found['images']}; run held_out.py without --trained-on")

@@ -43,14 +43,14 @@ held-out PGD or, as told below, by APGD. A row with `init_from` was trained on f
 is no evidence for its radius.
 
 No value was picked by comparing test scores, but whether to go on was, and in ℓ∞ what to try next. Between stages the
-first 1,000 of them were scored (`atent eval`, seed 0; reports in `eval/results/zoo/between/`): under PGD-20
+first 1,000 test images were scored (`atent eval`, seed 0; reports in `eval/results/zoo/between/`): under PGD-20
 `linf-shift-tune` had 96.5, and then `linf-eps-0.4-tune` 97.0; under PGD-40 with 10 restarts `l2-more-steps` had 75.8,
 and then `l2-small-cnn-eps-2.5` 77.6, with which the search in ℓ2 ended. So the scores of `mnist-l2-atent`, the same
 network on the same images, may be a little too high. Of two networks the first 250 test images met AutoAttack too,
 which leaves 235 for `linf-eps-0.4-tune` (PGD-20 245), whereupon finer steps, another augmentation and other starts were
 tried, and 232 for `linf-starts-tune` (PGD-20 246), whereupon a smaller radius was. Of the same images it leaves 233 for
-`mnist-linf-atent` and 237 for `mnist-linf-pgd-at-best`; 11 are lost by all four. Of the last attack, Square, AutoAttack
-warns where it breaks images that its gradient attacks left: 6 of `linf-starts-tune` here, 2 of `linf-eps-0.4-tune`.
+`mnist-linf-atent` and 237 for `mnist-linf-pgd-at-best`; 11 are lost by all four. AutoAttack warns where Square, its
+last attack, breaks images that its gradient attacks left: 6 of `linf-starts-tune` here, 2 of `linf-eps-0.4-tune`.
 
 **What one short chain does not find.** Of the first 1,000 held-out images APGD on the cross-entropy, AutoAttack's first
 attack, leaves 973 for `linf-eps-0.4-tune` (`eval/held_out.py`, seed 0, torch 2.15.0 on a CPU; reports in
