@@ -186,7 +186,10 @@ def test_sigma_is_no_eps():
         (lambda: SmoothAdv(sigma=0.1, eps=-1, steps=1, step_size=1), "eps is -1"),
         (lambda: DESGD(eps=0.3, step_size=0.1, steps=0), "steps is 0"),
         (lambda: ATENT(**COMMON, average="median"), "average is 'median'; known: exponential, uniform"),
-        (lambda: PGDAT(**COMMON, start="nowhere"), "start is 'nowhere'; known: uniform, ball, corner, near, clean"),
+        (
+            lambda: PGDAT(**COMMON, start="nowhere"),
+            "start is 'nowhere'; known: uniform, ball, corner, blocks, near, clean",
+        ),
     ],
 )
 def test_nonsense_is_refused_by_name(make, words):
