@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -324,19 +325,20 @@ def test_short_chains_are_counted_on_the_held_out_images_that_apgd_broke(page, t
         assert len(chain["broken"]) == 3
         assert broken - sum(chain["broken"]) <= chain["left_by_all"] <= broken - max(chain["broken"])
     assert sum(map(sum, (chain["broken"] for chain in counted["chains"]))) > 0
-    done = script("held_out.py", tmp_path / "run", "--n", "300", "--trained-on", "--out", apgd)
+    done = script("held_out.py", tmp_path / "run", "--n", "100", "--trained-on", "--out", apgd)
     assert done.returncode == 0, done.stderr
     kept = data.hold_out(data.load("digits").train, 50, recipe.seed)[0]
     assert torch.equal(importlib.import_module("held_out")._trained_on(tmp_path / "run").images, kept.images)
-    right = int(evaluation.clean_flags(held_out.model, kept.take(300)).sum())
+    right = int(evaluation.clean_flags(held_out.model, kept.take(100)).sum())
     assert json.loads(apgd.read_text())["robust_after"]["clean"] == right
+    done = script("starts.py", tmp_path / "run", apgd, "--out", starts)
+    assert done.returncode == 2
+    assert done.stderr.endswith("is of the first 100 training images; run held_out.py without --trained-on\n")
+    assert done.stderr.count("\n") == 1
     for report, said in (
-        (json.loads(apgd.read_text()), "is of the first 300 training images; run held_out.py without --trained-on"),
         (found | {"weights_sha256": "0"}, "; run held_out.py on it first"),
         (found | {"threat": {"norm": "L2", "eps": 1}}, "is of L2; the chains are of Linf, so give a run of that"),
     ):
         apgd.write_text(json.dumps(report))
-        done = script("starts.py", tmp_path / "run", apgd, "--out", starts)
-        assert done.returncode == 2
-        assert done.stderr.endswith(f"{said}\n")
-        assert done.stderr.count("\n") == 1
+        with pytest.raises(BadInput, match=re.escape(said)):
+            importlib.import_module("starts")._report(apgd, tmp_path / "run", found["weights_sha256"])
