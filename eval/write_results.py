@@ -31,8 +31,8 @@ image. PGD-40 with 10 restarts tells ATENT and PGD-AT apart at 264 passes, and n
 attack, APGD on the cross-entropy, leaves 451 of ATENT's 500 images and 460 of PGD-AT's. None of the six signs of
 masked gradients that the cards look for was found, though AutoAttack warns of three of these networks. PGD alone, as
 in the papers, would have called the pair of 48 passes a tie, and ATENT's trained on at a larger radius better than the
-pair of 264: of 500 images PGD-20 leaves it 487 and them 476 each, AutoAttack 460, ATENT's 461 and PGD-AT's 466
-([zoo.md](zoo.md#what-was-tried-for-a-better-recipe)).
+pair of 264: of 500 images PGD-20 leaves it 487 and them 476 each. AutoAttack leaves it 460, ATENT's 461 and PGD-AT's
+466, and tells it apart from neither ([zoo.md](zoo.md#what-was-tried-for-a-better-recipe)).
 
 At 48 passes, dropout is one thing that parts the two: ATENT's inner loop leaves it on, PGD-AT's turns it off. With it
 off in both, ATENT (56 passes then) has 90.6 and PGD-AT 91.6, 2 and 7 of 500 images right by one alone (p 0.18); with it
