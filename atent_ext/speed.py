@@ -173,7 +173,8 @@ def _folded(model: nn.Module, images: Tensor) -> tuple[nn.Module | None, tuple[s
             raise ValueError("the network draws at random, and following it would fix the draw")
         with seeded(0):
             fused: nn.Module = fuse(model).eval().requires_grad_(False)
-        _agree(_probe(model, images), _probe(fused, images))
+        with _full_precision():
+            _agree(_probe(model, images), _probe(fused, images))
     except Exception as error:  # tracing runs the network's own code, which may fail in any way
         return None, (f"BatchNorm not folded: {_line(error)}",)
     return fused, (f"BatchNorm folded: {norms - _norms(fused)} of {norms}",)
@@ -204,10 +205,27 @@ def _problem(model: nn.Module, images: Tensor, speed: str) -> str | None:
     try:
         other = copy.deepcopy(model)
         convert(other, speed)
-        _agree(_probe(model, images), _probe(other, images))
+        with _full_precision():
+            _agree(_probe(model, images), _probe(other, images))
     except Exception as error:  # a compiler may fail in any way
         return _line(error)
     return None
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Convolutions of a GPU without TF32, in which two ways to compute the same one are further apart than rounding."""
+    cudnn = torch.backends.cudnn
+    try:
+        before = cudnn.allow_tf32
+    except RuntimeError:  # it was decided for convolutions alone, by its newer name, and cannot be read by this one
+        yield
+        return
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 def _probe(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:

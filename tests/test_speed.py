@@ -121,6 +121,47 @@ def test_a_kink_of_the_network_is_not_taken_for_another_answer(name, channels, s
         assert speed.prepare(model, x).folded == (name == "resnet-20")
 
 
+class Watching(nn.Module):
+    """Keeps what cuDNN may do whenever it answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.seen = nn.Conv2d(1, 10, 3), []
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def forward(self, x):
+        self.seen.append(torch.backends.cudnn.allow_tf32)
+        return self.convolution(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize("fails", [False, True])
+def test_answers_are_compared_without_tf32_which_is_as_it_was_afterwards(monkeypatch, allowed, fails):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    model, x = Watching(), images(3, (1, 8, 8))
+    if fails:
+        model.convolution = nn.Sequential(nn.Conv2d(2, 10, 3))  # of another number of channels
+    chosen, notes = speed.choose(model, x, "channels-last")
+    assert chosen == ("plain" if fails else "channels-last")
+    assert len(notes) == fails
+    assert model.seen
+    assert not any(model.seen)
+    assert torch.backends.cudnn.allow_tf32 is allowed
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has the older name alone")
+def test_tf32_that_was_decided_by_its_newer_name_stays():
+    own = torch.backends.cudnn.conv
+    before, own.fp32_precision = own.fp32_precision, "ieee"
+    try:
+        assert speed.choose(network("small-cnn", 1), images(3, (1, 28, 28)), "channels-last") == ("channels-last", ())
+        assert own.fp32_precision == "ieee"
+    finally:
+        own.fp32_precision = before
+
+
 def test_gradients_that_vanish_are_noticed_however_small_the_true_ones():
     class Masking(nn.Module):
         def __init__(self):
