@@ -100,9 +100,7 @@ class SmallCNN(nn.Module):
         super().__init__()
         if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
             raise BadInput(f"dropout is {dropout!r}; it must be a probability in [0, 1)")
-        # A stranger's card of a few bytes must not ask for all memory.
-        if not (isinstance(width, int) and not isinstance(width, bool) and 1 <= width <= 16):
-            raise BadInput(f"width is {width!r}; it must be a whole number from 1 to 16")
+        _check_width(width)
         few, many = 32 * width, 64 * width
         first, second = [*_conv(channels, few), *_conv(few, few)], [*_conv(few, many), *_conv(many, many)]
         self.features = nn.Sequential(*first, nn.MaxPool2d(2), *second, nn.MaxPool2d(2))
@@ -123,19 +121,22 @@ class ResNet20(nn.Module):
     """ResNet-20 for 32×32 images (He et al. 2016, section 4.2): 3 stages of 3 blocks with 16, 32, 64 channels.
 
     Shortcuts that change shape are 1×1 convolutions (option B): 272,474 weights for 3 channels and 10 classes.
+    `width` is the factor on the channels (1 to 16). The last features are averaged, so that other sizes fit, too.
     """
 
-    def __init__(self, classes: int = 10, channels: int = 3) -> None:
+    def __init__(self, classes: int = 10, channels: int = 3, width: int = 1) -> None:
         super().__init__()
-        stages = [(16, 16, 1), (16, 32, 2), (32, 64, 2)]
+        _check_width(width)
+        few, more, many = 16 * width, 32 * width, 64 * width
+        stages = [(few, few, 1), (few, more, 2), (more, many, 2)]
         blocks = [block for before, after, stride in stages for block in _stage(before, after, stride)]
-        self.stem = _conv_norm(channels, 16, size=3)
+        self.stem = _conv_norm(channels, few, size=3)
         self.blocks = nn.Sequential(*blocks)
-        self.classifier = nn.Linear(64, classes)
+        self.classifier = nn.Linear(many, classes)
         _kaiming(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, channels, 32, 32) to logits (N, classes)."""
+        """Images (N, channels, 32, 32) or of another size to logits (N, classes)."""
         features = self.blocks(F.relu(self.stem(x)))
         logits: Tensor = self.classifier(features.mean(dim=(2, 3)))
         return logits
@@ -164,6 +165,12 @@ def _conv(before: int, after: int, padding: int = 0, size: int = 3) -> list[nn.M
 def _conv_norm(before: int, after: int, size: int, stride: int = 1) -> nn.Sequential:
     convolution = nn.Conv2d(before, after, size, stride=stride, padding=size // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(after))
+
+
+def _check_width(width: int) -> None:
+    # A stranger's card of a few bytes must not ask for all memory.
+    if not (isinstance(width, int) and not isinstance(width, bool) and 1 <= width <= 16):
+        raise BadInput(f"width is {width!r}; it must be a whole number from 1 to 16")
 
 
 def _kaiming(network: nn.Module) -> None:

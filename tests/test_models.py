@@ -191,10 +191,23 @@ def test_width_is_a_factor_on_the_channels():
     assert weights(network) == convolutions + fc(128 * 16, 200) + fc(200, 200) + fc(200, 10) == 711_018
 
 
+def test_width_is_a_factor_on_the_channels_of_resnet20():
+    plain, twice = (models.build("resnet-20", classes=10, channels=1, width=width) for width in (1, 2))
+    shapes = [
+        [module.weight.shape[:2] for module in network.modules() if isinstance(module, nn.Conv2d)]
+        for network in (plain, twice)
+    ]
+    doubled = [(2 * after, 2 * before if before > 1 else before) for after, before in shapes[0]]
+    assert [tuple(shape) for shape in shapes[1]] == doubled
+    assert weights(twice) == 1_084_010
+    assert twice(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("network", ["small-cnn", "resnet-20"])
 @pytest.mark.parametrize("width", [0, -1, 1.5, "2", True, 17, 10**9])
-def test_width_must_be_a_small_whole_number(width):
+def test_width_must_be_a_small_whole_number(network, width):
     with pytest.raises(BadInput, match="width is"):
-        models.build("small-cnn", classes=10, channels=1, width=width)
+        models.build(network, classes=10, channels=1, width=width)
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan"), "half"])
