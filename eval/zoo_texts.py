@@ -130,5 +130,7 @@ CIFAR = """## CIFAR-10 (JPEG), a few epochs on a CPU
 other and with nothing else. The images are CIFAR-10's 50,000 + 10,000, each re-encoded as JPEG, in `cifar10_jpeg`
 (`train/CLASS/`, `test/CLASS/`), of which 1,000 of the first are held out. The test images, which alternate between the
 classes, chose nothing; one training each, seed 0. BatchNorm takes part in what is compared: ATENT's inner loop runs in
-train mode and updates its statistics at every step, the others' run in eval mode.
+train mode and updates its statistics at every step, the others' run in eval mode. The first 250 scores of PGD-AT and
+ATENT were known when it was settled that all four be scored on 500. The training logs are in
+`eval/results/zoo/metrics/`.
 """
