@@ -70,7 +70,8 @@ images under the protocol zoo (an H200, chunks of 500 images, seed 0, torch 2.11
 PGD-20 95.1, PGD-40 with 10 restarts 94.4, AutoAttack 92.1 (90.3-93.6). AutoAttack does not tell it apart from
 `mnist-linf-atent` (16 and 19 right by one alone, McNemar's p 0.74) nor from `mnist-linf-pgd-at-best` (11 and 23, p
 0.058); 54 of the 1,000 are lost by all three. So it is not published. All three keep 95 or 96 % of the held-out images
-and 92 or 93 % of these test images.
+and 92 or 93 % of these test images. Its reports bear other names, those of a recipe and an entry of that time; the hash
+of the weights and what is set are those of this row.
 
 **What one short chain does not find.** Of the first 1,000 held-out images APGD on the cross-entropy, AutoAttack's first
 attack, leaves 973 for `linf-eps-0.4-tune` (`eval/held_out.py`, seed 0, torch 2.15.0 on a CPU; reports in
@@ -130,7 +131,7 @@ CIFAR = """## CIFAR-10 (JPEG), a few epochs on a CPU
 other and with nothing else. The images are CIFAR-10's 50,000 + 10,000, each re-encoded as JPEG, in `cifar10_jpeg`
 (`train/CLASS/`, `test/CLASS/`), of which 1,000 of the first are held out. The test images, which alternate between the
 classes, chose nothing; one training each, seed 0. BatchNorm takes part in what is compared: ATENT's inner loop runs in
-train mode and updates its statistics at every step, the others' run in eval mode. The first 250 scores of PGD-AT and
-ATENT were known when it was settled that all four be scored on 500. The training logs are in
+train mode and updates its statistics at every step, the others' run in eval mode. The scores of PGD-AT and
+ATENT on the first 250 images were known when it was settled that all four meet 500. The training logs are in
 `eval/results/zoo/metrics/`.
 """
