@@ -1,6 +1,6 @@
 """`python -m atent_ext` is the command `atent`."""
 
-from atent_ext.cli import main
+from atent_ext.cli.app import main
 
 if __name__ == "__main__":
     main()

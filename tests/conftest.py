@@ -14,7 +14,7 @@ state_guard.watch_package()  # before the test modules import names from it
 @pytest.fixture(autouse=True)
 def _process_left_alone():
     """What a test may not leave changed, whatever it called; random states are the tests' own to seed."""
-    state_guard.watch_adapters()
+    state_guard.watch_integrations()
     state_guard.violations.clear()
     before = state_guard.snapshot(state_guard.SETTINGS)
     yield

@@ -1,8 +1,8 @@
 """Cases for attacks, objectives and kernels drawn by hypothesis, and the check of one: see `outcome`.
 
 Arguments make sense at first; then one or two of them, the images, the labels, the network or the rest of a call are
-replaced by something odd, or all of these (`_THEMES`). Networks are tiny. `tests/test_fuzz.py` and `eval/fuzz.py`
-share this.
+replaced by something odd, or all of these (`_THEMES`). Networks are tiny. `tests/test_fuzz.py` and
+`eval/stress/fuzz.py` share this.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from problems import Wrapped
 from torch import Tensor, nn
 
-from atent_ext import langevin, objectives
-from atent_ext.attacks import L2ATENTAttack, LinfATENTAttack
-from atent_ext.errors import AtentError
-from atent_ext.losses import cross_entropy, margin
-from atent_ext.norms import L2, LINF
+from atent_ext import objectives
+from atent_ext.attacks import langevin
+from atent_ext.attacks.advertorch_style import L2ATENTAttack, LinfATENTAttack
+from atent_ext.core.errors import AtentError
+from atent_ext.core.losses import cross_entropy, margin
+from atent_ext.core.norms import L2, LINF
 
 INF, NAN = float("inf"), float("nan")
 VALID, OWN, NOT_FINITE = "valid", "the network's own error", "not finite, as the network"

@@ -16,7 +16,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from atent_ext import cli
+from atent_ext.cli import app
 
 TRAINING = ("epochs=1", "validation.count=20", "validation.steps=1")
 Words = tuple[str, ...]
@@ -30,7 +30,7 @@ def run(words: Words) -> tuple[int, str, str]:
     code: Any = 0
     try:
         with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
-            cli.main()
+            app.main()
     except SystemExit as end:
         code = end.code or 0
     finally:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from atent_ext import masking, soundness, verification
-from atent_ext.cards import Card, Submission, write_card
-from atent_ext.evaluation import interval
+from atent_ext.core.statistics import interval
+from atent_ext.submissions import masking, sanity, verification
+from atent_ext.submissions.cards import Card, Submission, write_card
 
 STANDARD = {"PGD-40 x 3, every iterate": 0.03, "ATENT-40 x 3, every iterate": 0.02, "AutoAttack": 0.0}
 """How much more accuracy each attack leaves than the strongest of them."""
@@ -51,7 +51,7 @@ def claim(what: str, percent: float, attack: str = "") -> dict[str, Any]:
     return {"what": what, "percent": percent, "attack": attack, "source": "README of the model"}
 
 
-CHECKS = [{"name": name, "passed": True, "said": "nothing of 64 images speaks against it"} for name in soundness.NAMES]
+CHECKS = [{"name": name, "passed": True, "said": "nothing of 64 images speaks against it"} for name in sanity.NAMES]
 SIGNS = [
     {"name": "one step beats many", "found": False, "evidence": "FGSM alone breaks 0 images, PGD-40 alone 23; p = 1"},
     {"name": "zero gradients", "found": False, "evidence": "zero for 0 of 200 images; p = 1"},

@@ -2,7 +2,7 @@
 
 `watch_package()` puts a check around every public function and around what users call of attacks, objectives and
 adapters. The outermost call is checked, also where it ends in an exception; of a generator, each step by itself.
-`atent_ext.compat` is left out, which repairs other packages on request, and so is the command line.
+`atent_ext.core.compat` is left out, which repairs other packages on request, and so is the command line.
 """
 
 import functools
@@ -84,7 +84,13 @@ SETTINGS: Mapping[str, Callable[[], object]] = {
 }
 PROBES = {**RANDOM, "warnings filters": lambda: list(warnings.filters), **SETTINGS}
 
-_UNWATCHED = ("atent_ext.compat", "atent_ext.cli", "atent_ext.__main__", "atent_ext.adapters.")
+_UNWATCHED = (
+    "atent_ext.compat",
+    "atent_ext.core.compat",
+    "atent_ext.cli",
+    "atent_ext.__main__",
+    "atent_ext.integrations.",
+)
 _METHODS = ("__call__", "perturb", "sample", "generate", "run", "fit", "fit_generator", "step", "calculate_cost")
 """What users call of a class."""
 
@@ -157,7 +163,7 @@ def documented_draws(function: Callable[..., Any], given: Mapping[str, Any]) -> 
     torch_draws = (
         any(one is None for one in generators)
         or function.__qualname__ == "EntropySGD.step"  # its noise is seeded from there
-        or function.__module__ == "atent_ext.models"  # the weights of a fresh network
+        or function.__module__ == "atent_ext.models.networks"  # the weights of a fresh network
         or function.__qualname__ == "build_model"
         or _of(owner, "attack_mode") == "targeted(random)"  # torchattacks draws the targets
         or _dropped
@@ -189,9 +195,9 @@ def watch_package() -> None:
             watch(importlib.import_module(found.name))
 
 
-def watch_adapters() -> None:
-    """Watch the classes of those adapters that were imported since."""
-    for name in [name for name in sys.modules if name.startswith("atent_ext.adapters.")]:
+def watch_integrations() -> None:
+    """Watch the classes of those integrations that were imported since."""
+    for name in [name for name in sys.modules if name.startswith("atent_ext.integrations.")]:
         watch(sys.modules[name])
 
 

@@ -1,4 +1,4 @@
-"""A few hundred of the cases of which `eval/fuzz.py` runs ten thousand: a valid result or a documented exception."""
+"""Some hundred of the cases of which `eval/stress/fuzz.py` runs ten thousand: a valid result or a documented error."""
 
 from contextlib import contextmanager
 
@@ -8,7 +8,8 @@ import pytest
 from fuzzing import OWN, VALID
 from hypothesis import HealthCheck, Phase, given, settings
 
-from atent_ext import norms, search
+from atent_ext.attacks import restarts
+from atent_ext.core import norms
 
 CHECKS = {"derandomize": True, "database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
 DOCUMENTED = {VALID, OWN, fuzzing.NOT_FINITE, "BadInput"}
@@ -69,10 +70,10 @@ def test_a_network_that_is_changed_and_an_error_without_a_name_are_found(monkeyp
     def forgetful(model):
         yield model.eval()
 
-    monkeypatch.setattr("atent_ext.attacks.evaluating", forgetful)
+    monkeypatch.setattr("atent_ext.attacks.advertorch_style.evaluating", forgetful)
     with pytest.raises(AssertionError, match="modes of the network changed"):
         first_fault(fuzzing.attacks())
-    monkeypatch.setattr(search, "check", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(restarts, "check", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         first_fault(fuzzing.attacks())
 

@@ -1,4 +1,4 @@
-"""Tensors do not pile up; `eval/memory.py`, whose functions these are, measures resident memory over more steps."""
+"""Tensors do not pile up; `eval/stress/memory.py`, whose functions these are, measures memory over more steps."""
 
 import importlib
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "eval"
+SCRIPTS = Path(__file__).resolve().parents[1] / "eval" / "stress"
 
 
 @pytest.fixture

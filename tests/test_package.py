@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from atent_ext import __version__
+from atent_ext.core.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 MAY_HOLD = re.compile(
-    r"""atent_ext/( ([a-z_]+/)*[a-z0-9_]+\.py | py\.typed | _board/[a-z]+\.(html|css|js)
+    r"""atent_ext/( ([a-z_]+/)*[a-z0-9_]+\.py | py\.typed | ([a-z_]+/)*__init__\.pyi
+        | leaderboard/templates/[a-z]+\.(html|css|js)
         | _protocols/(papers/)?[a-z0-9+-]+\.yaml
         | _registry/( README\.md | recipes/[a-z0-9_-]+\.yaml | weights/[\w.-]+\.safetensors
             | cards/(\.gitkeep | [\w.-]+/(Linf|L2)-[\w.-]+/[\w.-]+\.(json|png)) ) )
@@ -65,10 +66,10 @@ def test_the_wheel_holds_all_of_the_package(wheel):
     expected = {
         f"{inside}/{path.relative_to(ROOT / home).as_posix()}"
         for home, inside in homes.items()
-        for suffix in ("py", "typed", "html", "css", "js", "yaml", "json", "safetensors")
+        for suffix in ("py", "pyi", "typed", "html", "css", "js", "yaml", "json", "safetensors")
         for path in (ROOT / home).rglob(f"*.{suffix}")
     }
-    assert {"atent_ext/py.typed", "atent_ext/_board/board.js"} <= expected
+    assert {"atent_ext/py.typed", "atent_ext/leaderboard/templates/board.js", "atent_ext/__init__.pyi"} <= expected
     assert expected - set(zipfile.ZipFile(wheel).namelist()) == set()
 
 
@@ -83,8 +84,8 @@ def test_the_wheel_is_small(wheel):
 @pytest.mark.integration
 def test_the_wheel_finds_its_data_without_the_checkout(elsewhere):
     code = (
-        "import atent_ext, atent_ext.recipes as r; from atent_ext.evaluation import load_protocol\n"
-        "from atent_ext.papers.study import load\n"
+        "import atent_ext, atent_ext.training.recipes as r; from atent_ext.evaluation import load_protocol\n"
+        "from atent_ext.experiments.study import load\n"
         "print(atent_ext.__file__, len(r.names()), load_protocol('quick').name, load('v2-table1').name)"
     )
     place, recipes, protocol, study = elsewhere("python", "-c", code).split()

@@ -13,12 +13,14 @@ import torch
 from problems import visible
 from torch import nn
 
-from atent_ext import data, recipes, registry, training
-from atent_ext.data import DataSet, Split
-from atent_ext.modes import seeded
+from atent_ext.core import registry
+from atent_ext.core.model_state import seeded
+from atent_ext.data import datasets
+from atent_ext.data.datasets import DataSet, Split
 from atent_ext.objectives import ATENT, MMA
 from atent_ext.objectives.mma import Lengths
-from atent_ext.runs import build_model
+from atent_ext.training import loop, recipes
+from atent_ext.training.run_folder import build_model
 
 pytestmark = pytest.mark.integration
 
@@ -68,7 +70,7 @@ def load(name, *overrides):
 
 
 def digits(dtype=torch.float64):
-    loaded = data.load("digits")
+    loaded = datasets.load("digits")
     train = loaded.train.take(100)
     return DataSet("digits", loaded.classes, Split(train.images.to(dtype), train.labels), loaded.test)
 
@@ -123,7 +125,7 @@ def double_net_is_known(monkeypatch):
 @pytest.mark.parametrize("case", EQUAL)
 def test_two_processes_train_as_one(together, tmp_path, double_net_is_known, case):
     chosen = load(*EQUAL[case])
-    folder = training.fit(chosen, digits(), tmp_path / "alone")
+    folder = loop.fit(chosen, digits(), tmp_path / "alone")
     with seeded(chosen.seed):
         first = build_model(chosen, digits()).state_dict()
     alone, shared = weights(folder.path), weights(together / case)
@@ -147,7 +149,7 @@ def test_one_folder_is_written_and_all_agree_on_its_metrics(together):
 
 @pytest.mark.parametrize(("case", "examples"), [("mma", 53), ("mma with a last example alone", 57)])
 def test_two_processes_remember_what_one_does(together, tmp_path, double_net_is_known, case, examples):
-    alone = training.fit(load(*EQUAL[case]), digits(), tmp_path / "alone").state
+    alone = loop.fit(load(*EQUAL[case]), digits(), tmp_path / "alone").state
     one, other = (torch.load(path)["objective"]["lengths"] for path in (alone, together / case / "state.pt"))
     assert one.shape == (examples,)
     assert torch.allclose(one, other, rtol=0, atol=1e-6)
@@ -231,7 +233,7 @@ def test_a_loss_that_breaks_in_one_process_ends_both(tmp_path):
 # ---- what torchrun starts
 
 
-class Notes(training.Silent):
+class Notes(loop.Silent):
     """Keeps an epoch's metrics; may stop the run after a step."""
 
     def __init__(self, stop_after=0):
@@ -251,16 +253,16 @@ def everything(folder):
     process = int(os.environ["RANK"])
     for case, settings in EQUAL.items():
         notes = Notes()
-        training.fit(load(*settings), digits(), folder / case, reporter=notes)
+        loop.fit(load(*settings), digits(), folder / case, reporter=notes)
         (folder / f"{case}-{process}.json").write_text(json.dumps(notes.told))
     for case, settings in RESUMED.items():
         chosen = load(*settings, "model.name=tiny-net")
-        training.fit(chosen, digits(torch.float32), folder / f"{case} whole")
+        loop.fit(chosen, digits(torch.float32), folder / f"{case} whole")
         try:
-            training.fit(chosen, digits(torch.float32), folder / f"{case} cut", reporter=Notes(stop_after=10))
+            loop.fit(chosen, digits(torch.float32), folder / f"{case} cut", reporter=Notes(stop_after=10))
         except KeyboardInterrupt:
-            training.fit(chosen, digits(torch.float32), folder / f"{case} cut", resume=True)
-    training.fit(recipes.load("digits-linf-atent", COMMAND), data.load("digits"), folder / "command")
+            loop.fit(chosen, digits(torch.float32), folder / f"{case} cut", resume=True)
+    loop.fit(recipes.load("digits-linf-atent", COMMAND), datasets.load("digits"), folder / "command")
     count_reductions(folder)
 
 
@@ -293,7 +295,7 @@ def count_reductions(folder):
             yield term
 
     ATENT.__call__, DistributedDataParallel._sync_buffers = spy, sending
-    training.fit(load(*EQUAL["atent"], "model.name=tiny-net"), digits(torch.float32), folder / "counted")
+    loop.fit(load(*EQUAL["atent"], "model.name=tiny-net"), digits(torch.float32), folder / "counted")
     everyone = gather_object([counted])
     (folder / "reductions.json").write_text(json.dumps(everyone))
 
@@ -309,7 +311,7 @@ def broken(folder):
         return cross_entropy(logits, y) * (float("nan") if len(calls) == 3 and os.environ["RANK"] == "1" else 1)
 
     standard.cross_entropy = breaking
-    training.fit(load("digits-linf-sgd"), digits(), folder / "run")
+    loop.fit(load("digits-linf-sgd"), digits(), folder / "run")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ from state_guard import StateChanged
 from torch import nn
 
 import atent_ext
-from atent_ext import certificates, compat, evaluation, figures, norms, quickstart, scoring, verification
-from atent_ext.entropy_sgd import EntropySGD
-from atent_ext.papers import reproduce
+from atent_ext.core import compat, norms
+from atent_ext.evaluation import certificates, run, scoring
+from atent_ext.experiments import drawing, quickstart, reproduce
+from atent_ext.submissions import verification
+from atent_ext.training.entropy_sgd import EntropySGD
 
 HANDLER = logging.NullHandler()
 LOGGER = logging.getLogger("auto-attack")
@@ -181,8 +183,8 @@ def test_what_users_call_is_watched():
     watched = [call for call in watched if call is not None]
     assert len(watched) == 7  # fit, load and five objectives; the attacks inherit theirs
     attack = atent_ext.LinfATENTAttack
-    watched += [attack.perturb, attack.sample, EntropySGD.step, figures.draw, quickstart.quickstart, norms.gaussian]
-    watched += [scoring.score, certificates.certify, verification.verify, evaluation.evaluate, reproduce.reproduce]
+    watched += [attack.perturb, attack.sample, EntropySGD.step, drawing.draw, quickstart.quickstart, norms.gaussian]
+    watched += [scoring.score, certificates.certify, verification.verify, run.evaluate, reproduce.reproduce]
     assert all(call.is_watched for call in watched)
     assert not hasattr(compat.advertorch, "is_watched")
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atent_ext import checks, plots
-from atent_ext.errors import BadInput
-from atent_ext.langevin import Langevin, input_gradient, walk
-from atent_ext.norms import L2
+from atent_ext.attacks.langevin import Langevin, input_gradient, walk
+from atent_ext.core import validate
+from atent_ext.core.errors import BadInput
+from atent_ext.core.norms import L2
+from atent_ext.figures import plots
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def quadrature(setting: Setting, points: int = 4001) -> Density:
 
     Raises BadInput unless gamma and noise are positive, without which there is no density.
     """
-    checks.steps("points", points)
+    validate.steps("points", points)
     for name in ("gamma", "noise"):
         if not getattr(setting, name) > 0:
             raise BadInput(f"{name} is {getattr(setting, name)}; a density needs it above 0")
@@ -80,7 +81,7 @@ def quadrature(setting: Setting, points: int = 4001) -> Density:
 
 def samples(setting: Setting, seed: int = 0) -> Tensor:
     """The last iterate of each of the independent chains, all from x; (chains,) float32."""
-    checks.steps("chains", setting.chains)
+    validate.steps("chains", setting.chains)
     x = torch.full((setting.chains, 1), setting.x)
     gradient = input_gradient(bumpy, lambda value, _: value, x)
     chain = walk(setting.kernel, x, gradient, torch.Generator().manual_seed(seed))

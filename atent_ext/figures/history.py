@@ -7,9 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from atent_ext import plots
-from atent_ext.errors import BadInput
-from atent_ext.runs import RunFolder
+from atent_ext.core.errors import BadInput
+from atent_ext.figures import plots
+from atent_ext.training.run_folder import RunFolder
 
 History = Sequence[dict[str, Any]]
 """One dict per epoch: epoch (from 1), loss, clean and robust in [0, 1], lr, selected."""

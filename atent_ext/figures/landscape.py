@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent_ext import checks, losses, plots
-from atent_ext.data import Split
-from atent_ext.errors import BadInput
-from atent_ext.evaluation import predict
-from atent_ext.norms import gaussian, norm
-from atent_ext.recipes import Threat
+from atent_ext.attacks.accuracy import predict
+from atent_ext.core import losses, validate
+from atent_ext.core.errors import BadInput
+from atent_ext.core.norms import gaussian, norm
+from atent_ext.core.schema import Threat
+from atent_ext.data.datasets import Split
+from atent_ext.figures import plots
 
 _REACH = 2.0
 """The figure spans this many eps on each side."""
@@ -80,7 +81,7 @@ def around(
 
     Points of the plane are not clamped to [0, 1]: the maps are those of the plane. Raises BadInput as `directions`.
     """
-    checks.steps("points", points)
+    validate.steps("points", points)
     u, v, reach = directions(model, split, index, threat, steps, seed)
     offsets = _REACH * threat.eps * torch.linspace(-1, 1, points, dtype=u.dtype)
     b, a = (one.reshape(-1, *[1] * (u.dim() - 1)) for one in torch.meshgrid(offsets, offsets, indexing="ij"))

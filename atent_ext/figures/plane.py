@@ -8,17 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent_ext import checks, data, plots, registry
-from atent_ext.data import Split
-from atent_ext.errors import BadInput
-from atent_ext.evaluation import Setting as AttackSetting
-from atent_ext.evaluation import clean_flags, interval, predict, robust_flags
-from atent_ext.langevin import pgd
-from atent_ext.modes import seeded
-from atent_ext.norms import norm
+from atent_ext.attacks.accuracy import clean_flags, predict, robust_flags
+from atent_ext.attacks.langevin import pgd
+from atent_ext.attacks.spec import Setting as AttackSetting
+from atent_ext.core import registry, validate
+from atent_ext.core.errors import BadInput
+from atent_ext.core.model_state import seeded
+from atent_ext.core.norms import norm
+from atent_ext.core.schema import Threat
+from atent_ext.core.statistics import interval
+from atent_ext.core.types import Objective
+from atent_ext.data import datasets
+from atent_ext.data.datasets import Split
+from atent_ext.figures import plots
 from atent_ext.objectives import ATENT, PGDAT, TRADES, Standard
-from atent_ext.recipes import Threat
-from atent_ext.types import Objective
 
 _SOURCES = ("digits", "mnist")
 _HELD_OUT = 0.3
@@ -92,8 +95,8 @@ def two_classes(source: str, n: int, root: Path | None = None, classes: tuple[in
     """
     if source not in _SOURCES:
         raise registry.nearest("data set of this figure", source, _SOURCES)
-    checks.steps("n", n)
-    loaded = data.load(source, root)
+    validate.steps("n", n)
+    loaded = datasets.load(source, root)
     parts = (loaded.train, loaded.test) if source == "digits" else (loaded.train,)
     images, labels = torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts])
     chosen = [(labels == label).nonzero().squeeze(1)[:n] for label in classes]
@@ -142,7 +145,7 @@ def study(pair: Pair, setting: Setting, seed: int = 0) -> Study:
     The parts are stratified. `report` holds the accuracies with n, seed and setting. Raises BadInput as `embed` does.
     """
     points = embed(pair, setting.box, seed)
-    rest, held_out = data.hold_out(points, round(_HELD_OUT * len(points)), seed)
+    rest, held_out = datasets.hold_out(points, round(_HELD_OUT * len(points)), seed)
     nets = {name: train(objective, rest, setting, seed) for name, objective in setting.objectives.items()}
     clean = {name: clean_flags(net, held_out) for name, net in nets.items()}
     robust = {name: _robust(net, held_out, setting, seed) for name, net in nets.items()}

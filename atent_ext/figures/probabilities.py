@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent_ext import plots
-from atent_ext.data import Split
-from atent_ext.errors import BadInput
-from atent_ext.evaluation import predict
-from atent_ext.recipes import Threat
+from atent_ext.attacks.accuracy import predict
+from atent_ext.core.errors import BadInput
+from atent_ext.core.schema import Threat
+from atent_ext.data.datasets import Split
+from atent_ext.figures import plots
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,15 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from atent_ext import checks
-from atent_ext.errors import BadInput, TermsCollected
-from atent_ext.langevin import Langevin, Project, Pull, hardest, input_gradient, walk
-from atent_ext.losses import cross_entropy
-from atent_ext.modes import frozen, is_training
-from atent_ext.norms import Direction, Start
-from atent_ext.norms import norm as norm_called
+from atent_ext.attacks.langevin import Langevin, Project, Pull, hardest, input_gradient, walk
+from atent_ext.core import validate
+from atent_ext.core.errors import BadInput, TermsCollected
+from atent_ext.core.losses import cross_entropy
+from atent_ext.core.model_state import frozen, is_training
+from atent_ext.core.norms import Direction, Start
+from atent_ext.core.norms import norm as norm_called
+from atent_ext.core.types import Model
 from atent_ext.objectives.base import Adversarial, InnerMode, Terms, inside
-from atent_ext.types import Model
 
 _SMALL = 1e-3
 """Below this scale a float32 backward flushes too many directions to zero; the gradient is then computed apart."""
@@ -58,12 +58,12 @@ class ATENT(Adversarial):
     starts: int = 1
 
     def __post_init__(self) -> None:
-        checks.number("alpha", self.alpha)
-        checks.number("tolerance", self.tolerance)
-        checks.steps("starts", self.starts)
+        validate.number("alpha", self.alpha)
+        validate.number("tolerance", self.tolerance)
+        validate.steps("starts", self.starts)
         if not 0 < self.alpha <= 1:
             raise BadInput(f"alpha is {self.alpha}; it must lie in (0, 1]")
-        checks.choice("average", self.average, ("exponential", "uniform"))
+        validate.choice("average", self.average, ("exponential", "uniform"))
         if not 0 <= self.tolerance <= 0.9:
             raise BadInput(f"tolerance is {self.tolerance}; it must lie in [0, 0.9]")
         super().__post_init__()

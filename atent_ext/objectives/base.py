@@ -11,13 +11,13 @@ from pydantic import ConfigDict
 from torch import Tensor
 from typing_extensions import Self
 
-from atent_ext import checks
-from atent_ext.errors import BadInput
-from atent_ext.langevin import Langevin, last_iterate
-from atent_ext.modes import evaluating
-from atent_ext.norms import NormName
-from atent_ext.norms import norm as norm_called
-from atent_ext.types import Loss, Model
+from atent_ext.attacks.langevin import Langevin, last_iterate
+from atent_ext.core import validate
+from atent_ext.core.errors import BadInput
+from atent_ext.core.model_state import evaluating
+from atent_ext.core.norms import NormName
+from atent_ext.core.norms import norm as norm_called
+from atent_ext.core.types import Loss, Model
 
 InnerMode = Literal["train", "eval"]
 
@@ -32,8 +32,8 @@ def checked(x: Tensor, y: Tensor, box: tuple[float, float] = (-math.inf, math.in
 
     Raises BadInput for an empty batch, for images outside the box and for labels that are not one class number each.
     """
-    checks.images(x, *box)
-    checks.labels(y, len(x))
+    validate.images(x, *box)
+    validate.labels(y, len(x))
     if len(x) == 0:
         raise BadInput("the batch is empty; a loss needs at least one image")
     return y.long()
@@ -59,7 +59,7 @@ class Adversarial:
     inner_mode: InnerMode = "eval"
 
     def __post_init__(self) -> None:
-        checks.choice("inner_mode", self.inner_mode, ("train", "eval"))
+        validate.choice("inner_mode", self.inner_mode, ("train", "eval"))
         self.kernel  # noqa: B018 -- building it checks the common fields
 
     @property
@@ -83,7 +83,7 @@ class Adversarial:
 
     def scaled(self, factor: float) -> Self:
         """The same method with eps and step size multiplied by `factor`, for an eps that grows during training."""
-        checks.number("factor", factor)
+        validate.number("factor", factor)
         return replace(self, eps=self.eps * factor, step_size=self.step_size * factor)
 
     def check(self, x: Tensor, y: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class Regularized(Adversarial):
     beta: float
 
     def __post_init__(self) -> None:
-        checks.number("beta", self.beta)
+        validate.number("beta", self.beta)
         super().__post_init__()
 
 

@@ -8,12 +8,12 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from atent_ext import checks
-from atent_ext.bounds import worst_margins
-from atent_ext.errors import BadInput
-from atent_ext.losses import cross_entropy
+from atent_ext.certification.intervals import worst_margins
+from atent_ext.core import validate
+from atent_ext.core.errors import BadInput
+from atent_ext.core.losses import cross_entropy
+from atent_ext.core.types import Model
 from atent_ext.objectives.base import Terms, checked
-from atent_ext.types import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,11 @@ class IBP:
     def __post_init__(self) -> None:
         if self.norm != "Linf":
             raise BadInput(f"norm is {self.norm!r}; interval bounds are for 'Linf'")
-        checks.number("eps", self.eps)
-        checks.number("kappa", self.kappa)
+        validate.number("eps", self.eps)
+        validate.number("kappa", self.kappa)
         if not 0 <= self.kappa <= 1:
             raise BadInput(f"kappa is {self.kappa}; it must lie in [0, 1]")
-        checks.box(self.box)
+        validate.box(self.box)
 
     @property
     def terms(self) -> int:
@@ -49,7 +49,7 @@ class IBP:
 
     def scaled(self, factor: float) -> Self:
         """The same method with eps multiplied by `factor`, for an eps that grows during training."""
-        checks.number("factor", factor)
+        validate.number("factor", factor)
         return replace(self, eps=self.eps * factor)
 
     def __call__(

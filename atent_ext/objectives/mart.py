@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atent_ext.losses import boosted_cross_entropy, cross_entropy, mart_regularizer
+from atent_ext.core.losses import boosted_cross_entropy, cross_entropy, mart_regularizer
+from atent_ext.core.types import Model
 from atent_ext.objectives.base import Regularized, Terms
-from atent_ext.types import Model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from atent_ext import checks
-from atent_ext.errors import BadInput
-from atent_ext.langevin import last_iterate, pgd
-from atent_ext.losses import cross_entropy, soft_margin
-from atent_ext.norms import norm as norm_called
-from atent_ext.norms import per_example
+from atent_ext.attacks.langevin import last_iterate, pgd
+from atent_ext.core import validate
+from atent_ext.core.errors import BadInput
+from atent_ext.core.losses import cross_entropy, soft_margin
+from atent_ext.core.norms import norm as norm_called
+from atent_ext.core.norms import per_example
+from atent_ext.core.types import Model
 from atent_ext.objectives.base import Adversarial, Terms, inside
-from atent_ext.types import Model
 
 HALVINGS = 10
 BEYOND = 1.05
@@ -34,7 +34,7 @@ class Lengths:
         """The lengths of a batch, (N,), of the dtype and device of `x`."""
         if index is None:
             return x.new_full((len(x),), self.least)
-        checks.places(index, len(x))
+        validate.places(index, len(x))
         self.values = self._at_least(self.values, int(index.max()) + 1)
         return self.values[index.cpu()].to(x)
 
@@ -77,7 +77,7 @@ class MMA(Adversarial):
 
     def __post_init__(self) -> None:
         for name in ("eps", "least"):
-            checks.number(name, getattr(self, name))
+            validate.number(name, getattr(self, name))
         if not 0 < self.least <= self.eps:
             raise BadInput(f"least is {self.least}; it must lie in (0, eps], and eps is {self.eps}")
         object.__setattr__(self, "lengths", Lengths(self.least))
@@ -85,7 +85,7 @@ class MMA(Adversarial):
 
     def scaled(self, factor: float) -> Self:
         """The same method, with the same memory, for another d_max."""
-        checks.number("factor", factor)
+        validate.number("factor", factor)
         eps = self.eps * factor
         other = replace(self, eps=eps, least=min(self.least, eps))
         object.__setattr__(other, "lengths", self.lengths)
@@ -116,8 +116,8 @@ class MMA(Adversarial):
         y = self.check(x, y)
         with inside(self.inner_mode, model), torch.no_grad():
             logits = model(x)
-            checks.logits(logits, len(x))
-            checks.labels(y, len(x), logits.shape[1])
+            validate.logits(logits, len(x))
+            validate.labels(y, len(x), logits.shape[1])
             right = soft_margin(logits, y) < 0
             lengths = self.lengths.of(index, x).clamp_max(BEYOND * self.eps)
             unit = self._directions(model, x, y, lengths, generator)

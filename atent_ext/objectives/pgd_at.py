@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from atent_ext.langevin import Langevin
-from atent_ext.losses import cross_entropy
-from atent_ext.norms import Start, norm
+from atent_ext.attacks.langevin import Langevin
+from atent_ext.core.losses import cross_entropy
+from atent_ext.core.norms import Start, norm
+from atent_ext.core.types import Model
 from atent_ext.objectives.base import Adversarial, Terms
-from atent_ext.types import Model
 
 
 @dataclass(frozen=True, kw_only=True)

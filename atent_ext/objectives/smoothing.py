@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atent_ext import checks
-from atent_ext.langevin import Langevin, last_iterate
-from atent_ext.losses import cross_entropy, kl_divergence
-from atent_ext.modes import frozen
-from atent_ext.norms import NormName, gaussian
+from atent_ext.attacks.langevin import Langevin, last_iterate
+from atent_ext.core import validate
+from atent_ext.core.losses import cross_entropy, kl_divergence
+from atent_ext.core.model_state import frozen
+from atent_ext.core.norms import NormName, gaussian
+from atent_ext.core.types import Model
 from atent_ext.objectives.base import Adversarial, Terms, checked, inside
 from atent_ext.objectives.standard import Standard
-from atent_ext.types import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class GaussianNoise(Standard):
     sigma: float
 
     def __post_init__(self) -> None:
-        checks.number("sigma", self.sigma)
+        validate.number("sigma", self.sigma)
 
     def __call__(
         self,
@@ -50,7 +50,7 @@ class SmoothTRADES(GaussianNoise):
     beta: float = 6.0
 
     def __post_init__(self) -> None:
-        checks.number("beta", self.beta)
+        validate.number("beta", self.beta)
         super().__post_init__()
 
     def __call__(
@@ -83,8 +83,8 @@ class SmoothAdv(Adversarial):
     norm: NormName = "L2"
 
     def __post_init__(self) -> None:
-        checks.number("sigma", self.sigma)
-        checks.steps("draws", self.draws)
+        validate.number("sigma", self.sigma)
+        validate.steps("draws", self.draws)
         super().__post_init__()
 
     @property

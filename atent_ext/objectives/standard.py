@@ -8,9 +8,9 @@ from pydantic import ConfigDict
 from torch import Tensor
 from typing_extensions import Self
 
-from atent_ext.losses import cross_entropy
+from atent_ext.core.losses import cross_entropy
+from atent_ext.core.types import Model
 from atent_ext.objectives.base import Terms, checked
-from atent_ext.types import Model
 
 
 @dataclass(frozen=True, kw_only=True)

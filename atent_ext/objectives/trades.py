@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atent_ext.langevin import Langevin
-from atent_ext.losses import cross_entropy, kl_divergence
+from atent_ext.attacks.langevin import Langevin
+from atent_ext.core.losses import cross_entropy, kl_divergence
+from atent_ext.core.types import Model
 from atent_ext.objectives.base import Regularized, Terms, inside
-from atent_ext.types import Model
 
 
 @dataclass(frozen=True, kw_only=True)

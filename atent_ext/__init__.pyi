@@ -1,0 +1,11 @@
+from .attacks import L2ATENTAttack as L2ATENTAttack
+from .attacks import LinfATENTAttack as LinfATENTAttack
+from .core.errors import AtentError as AtentError
+from .core.version import __version__ as __version__
+from .objectives import ATENT as ATENT
+from .objectives import MART as MART
+from .objectives import PGDAT as PGDAT
+from .objectives import TRADES as TRADES
+from .objectives import Standard as Standard
+from .subjects.zoo import load as load
+from .training import fit as fit

@@ -1,1 +1,0 @@
-"""Bridges to neighbouring packages, one file each, imported only when asked for."""

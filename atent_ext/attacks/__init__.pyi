@@ -1,0 +1,11 @@
+from .accuracy import clean_flags as clean_flags
+from .accuracy import flags_under as flags_under
+from .accuracy import predict as predict
+from .accuracy import robust_flags as robust_flags
+from .advertorch_style import L2ATENTAttack as L2ATENTAttack
+from .advertorch_style import LinfATENTAttack as LinfATENTAttack
+from .gamma import calibrate_gamma as calibrate_gamma
+from .langevin import Langevin as Langevin
+from .spec import AttackSpec as AttackSpec
+from .spec import Outcome as Outcome
+from .spec import Setting as Setting

@@ -1,0 +1,83 @@
+"""Which images a model predicts right, clean and under an attack: flags (N,), one an image."""
+
+import torch
+from torch import Tensor, nn
+
+from atent_ext.attacks.external import Attack
+from atent_ext.attacks.langevin import Langevin
+from atent_ext.attacks.restarts import Keep, adversaries, allowed
+from atent_ext.attacks.spec import Setting
+from atent_ext.core.losses import cross_entropy
+from atent_ext.core.model_state import device_of, evaluating, frozen
+from atent_ext.core.norms import Norm
+from atent_ext.core.types import Radius
+from atent_ext.data.datasets import Split
+
+
+def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
+    """The logits (N, classes) of `images` (N, ...) in eval mode, computed in batches, on the CPU."""
+    device = device_of(model)
+    with evaluating(model), torch.no_grad():
+        return torch.cat([model(batch.to(device)).float().cpu() for batch in torch.split(images, batch_size)])
+
+
+def clean_flags(model: nn.Module, split: Split, batch_size: int = 250) -> Tensor:
+    """Which examples are predicted right, (N,) bool."""
+    return predict(model, split.images, batch_size).argmax(1) == split.labels
+
+
+def robust_flags(
+    model: nn.Module,
+    split: Split,
+    kernel: Langevin,
+    setting: Setting,
+    restarts: int = 1,
+    keep: Keep = "last",
+    early_stop: bool = True,
+) -> Tensor:
+    """Which examples are right and stay right in every one of `restarts` runs of the attack, (N,) bool.
+
+    keep: "last" counts the last iterate of each run, "success" every iterate. early_stop: what is broken is attacked no
+    further, which changes the cost and not the flags (`search.adversaries`).
+    Raises BadInput if the attack runs into NaN: what cannot be attacked is not robust.
+    """
+    generator = torch.Generator(device_of(model)).manual_seed(setting.seed)
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return adversaries(
+            kernel, model, x, y, cross_entropy, generator, restarts=restarts, keep=keep, early_stop=early_stop
+        )
+
+    return flags_under(attack, model, split, kernel.norm, kernel.eps, setting.batch_size, kernel.box)
+
+
+def flags_under(
+    attack: Attack,
+    model: nn.Module,
+    split: Split,
+    norm: Norm,
+    eps: Radius,
+    batch_size: int,
+    box: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """Which examples are right and stay right under any attack, (N,) bool.
+
+    What an attack returns outside the eps ball or the box does not count, so that a minimal-norm attack succeeds only
+    within eps.
+    """
+    device = device_of(model)
+    flags = []
+    with evaluating(model), frozen(model):
+        for start in range(0, len(split), batch_size):
+            batch = slice(start, start + batch_size)
+            x, y = split.images[batch].to(device), split.labels[batch].to(device)
+            adversary = attack(model, x, y)
+            stays = _right(model, adversary, y) | ~allowed(norm, eps, x, adversary, box)
+            flags.append((_right(model, x, y) & stays).cpu())
+    return torch.cat(flags)
+
+
+def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        prediction: Tensor = model(x).argmax(1)
+    return prediction == y

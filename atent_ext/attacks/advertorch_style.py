@@ -1,0 +1,259 @@
+"""ATENT as attacks in advertorch's style: real subclasses of its `Attack` and `LabelMixin`.
+
+Unlike advertorch's own, they work under `torch.no_grad()`, leave no gradient behind, run the model in eval mode and
+give it back as it was. Importing this module imports advertorch, repaired for today's torch (`atent_ext.core.compat`).
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from atent_ext.attacks import restarts
+from atent_ext.attacks.langevin import Langevin, Pull
+from atent_ext.attacks.restarts import Keep, adversaries
+from atent_ext.core import compat, validate
+from atent_ext.core.errors import BadInput
+from atent_ext.core.losses import cross_entropy
+from atent_ext.core.model_state import evaluating
+from atent_ext.core.norms import L2, LINF, Direction, Norm, Start
+from atent_ext.core.types import Loss, Model, Radius
+from atent_ext.models import speed
+from atent_ext.models.speed import ViewSpeed
+
+compat.advertorch()
+from advertorch.attacks.base import Attack, LabelMixin  # noqa: E402 -- importable only after the repair
+
+Projection = Literal["every", "last"]
+
+
+class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
+    """What both attacks share; a subclass sets `norm`."""
+
+    norm: Norm
+
+    eps: Radius
+    nb_iter: int
+    eps_iter: Radius
+    noise: float
+    gamma: float
+    pull: Pull
+    rand_init: bool
+    start: Start | None
+    direction: Direction | None
+    project: Projection | None
+    targeted: bool
+    generator: torch.Generator | None
+    restarts: int
+    keep: Keep
+    early_stop: bool
+    batch_size: int | None
+    speed: ViewSpeed
+
+    def __init__(self, predict: Model, loss_fn: Loss | None, clip_min: float, clip_max: float, **settings: Any) -> None:
+        if not callable(predict):
+            raise BadInput(f"predict is {predict!r}; it must be a model, (N, ...) to logits")
+        if loss_fn is not None and not callable(loss_fn):
+            raise BadInput(f"loss_fn is {loss_fn!r}; it must be a function of (logits, y), or None for cross-entropy")
+        super().__init__(predict, cross_entropy if loss_fn is None else loss_fn, clip_min, clip_max)
+        self.__dict__.update(settings)
+        self.kernel  # noqa: B018 -- building it checks the arguments now, not at the first call
+        validate.flag("early_stop", self.early_stop)
+        restarts.check(self.restarts, self.keep, self.batch_size)
+        speed.check_view(self.speed)
+
+    @property
+    def kernel(self) -> Langevin:
+        """The attack as a value of the one kernel, read from the attributes at each call."""
+        validate.steps("nb_iter", self.nb_iter)
+        validate.radius("eps_iter", self.eps_iter)
+        validate.flag("rand_init", self.rand_init)
+        start = self.norm.start if self.start is None else self.start
+        return Langevin(
+            norm=self.norm,
+            eps=self.eps,
+            steps=self.nb_iter,
+            step_size=self.eps_iter,
+            direction=self.norm.direction if self.direction is None else self.direction,
+            noise=self.noise,
+            gamma=self.gamma,
+            pull=self.pull,
+            project="never" if self.project is None else self.project,
+            start=start if self.rand_init else "clean",
+            box=(self.clip_min, self.clip_max),
+            targeted=self.targeted,
+        )
+
+    def perturb(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The last iterate of one chain per example.
+
+        x: (N, ...) inside [clip_min, clip_max], any rank >= 2. y: (N,) labels, or the targets if `targeted`; None
+        takes the model's own predictions. Returns (N, ...), detached. Raises BadInput for inputs outside the box, for
+        labels out of range, for a targeted attack without y, and for input gradients that are NaN.
+        """
+        return self.sample(x, y, 1)[0]
+
+    def sample(self, x: Tensor, y: Tensor | None = None, n: int = 1) -> Tensor:
+        """The last iterates of `n` independent chains per example, shape (n, N, ...); see `perturb`."""
+        validate.steps("n", n)
+        validate.images(x, self.clip_min, self.clip_max)
+        if len(x) == 0:  # many models cannot run on it
+            return x.new_empty((n, *x.shape))
+        with evaluating(self.predict), speed.viewed(self.predict, x, self.speed) as model:
+            y = self._labels(x, y)
+            return torch.stack([self._found(model, x, y) for _ in range(n)])
+
+    def _found(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
+        return adversaries(
+            self.kernel,
+            model,
+            x,
+            y,
+            self.loss_fn,
+            self.generator,
+            restarts=self.restarts,
+            keep=self.keep,
+            early_stop=self.early_stop,
+            batch_size=speed.block(x) if self.batch_size is None else self.batch_size,
+        )
+
+    def _labels(self, x: Tensor, y: Tensor | None) -> Tensor:
+        if y is None:
+            if self.targeted:
+                raise BadInput("y is None; a targeted attack needs the target classes")
+            with torch.no_grad():
+                logits = self.predict(x)
+            validate.logits(logits, len(x))
+            return logits.argmax(1)  # type: ignore[no-any-return]
+        with torch.no_grad():
+            classes = self.predict(x[:1]).numel()  # a model that ends in squeeze() drops the batch dimension here
+        validate.labels(y, len(x), classes)
+        return y.to(x.device, torch.long)
+
+
+class LinfATENTAttack(_ATENTAttack):
+    """ATENT ℓ∞ as an attack (v2 Algorithm 2, inner loop): signed Langevin steps, projected to the eps ball.
+
+    predict: model, (N, ...) to logits. loss_fn: per-example or summed loss of (logits, y); None is cross-entropy.
+    eps: radius, a number or (N,). nb_iter: steps. eps_iter: step size. noise: square root of the temperature.
+    rand_init: start uniformly in the ball (or at `start`: "corner" is the authors'); False starts at x.
+    project: "last" step only (the authors' for CIFAR-10) or "every". generator: source of noise and starts.
+    restarts, keep, early_stop, batch_size: how often it runs and what it returns, as in `search.adversaries`: the last
+    iterate of one run unless told otherwise; images on the CPU go in batches of 64 at most where batch_size is None.
+    speed: "channels-last" or "plain", as in `speed.viewed`.
+    What it returns lies in the eps ball and in [clip_min, clip_max]. Raises BadInput for values that make no sense.
+    """
+
+    norm = LINF
+
+    def __init__(
+        self,
+        predict: Model,
+        loss_fn: Loss | None = None,
+        eps: Radius = 0.3,
+        nb_iter: int = 40,
+        eps_iter: Radius = 0.01,
+        noise: float = 1e-3,
+        rand_init: bool = True,
+        clip_min: float = 0.0,
+        clip_max: float = 1.0,
+        targeted: bool = False,
+        *,
+        project: Projection = "last",
+        gamma: float = 0.0,
+        start: Start | None = None,
+        direction: Direction | None = None,
+        pull: Pull = "coordinate",
+        generator: torch.Generator | None = None,
+        restarts: int = 1,
+        keep: Keep = "last",
+        early_stop: bool = True,
+        batch_size: int | None = None,
+        speed: ViewSpeed = "channels-last",
+    ) -> None:
+        if not isinstance(project, str) or project not in ("last", "every"):
+            raise BadInput(f"project is {project!r}; the ℓ∞ attack projects at the 'last' or at 'every' step")
+        super().__init__(
+            predict,
+            loss_fn,
+            clip_min,
+            clip_max,
+            eps=eps,
+            nb_iter=nb_iter,
+            eps_iter=eps_iter,
+            noise=noise,
+            gamma=gamma,
+            pull=pull,
+            rand_init=rand_init,
+            start=start,
+            direction=direction,
+            project=project,
+            targeted=targeted,
+            generator=generator,
+            restarts=restarts,
+            keep=keep,
+            early_stop=early_stop,
+            batch_size=batch_size,
+            speed=speed,
+        )
+
+
+class L2ATENTAttack(_ATENTAttack):
+    """ATENT ℓ2 as an attack (v2 Algorithm 1, inner loop): unit Langevin steps with a pull of strength gamma towards x.
+
+    The method itself has no projection. project: "every" step (the default, so that a robust accuracy at eps means what
+    it says), "last", or None for the paper's unprojected sampler, whose points may lie outside the eps ball.
+    start: "ball" (the default: normal, projected), "uniform", "corner", "blocks", "near", "clean".
+    Else as `LinfATENTAttack`.
+    """
+
+    norm = L2
+
+    def __init__(
+        self,
+        predict: Model,
+        loss_fn: Loss | None = None,
+        eps: Radius = 2.0,
+        nb_iter: int = 40,
+        eps_iter: Radius = 0.125,
+        noise: float = 1e-3,
+        gamma: float = 0.05,
+        rand_init: bool = True,
+        clip_min: float = 0.0,
+        clip_max: float = 1.0,
+        targeted: bool = False,
+        *,
+        project: Projection | None = "every",
+        start: Start | None = None,
+        direction: Direction | None = None,
+        pull: Pull = "authors",
+        generator: torch.Generator | None = None,
+        restarts: int = 1,
+        keep: Keep = "last",
+        early_stop: bool = True,
+        batch_size: int | None = None,
+        speed: ViewSpeed = "channels-last",
+    ) -> None:
+        super().__init__(
+            predict,
+            loss_fn,
+            clip_min,
+            clip_max,
+            eps=eps,
+            nb_iter=nb_iter,
+            eps_iter=eps_iter,
+            noise=noise,
+            gamma=gamma,
+            pull=pull,
+            rand_init=rand_init,
+            start=start,
+            direction=direction,
+            project=project,
+            targeted=targeted,
+            generator=generator,
+            restarts=restarts,
+            keep=keep,
+            early_stop=early_stop,
+            batch_size=batch_size,
+            speed=speed,
+        )

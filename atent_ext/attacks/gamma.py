@@ -1,0 +1,58 @@
+"""How strong ATENT's ℓ2 pull has to be: v2, A.2 chooses gamma so that the samples lie at about the radius eps."""
+
+from dataclasses import replace
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from atent_ext.attacks import langevin
+from atent_ext.attacks.langevin import Langevin, last_iterate
+from atent_ext.core import validate
+from atent_ext.core.errors import BadInput
+from atent_ext.core.losses import cross_entropy
+from atent_ext.core.model_state import device_of, evaluating
+from atent_ext.core.norms import L2, Start
+from atent_ext.core.types import Model
+
+
+def calibrate_gamma(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int = 40,
+    step_size: float = 0.125,
+    noise: float = 1e-3,
+    start: Start = "ball",
+    box: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+) -> float:
+    """The gamma in (0, 1) with which the unprojected ℓ2 chains end at a mean ℓ2 distance of eps from x.
+
+    x: (N, ...) inside the box, y: (N,) labels; the more, the better the mean. The pull is the authors', not times the
+    step. Every trial has the same random draws. Raises BadInput where no gamma will do: the chains stay inside eps
+    without any pull, or one step alone leaves it.
+    """
+    validate.images(x, *box)
+    validate.labels(y, len(x))
+    kernel = langevin.atent(L2, eps, steps, step_size, noise=noise, gamma=0.0, box=box, start=start)
+    free = replace(kernel, project="never")
+    weakest, strongest = (distance(model, x, y, replace(free, gamma=gamma), seed) for gamma in (0.0, 1.0))
+    if weakest <= eps:
+        raise BadInput(f"without a pull the chains end at {weakest:.4g}, inside eps {eps:g}; take more or larger steps")
+    if strongest >= eps:
+        raise BadInput(f"with gamma 1 the chains end at {strongest:.4g}, beyond eps {eps:g}; take a smaller step_size")
+    found = brentq(lambda gamma: distance(model, x, y, replace(free, gamma=gamma), seed) - eps, 0.0, 1.0, xtol=1e-5)
+    return float(found)
+
+
+def distance(model: Model, x: Tensor, y: Tensor, kernel: Langevin, seed: int = 0) -> float:
+    """The mean ℓ2 distance between x and the last iterates of the kernel's chains."""
+    device = device_of(model)
+    generator = torch.Generator(device).manual_seed(seed)
+    x, y = x.to(device), y.to(device)
+    with evaluating(model):
+        ends = last_iterate(kernel, model, x, y, cross_entropy, generator)
+    return float(L2.size(ends - x).mean())

@@ -1,0 +1,187 @@
+"""Interval bounds of small networks over a box of inputs, which no attack passes (Gowal et al. 2018, arXiv:1810.12715).
+
+The bounds are those of the network in eval mode, whatever mode it is in: dropout is the identity and batch norm uses
+its running statistics. They hold up to the rounding of floating-point numbers, and gradients flow through them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atent_ext.core import validate
+from atent_ext.core.errors import BadInput
+from atent_ext.core.losses import margin
+from atent_ext.core.model_state import evaluating
+
+Interval: TypeAlias = tuple[Tensor, Tensor]
+"""Lower and upper bounds, elementwise, of one shape (N, ...)."""
+
+_SAMPLES = 2
+"""How many inputs show that a network of its own `forward` is the chain of its children."""
+
+
+def interval_bounds(model: nn.Module, low: Tensor, high: Tensor) -> Interval:
+    """Elementwise bounds of the logits, (N, classes) each, for all inputs in [low, high] (Gowal et al. 2018, Eqs. 6-7).
+
+    low, high: (N, ...). Raises BadInput where low exceeds high or is NaN, and for networks that `sequence` refuses.
+    """
+    if low.shape != high.shape or not bool((low <= high).all()):
+        raise BadInput(f"low {tuple(low.shape)} must have the shape of high {tuple(high.shape)} and nowhere exceed it")
+    return _through(sequence(model, low), low, high)
+
+
+def worst_margins(model: nn.Module, x: Tensor, y: Tensor, eps: float, box: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    """Upper bounds of logit_k - logit_y over the ℓ∞ ball of radius eps inside the box, (N, classes); 0 for k = y.
+
+    The last linear layer is elided: its differences of rows act on the interval of its input (Gowal et al. 2018,
+    section 3), which is tighter than differences of logit bounds. x (N, ...) in the box, y (N,).
+    Raises BadInput for inputs that make no sense and for networks that `sequence` refuses.
+    """
+    validate.radius("eps", eps)
+    validate.images(x, *box)
+    layers = sequence(model, x)
+    head = layers.pop() if type(layers[-1]) is nn.Linear else None
+    low, high = _through(layers, (x - eps).clamp(*box), (x + eps).clamp(*box))
+    weight = head.weight if isinstance(head, nn.Linear) else torch.eye(low.shape[1]).to(low)
+    bias = head.bias if isinstance(head, nn.Linear) and head.bias is not None else weight.new_zeros(len(weight))
+    validate.labels(y, len(x), len(weight))
+    rows = weight - weight[y][:, None]
+    middle, radius = _middle(low, high)
+    return _apply(rows, middle) + _apply(rows.abs(), radius) + bias - bias[y][:, None]
+
+
+def certified_linf(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    box: tuple[float, float] = (0.0, 1.0),
+    batch_size: int = 250,
+) -> Tensor:
+    """Which examples are right at every point of the ℓ∞ ball of radius eps inside the box, proven: (N,) bool.
+
+    True means that every bound of logit_k - logit_y, k != y, is negative; False means nothing. x (N, ...), y (N,).
+    Raises BadInput as `worst_margins` does.
+    """
+    validate.labels(y, len(x))
+    validate.steps("batch_size", batch_size)
+    with torch.no_grad():
+        parts = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
+        return torch.cat(
+            [margin(worst_margins(model, images, labels, eps, box), labels) < 0 for images, labels in parts]
+        )
+
+
+def sequence(model: nn.Module, sample: Tensor) -> list[nn.Module]:
+    """The layers whose chain the network is: an `nn.Sequential`, or a module that applies its children in order.
+
+    `sample` (N, ...) holds inputs on which the chain is compared to a `forward` that is not `nn.Sequential`'s.
+    Raises BadInput, naming the class, for a layer without bounds and for a network that is no chain.
+    """
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"the model is a {type(model).__name__}; interval bounds need an nn.Module")
+    layers = list(_leaves(model))
+    if not _is_plain(model) and not _agree(layers, model, sample[:_SAMPLES]):
+        raise BadInput(f"{type(model).__name__} does not apply its children in order; write it as an nn.Sequential")
+    return layers
+
+
+def _leaves(module: nn.Module) -> Iterator[nn.Module]:
+    children = list(module.children())
+    if type(module) in _RULES:
+        yield module
+    elif children or isinstance(module, nn.Sequential):
+        for child in children:
+            yield from _leaves(child)
+    else:
+        known = ", ".join(sorted(kind.__name__ for kind in _RULES))
+        raise BadInput(f"the layer {module} has no interval bounds; build the network of {known}")
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether `forward` is known, here and below, to be the chain."""
+    chain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    return type(module) in _RULES or (chain and all(_is_plain(child) for child in module.children()))
+
+
+def _agree(layers: list[nn.Module], model: nn.Module, sample: Tensor) -> bool:
+    with evaluating(model), torch.no_grad():
+        expected = model(sample.clone())
+        try:
+            found = reduce(lambda moving, layer: layer(moving), layers, sample.clone())
+        except (RuntimeError, ValueError):  # shapes that do not follow from one another
+            return False
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+# ---- the layers
+
+
+def _through(layers: list[nn.Module], low: Tensor, high: Tensor) -> Interval:
+    low, high = low.clone(), high.clone()  # an in-place layer may come first
+    for layer in layers:
+        low, high = _RULES[type(layer)](layer, low, high)
+    return low, high
+
+
+def _middle(low: Tensor, high: Tensor) -> Interval:
+    """Centre and radius of an interval."""
+    return (low + high) / 2, (high - low) / 2
+
+
+def _around(middle: Tensor, radius: Tensor) -> Interval:
+    return middle - radius, middle + radius
+
+
+def _apply(rows: Tensor, values: Tensor) -> Tensor:
+    """A matrix per example, (N, classes, d), times a vector per example, (N, d)."""
+    return torch.einsum("nkd,nd->nk", rows, values)
+
+
+def _linear(layer: nn.Linear, low: Tensor, high: Tensor) -> Interval:
+    middle, radius = _middle(low, high)
+    return _around(F.linear(middle, layer.weight, layer.bias), F.linear(radius, layer.weight.abs()))
+
+
+def _conv(layer: nn.Conv2d, low: Tensor, high: Tensor) -> Interval:
+    if layer.padding_mode != "zeros":
+        raise BadInput(f"a Conv2d has padding_mode {layer.padding_mode!r}; interval bounds know 'zeros' only")
+    middle, radius = _middle(low, high)
+    return _around(_convolve(layer, middle, layer.weight, layer.bias), _convolve(layer, radius, layer.weight.abs()))
+
+
+def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def _batch_norm(layer: nn.BatchNorm2d, low: Tensor, high: Tensor) -> Interval:
+    mean, variance, weight = layer.running_mean, layer.running_var, layer.weight
+    if mean is None or variance is None:
+        raise BadInput("a BatchNorm2d has no running statistics; build it with track_running_stats=True")
+    middle, radius = _middle(low, high)
+    moved = F.batch_norm(middle, mean, variance, weight, layer.bias, eps=layer.eps)
+    scale = None if weight is None else weight.abs()
+    return _around(moved, F.batch_norm(radius, torch.zeros_like(mean), variance, scale, None, eps=layer.eps))
+
+
+def _monotone(layer: nn.Module, low: Tensor, high: Tensor) -> Interval:
+    return layer(low), layer(high)
+
+
+def _identity(layer: nn.Module, low: Tensor, high: Tensor) -> Interval:
+    return low, high
+
+
+# By exact class: a subclass may compute something else.
+_RULES: Mapping[type[nn.Module], Callable[[Any, Tensor, Tensor], Interval]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _conv,
+    nn.BatchNorm2d: _batch_norm,
+    **dict.fromkeys((nn.ReLU, nn.Tanh, nn.Sigmoid), _monotone),
+    **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten), _monotone),
+    **dict.fromkeys((nn.Dropout, nn.Identity), _identity),
+}

@@ -1,0 +1,183 @@
+"""What the command line shows: progress bars and tables, on rich."""
+
+import math
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from atent_ext.evaluation.journal import Standing
+from atent_ext.evaluation.scoring import Report
+from atent_ext.training.loop import Metrics
+
+
+class TrainingBar:
+    """A training `Reporter`: a bar over all steps, and a line per epoch with loss, clean and robust accuracy."""
+
+    def __init__(self, console: Console) -> None:
+        self.name = ""
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[now]}"),
+        )
+        self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+        self.task = self.progress.add_task("", total=None, now="", visible=False)
+
+    def __enter__(self) -> "TrainingBar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def begin(self, name: str, epochs: int, steps: int, done: int) -> None:
+        """Set the bar to all optimizer steps of one training."""
+        self.name = name
+        self.progress.reset(
+            self.task, description=name, total=epochs * steps, completed=done * steps, now="", visible=True
+        )
+
+    def step(self, loss: float) -> None:
+        """Advance by one optimizer step."""
+        self.progress.update(self.task, advance=1, now=f"loss {loss:.3f}")
+
+    def epoch(self, metrics: Metrics) -> None:
+        """Print the epoch's line above the bar."""
+        kept = ", kept" if metrics["selected"] else ""
+        self.progress.console.print(
+            f"{self.name} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}, validation clean "
+            f"{metrics['clean']:.1%}, robust {metrics['robust']:.1%}, {metrics['seconds']:.0f} s{kept}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def scoring(self, name: str) -> None:
+        """Show that `name` is being scored."""
+        self.busy(f"{name}: scoring")
+
+    def busy(self, text: str) -> None:
+        """Show what is being done."""
+        self.progress.reset(self.task, description=text, total=None, now="", visible=True)
+
+
+class ScoringBar:
+    """A bar over the chunks of an evaluation, with the time that has passed, the time left, and the current attack.
+
+    Where there is no terminal, a line per chunk instead.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.terminal = console.is_terminal
+        columns = (TextColumn("scoring, chunks"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _TimeLeft())
+        now = TextColumn("{task.fields[now]}", markup=False)
+        self.progress = Progress(*columns, now, console=console, transient=True, disable=not self.terminal)
+        self.task = self.progress.add_task("", total=None, now="", due=None)
+        self.done: int | None = None
+
+    def __enter__(self) -> "ScoringBar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def busy(self, text: str) -> None:
+        """Show what is being done."""
+        self.progress.update(self.task, now=text)
+
+    def standing(self, standing: Standing) -> None:
+        """Show how many chunks are done and how long the others will take, which runs down by the clock in between."""
+        if self.done == standing.done:
+            return
+        left = standing.left
+        due = None if left is None else time.monotonic() + left
+        self.progress.update(self.task, total=standing.chunks, completed=standing.done, due=due)
+        begun, self.done = self.done is None, standing.done
+        if left is not None and (begun or (left and not self.terminal)):
+            said = "going on where it stopped: " if begun else ""
+            said += f"{standing.done} of {standing.chunks} chunks are done, about {_clock(left)} left"
+            self.progress.console.print(said, highlight=False, soft_wrap=True)
+
+
+class _TimeLeft(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        due = task.fields["due"]
+        return Text("time left unknown" if due is None else f"about {_clock(due - time.monotonic())} left")
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=max(0, math.ceil(seconds))))
+
+
+def report_table(report: Report) -> Table:
+    """One row per attack: correct, accuracy, 95 % interval, seconds of all processes together."""
+    threat = report["threat"]
+    title = (
+        f"{report['name']} on {report['data']}, {report['split']}; {threat['norm']} eps {threat['eps']:g}, "
+        f"protocol {report['protocol']}, seed {report['seed']}"
+    )
+    table = Table(title=title, title_justify="left")
+    seconds = "seconds" if report["processes"] == 1 else "process-seconds"
+    for heading in ("attack", "correct", "accuracy", "95 % interval", seconds):
+        table.add_column(heading, justify="left" if heading == "attack" else "right")
+    for result in report["results"]:
+        low, high = result["interval95_wilson"]
+        correct = f"{result['correct']}/{result['n']}"
+        share = f"{result['accuracy']:.2%}"
+        table.add_row(result["attack"], correct, share, f"{low:.1%} - {high:.1%}", f"{result['seconds']:.1f}")
+    return table
+
+
+def certified_table(report: Report) -> Table:
+    """Certified accuracy at each ℓ2 radius."""
+    used = report["smoothing"]
+    title = (
+        f"{report['name']} on {report['data']}, the first {report['images']} test images; sigma {used['sigma']:g}, "
+        f"n {used['n']}, n0 {used['n0']}, alpha {used['alpha']:g}, seed {report['seed']}"
+    )
+    table = Table("ℓ2 radius", "certified accuracy", title=title, title_justify="left")
+    for radius, accuracy in report["certified_accuracy"].items():
+        table.add_row(radius, f"{accuracy:.1%}")
+        if accuracy == 0:
+            break
+    return table
+
+
+def board_table(reports: Sequence[Report]) -> Table:
+    """One row per model, one column per attack."""
+    threat = reports[0]["threat"]
+    title = (
+        f"{reports[0]['data']}, {reports[0]['split']}; {threat['norm']} eps {threat['eps']:g}, "
+        f"seed {reports[0]['seed']}; accuracy in %"
+    )
+    table = Table("model", title=title, title_justify="left")
+    for result in reports[0]["results"]:
+        table.add_column(result["attack"], justify="right")
+    for report in reports:
+        table.add_row(report["name"], *(_percent(result) for result in report["results"]))
+    return table
+
+
+def notes(reports: Sequence[Report]) -> list[str]:
+    """Everything that the reports' attacks had to say, once."""
+    return sorted({note for report in reports for result in report["results"] for note in result["notes"]})
+
+
+def _percent(result: dict[str, Any]) -> str:
+    return f"{100 * result['accuracy']:.1f}"

@@ -1,0 +1,12 @@
+from .errors import AtentError as AtentError
+from .errors import BadInput as BadInput
+from .errors import Interrupted as Interrupted
+from .errors import MissingExtra as MissingExtra
+from .errors import NonFiniteLoss as NonFiniteLoss
+from .errors import NotWritten as NotWritten
+from .errors import TermsCollected as TermsCollected
+from .norms import L2 as L2
+from .norms import LINF as LINF
+from .schema import Threat as Threat
+from .types import Model as Model
+from .types import Objective as Objective

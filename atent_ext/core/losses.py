@@ -1,0 +1,63 @@
+"""Per-example losses: (logits (N, classes), target) -> (N,). None of them reduces over the batch."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atent_ext.core import validate
+from atent_ext.core.errors import BadInput
+
+
+def _wide(values: Tensor) -> Tensor:
+    # Half precision makes zero of what keeps probabilities above zero.
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy in nats. Raises BadInput for a label without a logit (on the CPU; a GPU stops at an assertion)."""
+    validate.logits(logits, len(y))
+    try:
+        return F.cross_entropy(logits, y, reduction="none")
+    except IndexError:
+        raise BadInput(f"labels reach {int(y.max())}, for a model of {logits.shape[1]} classes") from None
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Largest other logit minus the label's: positive exactly where the prediction is wrong (ties excepted)."""
+    label = logits.gather(1, y[:, None]).squeeze(1)
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.amax(1) - label
+
+
+def kl_divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """KL(p ‖ softmax(logits)), summed over the classes (TRADES, Zhang et al. 2019, Eq. 5).
+
+    `probabilities` (N, classes) are p; gradients flow through both arguments. p is kept above 1e-12, because
+    the gradient of p log p is NaN where p underflows to zero.
+    """
+    validate.logits(logits, len(probabilities))
+    p = _wide(probabilities).clamp_min(1e-12)
+    return (p * (p.log() - F.log_softmax(_wide(logits), 1))).sum(1)
+
+
+def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """MART's BCE: cross-entropy plus -log(1 - the largest wrong probability) (Wang et al. 2020, Eq. 5)."""
+    wrong = F.softmax(_wide(logits), 1).scatter(1, y[:, None], 0.0).amax(1)
+    return cross_entropy(logits, y) - torch.log(1.0001 - wrong + 1e-12)
+
+
+def mart_regularizer(adversarial: Tensor, clean: Tensor, y: Tensor) -> Tensor:
+    """MART's KL(f(x) ‖ f(x')) weighted by how unsure the clean prediction is (Wang et al. 2020, Eq. 8).
+
+    `adversarial` and `clean` are logits (N, classes); the clean softmax is not detached.
+    """
+    p = F.softmax(_wide(clean), 1).clamp_min(1e-12)
+    kl = (p * (p.log() - torch.log(F.softmax(_wide(adversarial), 1) + 1e-12))).sum(1)
+    return kl * (1.0000001 - p.gather(1, y[:, None]).squeeze(1))
+
+
+def soft_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """MMA's soft logit margin: log-sum-exp of the other logits minus the label's (Ding et al. 2020, Eq. 6)."""
+    validate.logits(logits, len(y))
+    label = logits.gather(1, y[:, None]).squeeze(1)
+    return logits.scatter(1, y[:, None], -torch.inf).logsumexp(1) - label

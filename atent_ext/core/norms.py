@@ -1,0 +1,152 @@
+"""The ℓ∞ and ℓ2 norms as values: size, projection, random points, steepest direction.
+
+Everything is per example: a batch (N, ...) is N vectors, and the result for one never depends on the others.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from atent_ext.core.errors import BadInput
+from atent_ext.core.types import Radius
+
+NormName = Literal["Linf", "L2"]
+Direction = Literal["sign", "unit", "unit-or-random", "raw"]
+Start = Literal["uniform", "ball", "corner", "blocks", "near", "clean"]
+
+
+class Norm(Protocol):
+    """One norm of data space."""
+
+    @property
+    def name(self) -> NormName:
+        """The name that AutoAttack and RobustBench use: "Linf" or "L2"."""
+        ...
+
+    @property
+    def direction(self) -> Direction:
+        """The step of steepest ascent in this norm, as `Langevin` names it."""
+        ...
+
+    @property
+    def start(self) -> Start:
+        """The usual random start of an attack in this norm, as `Langevin` names it."""
+        ...
+
+    def size(self, delta: Tensor) -> Tensor:
+        """The norm of each example, (N, ...) -> (N,)."""
+        ...
+
+    def project(self, delta: Tensor, eps: Radius) -> Tensor:
+        """The nearest point of the eps ball around 0, (N, ...) -> (N, ...)."""
+        ...
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The direction of size 1 along which a linear loss grows fastest; 0 for a zero gradient, NaN for a NaN."""
+        ...
+
+    def random(self, x: Tensor, eps: Radius, generator: torch.Generator | None) -> Tensor:
+        """A random displacement inside the eps ball: uniform for ℓ∞, a projected normal for ℓ2; shape of `x`."""
+        ...
+
+
+def per_example(value: Radius, x: Tensor) -> Tensor:
+    """Give a radius of shape (N,) the shape (N, 1, ...) that broadcasts against `x`; a number stays as it is."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return cast(Tensor, value)  # broadcasts like a tensor, without a copy to the device
+    if value.shape != x.shape[:1]:
+        raise BadInput(f"a radius or step size per example must have shape ({len(x)},), not {tuple(value.shape)}")
+    return value.to(x).reshape(-1, *[1] * (x.dim() - 1))
+
+
+class SharedGenerator(torch.Generator):
+    """Of every draw for a batch, the rows of one process: `rows` of the `total` examples that all share.
+
+    Processes that seed theirs alike then draw for each example what a single process would. What is not of the length
+    of `rows` is drawn as from any generator.
+    """
+
+    total: int = 0
+    rows: range = range(0)
+
+
+def _drawn(draw: Callable[..., Tensor], x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A draw of the shape, dtype and device of `x`, made where the generator lives."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise BadInput(f"generator is {generator!r}; it must be a torch.Generator or None")
+    device = x.device if generator is None else generator.device
+    options: dict[str, Any] = {"generator": generator, "device": device, "dtype": x.dtype}
+    if isinstance(generator, SharedGenerator) and x.shape[:1] == (len(generator.rows),):
+        whole = draw((generator.total, *x.shape[1:]), **options)
+        return whole[generator.rows.start : generator.rows.stop].to(x.device)
+    return draw(x.shape, **options).to(x.device)
+
+
+def gaussian(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise of the shape, dtype and device of `x`, drawn where the generator lives."""
+    return _drawn(torch.randn, x, generator)
+
+
+@dataclass(frozen=True)
+class _Linf:
+    name: NormName = "Linf"
+    direction: Direction = "sign"
+    start: Start = "uniform"
+
+    def size(self, delta: Tensor) -> Tensor:
+        return delta.flatten(1).abs().amax(1)
+
+    def project(self, delta: Tensor, eps: Radius) -> Tensor:
+        bound = per_example(eps, delta)
+        return delta.clamp(-bound, bound)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        # sign(NaN) is 0 in torch: a broken gradient would look like a point that resists.
+        return torch.where(gradient.isnan(), gradient, gradient.sign())
+
+    def random(self, x: Tensor, eps: Radius, generator: torch.Generator | None) -> Tensor:
+        return (2 * _drawn(torch.rand, x, generator) - 1) * per_example(eps, x)
+
+
+@dataclass(frozen=True)
+class _L2:
+    name: NormName = "L2"
+    direction: Direction = "unit"
+    start: Start = "ball"
+
+    def size(self, delta: Tensor) -> Tensor:
+        size: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return size
+
+    def project(self, delta: Tensor, eps: Radius) -> Tensor:
+        size = per_example(self.size(delta), delta)
+        bound = per_example(eps, delta)
+        # Points inside are left alone bit by bit; `size` is positive wherever it exceeds the bound.
+        # Not bound / size: for a plain number that is a reciprocal, infinite where `size` is subnormal.
+        share = torch.zeros_like(size).add(bound) / size
+        return torch.where(size > bound, delta * share, delta)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        # Dividing by the largest entry first keeps the squares of very small gradients from underflowing.
+        largest = per_example(gradient.flatten(1).abs().amax(1), gradient)
+        scaled = torch.where(largest == 0, torch.zeros_like(gradient), gradient / largest)
+        size = per_example(self.size(scaled), gradient)
+        return torch.where(size == 0, scaled, scaled / size)
+
+    def random(self, x: Tensor, eps: Radius, generator: torch.Generator | None) -> Tensor:
+        return self.project(gaussian(x, generator), eps)
+
+
+LINF: Norm = _Linf()
+L2: Norm = _L2()
+NORMS: dict[str, Norm] = {"Linf": LINF, "L2": L2}
+
+
+def norm(name: str) -> Norm:
+    """The norm called `name`; raises BadInput unless it is "Linf" or "L2"."""
+    if not isinstance(name, str) or name not in NORMS:
+        raise BadInput(f"unknown norm {name!r}; known: {', '.join(NORMS)}")
+    return NORMS[name]

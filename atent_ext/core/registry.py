@@ -1,0 +1,173 @@
+"""Names -> things: objectives, models, data sets as import paths; recipes and protocols as files.
+
+Listing imports nothing heavy: an entry is the text `module:attribute`, resolved only when it is asked for.
+Other packages join by entry points of the groups `atent_ext.objectives`, `atent_ext.models`, `atent_ext.datasets`
+(name = "module:attribute") and `atent_ext.recipes` (any name = "a.package", a folder of YAML files). An objective is a
+dataclass that is a `types.Objective`; models are called with `classes` and `channels`, data sets with (root, download).
+"""
+
+import difflib
+import importlib.util
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from atent_ext.core.errors import BadInput
+
+OBJECTIVES: Mapping[str, str] = {
+    "sgd": "atent_ext.objectives:Standard",
+    "pgd-at": "atent_ext.objectives:PGDAT",
+    "trades": "atent_ext.objectives:TRADES",
+    "mart": "atent_ext.objectives:MART",
+    "mma": "atent_ext.objectives:MMA",
+    "atent": "atent_ext.objectives:ATENT",
+    "desgd": "atent_ext.objectives:DESGD",
+    "ibp": "atent_ext.objectives:IBP",
+    "gaussian-noise": "atent_ext.objectives:GaussianNoise",
+    "smooth-adv": "atent_ext.objectives:SmoothAdv",
+    "smooth-trades": "atent_ext.objectives:SmoothTRADES",
+}
+
+MODELS: Mapping[str, str] = {
+    "digits-cnn": "atent_ext.models.networks:DigitsCNN",
+    "lenet5-v1": "atent_ext.models.networks:LeNet5V1",
+    "small-cnn": "atent_ext.models.networks:SmallCNN",
+    "lenet5-madry": "atent_ext.models.networks:lenet5_madry",
+    "lenet5-advertorch": "atent_ext.models.networks:lenet5_advertorch",
+    "resnet-18": "atent_ext.models.networks:resnet18",
+    "resnet-18-pyautoattack": "atent_ext.models.networks:resnet18_pyautoattack",
+    "resnet-20": "atent_ext.models.networks:ResNet20",
+    "wrn-34-10": "atent_ext.models.networks:wrn34_10",
+    "vgg-11": "atent_ext.models.networks:vgg11",
+}
+
+DATASETS: Mapping[str, str] = {
+    "digits": "atent_ext.data.datasets:digits",
+    "mnist": "atent_ext.data.datasets:mnist",
+    "fashion-mnist": "atent_ext.data.datasets:fashion_mnist",
+    "cifar10": "atent_ext.data.datasets:cifar10",
+    "cifar100": "atent_ext.data.datasets:cifar100",
+}
+
+_KINDS: Mapping[str, tuple[Mapping[str, str], str]] = {
+    "objective": (OBJECTIVES, "atent_ext.objectives"),
+    "model": (MODELS, "atent_ext.models"),
+    "data set": (DATASETS, "atent_ext.datasets"),
+}
+
+_RECIPES = "atent_ext.recipes"
+
+_HERE = Path(__file__).resolve().parent.parent  # the package itself
+# Where each kind of file lies in an installed wheel, and where in a checkout.
+_FOLDERS = {
+    "recipe": (_HERE / "_registry" / "recipes", _HERE.parent / "registry" / "recipes"),
+    "protocol": (_HERE / "_protocols", _HERE.parent / "eval" / "protocols"),
+    "card": (_HERE / "_registry" / "cards", _HERE.parent / "registry" / "cards"),
+    "weights": (_HERE / "_registry" / "weights", _HERE.parent / "registry" / "weights"),
+    "study": (_HERE / "_protocols" / "papers", _HERE.parent / "eval" / "protocols" / "papers"),
+}
+
+
+def nearest(kind: str, name: str, known: Iterable[str]) -> BadInput:
+    """The error for an unknown `name` of some `kind`: it names the closest known one, else all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
+    return BadInput(f"unknown {kind} {name!r}; {hint}")
+
+
+def entries(kind: str) -> dict[str, str]:
+    """Name -> `module:attribute` of all entries of a kind ("objective", "model" or "data set"), other packages' too."""
+    own, group = _KINDS[kind]
+    found = dict(own)
+    for point in _points(group):
+        found.setdefault(point.name, point.value)
+    return found
+
+
+def packages(kind: str) -> dict[str, str]:
+    """Name -> the package that registers it, for the entries of a kind that are not ours."""
+    own, group = _KINDS[kind]
+    return {point.name: point.dist.name if point.dist else "?" for point in _points(group) if point.name not in own}
+
+
+def resolve(kind: str, name: str) -> Any:
+    """Import the entry `name` of a kind, a class or function.
+
+    Raises BadInput with the nearest name if there is none, where two packages claim it, and where another package's
+    entry cannot be imported.
+    """
+    known = entries(kind)
+    if name not in known:
+        raise nearest(kind, name, known)
+    own, group = _KINDS[kind]
+    claims = [point for point in _points(group) if point.name == name and point.value != own.get(name)]
+    if len(claims) > (name not in own):
+        others = " and ".join(f"{_package(point)} ({point.value})" for point in claims)
+        ours = f", which is {own[name]}" if name in own else ""
+        raise BadInput(f"{others} registers the {kind} {name!r}{ours}; uninstall one of them, or rename the entry")
+    if name in own:
+        return pkgutil.resolve_name(own[name])
+    source = f"the {kind} {name!r} of {_package(claims[0])}, {known[name]}"
+    try:
+        found = pkgutil.resolve_name(known[name])
+    except Exception as error:  # another package's module may fail in any way
+        raise BadInput(f"{source}, does not import: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise BadInput(f"{source}, is a {type(found).__name__}; a class or a function is needed")
+    return found
+
+
+def files(kind: str) -> dict[str, Path]:
+    """Name -> YAML file of all files of a kind ("recipe", "protocol", "study"): shipped ones, other packages' recipes.
+
+    Where two have one name, ours or else the first counts; `faults` says so.
+    """
+    found = _yaml(folder(kind))
+    for point in _points(_RECIPES) if kind == "recipe" else ():
+        found |= {name: path for name, path in _yaml(_package_folder(point)).items() if name not in found}
+    return found
+
+
+def folder(kind: str) -> Path:
+    """Where the files of a kind ("recipe", "protocol", "study", "card", "weights") lie that this package brings."""
+    found = next((folder for folder in _FOLDERS[kind] if folder.is_dir()), None)
+    if found is None:
+        raise BadInput(f"the installed package lacks its {kind} files; reinstall atent-ext")
+    return found
+
+
+def faults() -> list[str]:
+    """What is wrong with the recipes that other packages register, in words."""
+    found, known = [], files("recipe")
+    for point in _points(_RECIPES):
+        folder = _package_folder(point)
+        if not folder.is_dir():
+            found.append(f"{_package(point)} registers recipes in {point.value!r}, which is no package; reinstall it")
+        for name, path in _yaml(folder).items():
+            if known[name] != path and not name.startswith("_"):
+                found.append(f"{_package(point)} brings a recipe {name!r}, but {known[name]} counts; rename it")
+    return found
+
+
+def _points(group: str) -> Iterator[EntryPoint]:
+    # A package that is installed twice (a wheel and a checkout on the path) says everything twice.
+    yield from sorted(set(entry_points(group=group)), key=lambda point: (point.name, point.value))
+
+
+def _package(point: EntryPoint) -> str:
+    return f"the package {point.dist.name!r}" if point.dist else "another package"
+
+
+def _package_folder(point: EntryPoint) -> Path:
+    """The folder of the package that the entry names; looking for a top package imports nothing."""
+    top, *below = point.value.split(".")
+    spec = importlib.util.find_spec(top)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(places[0] if places else top).joinpath(*below)
+
+
+def _yaml(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}

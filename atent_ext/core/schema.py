@@ -1,0 +1,31 @@
+"""Pieces of validated data that recipes, protocols, cards and reports share."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from atent_ext.core.norms import NormName
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all parts: unknown fields are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Threat(Section):
+    """The threat model that the run is judged by. eps in units of the images, which lie in [0, 1]."""
+
+    norm: NormName
+    eps: Annotated[float, Field(ge=0)]
+
+
+class Network(Section):
+    """A model by its registry name, with the arguments of its constructor."""
+
+    name: str
+    arguments: dict[str, Any] = {}

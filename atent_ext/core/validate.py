@@ -1,0 +1,136 @@
+"""Checks of what users hand in. Each raises BadInput that names the thing, the value and the remedy."""
+
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atent_ext.core.errors import BadInput
+from atent_ext.core.types import Radius
+
+# A rounding or a float16 image may lie this far outside the box and is taken as it is.
+_ROUNDING = 1e-3
+_LARGEST = 1e15
+"""Products of two numbers up to this one, and of their noise, are finite in float32."""
+
+
+def radius(name: str, value: Radius) -> None:
+    """Refuse a radius, step size or noise that is negative, infinite, NaN or above 1e15."""
+    if isinstance(value, Tensor):
+        signed = value.dtype.is_signed and not value.is_complex()
+        good = value.numel() > 0 and signed and bool(((value >= 0) & (value < torch.inf)).all())
+        large = good and bool((value > _LARGEST).any())
+    else:
+        good = _is_number(value) and 0 <= value < math.inf
+        large = good and int(value) > _LARGEST  # int: as in `_is_moderate`
+    if not good or large:
+        raise BadInput(f"{name} is {value!r}; it must be a finite number >= 0{' and at most 1e15' if large else ''}")
+
+
+def number(name: str, value: float) -> None:
+    """Refuse what `radius` refuses, and a tensor of several numbers."""
+    if isinstance(value, Tensor) and value.dim():
+        raise BadInput(f"{name} is {value!r}; it must be one number, the same for all images")
+    radius(name, value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool | Fraction)  # torch computes with neither
+
+
+def _is_moderate(value: float) -> bool:
+    # int, since numpy compares in float16, where 1e15 is infinite
+    return -math.inf < value < math.inf and abs(int(value)) <= _LARGEST
+
+
+def box(value: tuple[float, float]) -> None:
+    """Refuse a box that is not two numbers (lowest, highest) in this order; they may be infinite."""
+    pair = isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_number, value))
+    if not pair or not all(abs(side) == math.inf or _is_moderate(side) for side in value):
+        raise BadInput(f"box is {value!r}; it must be two numbers, the lowest and the highest value of an input")
+    if not value[0] < value[1]:
+        raise BadInput(f"box is {value}; its first value must be below its second")
+
+
+def choice(name: str, value: str, known: Iterable[str]) -> None:
+    """Refuse a value that is not one of the known names."""
+    known = list(known)
+    if not isinstance(value, str) or value not in known:
+        raise BadInput(f"{name} is {value!r}; known: {', '.join(known)}")
+
+
+def flag(name: str, value: bool) -> None:
+    """Refuse what is neither true nor false (0 and 1 will do)."""
+    if not isinstance(value, Integral | np.bool_) or value not in (0, 1):
+        raise BadInput(f"{name} is {value!r}; it must be True or False")
+
+
+def steps(name: str, value: int) -> None:
+    """Refuse a number of steps that is not a whole number >= 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise BadInput(f"{name} is {value!r}; it must be a whole number >= 1")
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def images(x: Tensor, low: float, high: float) -> None:
+    """Refuse inputs that are not a floating-point batch inside [low, high], and say what they look like instead.
+
+    A batch of no images passes; images of no values do not.
+    """
+    if not isinstance(x, Tensor) or x.dim() < 2 or x.dtype not in _FLOATS or 0 in x.shape[1:]:
+        found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise BadInput(f"images are {found}; a floating-point tensor (N, ...) in [{low:g}, {high:g}] is needed")
+    if x.numel() == 0:
+        return
+    least, most = (float(v) for v in torch.aminmax(x.detach()))
+    if not (math.isfinite(least) and math.isfinite(most)):
+        raise BadInput("images hold NaN or infinity; remove them before attacking or training")
+    width = high - low
+    room = _ROUNDING * (width if math.isfinite(width) else 1.0)
+    if least < low - room or most > high + room:
+        raise BadInput(
+            f"images span [{least:.4g}, {most:.4g}], outside the box [{low:g}, {high:g}]; {_guess(least, most)}"
+        )
+
+
+def _guess(least: float, most: float) -> str:
+    if least >= 0 and most > 2:
+        return "they look like 0-255 images: divide them by 255"
+    return (
+        "they look normalised: pass raw images and put the normalisation into the model, or give clip_min and clip_max"
+    )
+
+
+def logits(found: Tensor, count: int) -> None:
+    """Refuse what is not one row of logits for each of `count` images."""
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != count:
+        raise BadInput(f"the model gives {shape} for {count} images; logits ({count}, classes) are needed")
+
+
+def places(index: Tensor, count: int) -> None:
+    """Refuse what is not the positions of `count` examples in a training set."""
+    whole = isinstance(index, Tensor) and index.dtype in (torch.int32, torch.int64) and index.shape == (count,)
+    if not whole or bool((index < 0).any()):
+        raise BadInput(f"index is {index!r}; the {count} examples' positions are needed, whole numbers >= 0")
+
+
+def labels(y: Tensor, count: int, classes: int | None = None) -> None:
+    """Refuse labels that are not (count,) integers in [0, classes)."""
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype is torch.bool or y.is_complex():
+        found = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise BadInput(f"labels are {found}; integer class numbers are needed")
+    if y.shape != (count,):
+        raise BadInput(f"labels have shape {tuple(y.shape)}; one class number per image is needed: ({count},)")
+    if count == 0:
+        return
+    least, most = (int(v) for v in torch.aminmax(y.long()))  # it knows no unsigned integers above 8 bits
+    if least < 0 or (classes is not None and most >= classes):
+        end = "" if classes is None else f" and at most {classes - 1}, for a model of {classes} classes"
+        raise BadInput(f"labels span [{least}, {most}]; they must be at least 0{end}")

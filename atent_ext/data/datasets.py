@@ -1,0 +1,311 @@
+"""Data sets by name, as tensors in memory: images (N, C, H, W) float32 in [0, 1], labels (N,) int64."""
+
+import gzip
+import hashlib
+import math
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atent_ext.core import registry, validate
+from atent_ext.core.errors import BadInput
+
+TEST, HELD_OUT = "test", "held out of training"
+"""What images are of their data set: a claim is of test images; runs are chosen by those held out of training."""
+_CACHE = "~/.cache/atent_ext"
+_FOLDER = "folder:"
+_NPZ = "npz:"
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One part of a data set: `images` (N, C, H, W) float32 in [0, 1] and `labels` (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, n: int | None) -> "Split":
+        """The first `n` examples in order, or all for None. Raises BadInput unless 1 <= n <= len(self)."""
+        if n is None:
+            return self
+        validate.steps("n", n)
+        if n > len(self):
+            raise BadInput(f"n is {n}, but there are only {len(self)} examples; ask for at most {len(self)}")
+        return Split(self.images[:n], self.labels[:n])
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A training and a test split; label k is called `classes[k]`. `note` is what every number from it has to say."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    note: str = ""
+
+
+def digest(*tensors: Tensor) -> str:
+    """The SHA-256 of the bytes of the tensors, one after the other, whatever device they are on."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def load(name: str, root: Path | str | None = None, download: bool = False) -> DataSet:
+    """Load a data set: a name of the registry, `folder:PATH` for an image folder, or `npz:FILE` for arrays.
+
+    `root` is the folder that holds the data sets; without it $ATENT_DATA, and without that ~/.cache/atent_ext.
+    A relative PATH or FILE starts at the current folder instead. Nothing is written anywhere unless
+    `download` is True; then torchvision fetches what is missing into `root`.
+    Raises BadInput for an unknown name, missing data or a broken file; the message names the folder or the file.
+    """
+    if name.startswith(_FOLDER):
+        return _image_folder(name)
+    if name.startswith(_NPZ):
+        return _arrays(name)
+    known = registry.entries("data set")
+    if name not in known:
+        raise registry.nearest("data set", name, [*known, f"{_FOLDER}PATH", f"{_NPZ}FILE"])
+    loaded: DataSet = registry.resolve("data set", name)(home(root), download)
+    return loaded
+
+
+def home(root: Path | str | None = None) -> Path:
+    """The folder that holds the data sets: `root`, or else $ATENT_DATA, or else ~/.cache/atent_ext."""
+    return Path(root or os.environ.get("ATENT_DATA") or _CACHE).expanduser()
+
+
+def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
+    """Split off `count` random examples, the classes in proportion: (rest, held out), each in the order of `split`.
+
+    The same seed gives the same examples. Raises BadInput if scikit-learn cannot stratify: each part must have room
+    for every class, and each class two examples.
+    """
+    from sklearn.model_selection import train_test_split
+
+    validate.steps("count", count)
+    positions, labels = torch.arange(len(split)).numpy(), split.labels.numpy()
+    try:
+        parts = train_test_split(positions, test_size=count, stratify=labels, random_state=seed)
+    except ValueError as error:
+        raise BadInput(f"cannot hold out {count} of {len(split)} examples with seed {seed}: {error}") from error
+    rest, held = (torch.from_numpy(part).sort().values for part in parts)
+    return Split(split.images[rest], split.labels[rest]), Split(split.images[held], split.labels[held])
+
+
+def digits(root: Path, download: bool) -> DataSet:
+    """scikit-learn's 1,797 handwritten digits, 8×8, values k/16: part of scikit-learn, so nothing is fetched."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
+    train, test = hold_out(Split(images, torch.from_numpy(bunch.target).long()), 360, seed=0)
+    note = "scikit-learn digits, 8×8; 360 of 1797 are the test set (train_test_split, stratified, random_state 0)"
+    return DataSet("digits", tuple("0123456789"), train, test, note)
+
+
+def mnist(root: Path, download: bool) -> DataSet:
+    """MNIST (LeCun et al. 1998), 60,000 + 10,000, 28×28, from `root`/MNIST/raw, unpacked or gzipped."""
+    from torchvision.datasets import MNIST
+
+    train, test = _idx("mnist", MNIST, root, download)
+    return DataSet("mnist", tuple("0123456789"), train, test)
+
+
+def fashion_mnist(root: Path, download: bool) -> DataSet:
+    """Fashion-MNIST (Xiao et al. 2017), 60,000 + 10,000, 28×28, from `root`/FashionMNIST/raw, unpacked or gzipped."""
+    from torchvision.datasets import FashionMNIST
+
+    train, test = _idx("fashion-mnist", FashionMNIST, root, download)
+    return DataSet("fashion-mnist", tuple(FashionMNIST.classes), train, test)
+
+
+def cifar10(root: Path, download: bool) -> DataSet:
+    """CIFAR-10 (Krizhevsky 2009), 50,000 + 10,000, 3×32×32, from `root`/cifar-10-batches-py."""
+    from torchvision.datasets import CIFAR10
+
+    return _cifar("cifar10", CIFAR10, root, download)
+
+
+def cifar100(root: Path, download: bool) -> DataSet:
+    """CIFAR-100 (Krizhevsky 2009), 50,000 + 10,000, 3×32×32, fine labels, from `root`/cifar-100-python."""
+    from torchvision.datasets import CIFAR100
+
+    return _cifar("cifar100", CIFAR100, root, download)
+
+
+def _split(images: Tensor, labels: Tensor, classes: int) -> Split:
+    validate.labels(labels, len(images), classes)
+    return Split(images.float().div_(255), labels)
+
+
+def _missing(name: str, folder: Path) -> BadInput:
+    return BadInput(
+        f"data set {name!r} is not in {folder}; name the folder that holds it with --data-root or ATENT_DATA, "
+        "or fetch it with --download"
+    )
+
+
+def _both(name: str, kind: Any, root: Path, download: bool) -> tuple[Any, Any]:
+    """torchvision's training and test set of a `kind`; whatever keeps torchvision from it is a BadInput."""
+    try:
+        return kind(root, train=True, download=download), kind(root, train=False, download=download)
+    except (RuntimeError, OSError) as error:
+        verb = "fetch" if download else "read"
+        raise BadInput(f"cannot {verb} data set {name!r} in {root}: {error}") from error
+
+
+def _idx(name: str, kind: Any, root: Path, download: bool) -> list[Split]:
+    """The splits of IDX files, unpacked or gzipped, that lie where torchvision puts a `kind`, or that it fetches."""
+    inside = root / kind.__name__ / "raw"
+    packed = [inside / Path(url).name for url, _ in kind.resources]
+    plain = [path.with_suffix("") for path in packed]
+    there = next((files for files in (plain, packed) if all(path.is_file() for path in files)), None)
+    if there is None and not download:
+        raise _missing(name, inside)
+    if there is None:
+        _both(name, kind, root, download)
+    found = [_idx_values(path) for path in there or plain]
+    return [_split(images.unsqueeze(1), labels.long(), len(kind.classes)) for images, labels in (found[:2], found[2:])]
+
+
+def _idx_values(path: Path) -> Tensor:
+    """What an IDX file holds, gzipped or not, uint8, after a check of its checksum, header and length.
+
+    IDX: bytes 0, 0, 8 (unsigned bytes), rank; then `rank` sizes as big-endian int32; then the values.
+    """
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"{path} is broken: {error}; delete it and fetch it anew with --download") from error
+    rank = 3 if "idx3" in path.name else 1
+    sizes = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
+    if content[:4] != bytes([0, 0, 8, rank]) or len(content) != 4 + 4 * rank + math.prod(sizes):
+        raise BadInput(
+            f"{path} is not a whole IDX file of rank {rank}; delete it and fetch the data set anew with --download"
+        )
+    return torch.tensor(np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(sizes))
+
+
+def _cifar(name: str, kind: Any, root: Path, download: bool) -> DataSet:
+    if not download:
+        _check_cifar(name, kind, root / kind.base_folder)
+    both = _both(name, kind, root, download)
+    classes = tuple(both[0].classes)
+    pixels = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in both]
+    train, test = (_split(x, torch.tensor(part.targets), len(classes)) for x, part in zip(pixels, both, strict=True))
+    return DataSet(name, classes, train, test)
+
+
+def _check_cifar(name: str, kind: Any, folder: Path) -> None:
+    """Name the file that is missing or broken; torchvision would only say that one of them is."""
+    from torchvision.datasets.utils import check_integrity
+
+    for file, md5 in [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]:
+        if not (folder / file).is_file():
+            raise _missing(name, folder)
+        if not check_integrity(folder / file, md5):
+            raise BadInput(f"{folder / file} is broken: its MD5 is not {md5}; delete it and fetch it with --download")
+
+
+def _image_folder(name: str) -> DataSet:
+    """PATH/train/<class>/* and PATH/test/<class>/* as torchvision's ImageFolder reads them: RGB, classes sorted.
+
+    Images alternate between the classes (the first of each, the second of each, ...): else the first n would be
+    of one class.
+    """
+    path = Path(name.removeprefix(_FOLDER)).expanduser()
+    train, test = _listing(path / "train"), _listing(path / "test")
+    if train.classes != test.classes:
+        differing = sorted({*train.classes} ^ {*test.classes})
+        raise BadInput(f"{path}/train and {path}/test differ in their classes: {', '.join(differing)}")
+    size = _pixels(train.samples[0][0]).shape
+    kinds = sorted({Path(file).suffix.lower() for file, _ in [*train.samples, *test.samples]})
+    note = f"image folder {path.resolve().name} ({', '.join(kinds)})"
+    return DataSet(name, tuple(train.classes), _read(train, size), _read(test, size), note)
+
+
+def _arrays(name: str) -> DataSet:
+    """A NumPy archive of x_train, y_train, x_test, y_test: images (N, C, H, W) uint8, labels (N,) from 0 on."""
+    path = Path(name.removeprefix(_NPZ)).expanduser()
+    keys = ("x_train", "y_train", "x_test", "y_test")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            x_train, y_train, x_test, y_test = (archive[key] for key in keys)
+        if not all(isinstance(part, np.ndarray) for part in (x_train, y_train, x_test, y_test)):
+            raise ValueError("a member is no array")
+    except Exception as error:  # a broken archive fails in many ways, as a MemoryError or a TokenError too
+        raise BadInput(f"{path} is not a NumPy archive of {', '.join(keys)}: {error}") from error
+    for images, labels in ((x_train, y_train), (x_test, y_test)):
+        _check_arrays(path, images, labels, x_train.shape[1:])
+    classes = 1 + int(max(y_train.max(), y_test.max()))
+    if classes > len(x_train):
+        raise BadInput(f"{path}: labels reach {classes - 1} with {len(x_train)} training images; number classes from 0")
+    train, test = (
+        _split(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)), classes)
+        for x, y in ((x_train, y_train), (x_test, y_test))
+    )
+    note = f"arrays {path.name}, {len(train)} training and {len(test)} test images"
+    return DataSet(name, tuple(map(str, range(classes))), train, test, note)
+
+
+def _check_arrays(path: Path, images: Any, labels: Any, shape: tuple[int, ...]) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size or images.shape[1:] != shape:
+        raise BadInput(
+            f"{path}: images are {images.dtype} {images.shape}; uint8 (N, C, H, W) is needed, "
+            "C, H and W alike in x_train and x_test"
+        )
+    if labels.dtype.kind not in "iu" or labels.shape != (len(images),) or labels.min() < 0:
+        raise BadInput(
+            f"{path}: labels are {labels.dtype} {labels.shape}; "
+            f"one class number per image is needed, integers >= 0 of shape ({len(images)},)"
+        )
+
+
+def _listing(folder: Path) -> Any:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        return ImageFolder(folder)
+    except OSError as error:
+        raise BadInput(f"{folder} is not an image folder <class>/<image>: {error}") from error
+
+
+def _read(listing: Any, size: torch.Size) -> Split:
+    labels = torch.tensor(listing.targets)
+    rank_in_class = torch.cat([torch.arange(count) for count in labels.bincount().tolist()])
+    order = rank_in_class.argsort(stable=True)
+    images = [_sized(listing.samples[i][0], size) for i in order.tolist()]
+    return _split(torch.stack(images), labels[order], len(listing.classes))
+
+
+def _sized(path: str, size: torch.Size) -> Tensor:
+    image = _pixels(path)
+    if image.shape != size:
+        (_, height, width), (_, high, wide) = image.shape, size
+        raise BadInput(f"{path} is {width}×{height}, but the first training image is {wide}×{high}; make them alike")
+    return image
+
+
+def _pixels(path: str) -> Tensor:
+    """An image file as a (3, H, W) uint8 tensor."""
+    from torchvision.datasets.folder import default_loader
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    try:
+        image: Tensor = pil_to_tensor(default_loader(path))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read as an image: {error}; remove or replace it") from error
+    return image

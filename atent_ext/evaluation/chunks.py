@@ -1,0 +1,82 @@
+"""A test set in chunks: each is scored by itself, with a seed of its own.
+
+Chunk k of size s holds the images k s to (k + 1) s - 1 of the test set and is scored with `seed + k`. So no flag
+depends on the other chunks, on which process scores which, or on interruptions, and anybody can repeat one chunk alone.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+
+from atent_ext.attacks.spec import Outcome
+from atent_ext.core import validate
+from atent_ext.core.errors import BadInput
+from atent_ext.data.datasets import Split
+from atent_ext.evaluation.run import worst_case
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Part `number` of a test set: the images [start, stop), scored with `seed`."""
+
+    number: int
+    start: int
+    stop: int
+    seed: int
+
+    def of(self, split: Split) -> Split:
+        """Its images and labels."""
+        return Split(split.images[self.start : self.stop], split.labels[self.start : self.stop])
+
+
+def cut(count: int, size: int, seed: int = 0) -> list[Chunk]:
+    """`count` images in chunks of `size`, of which the last may be smaller. Raises BadInput for a size below 1."""
+    validate.steps("chunk", size)
+    starts = range(0, count, size)
+    return [Chunk(number, start, min(start + size, count), seed + number) for number, start in enumerate(starts)]
+
+
+# ---- what chunks found, on all images
+
+
+def merge(parts: Sequence[Sequence[Outcome]]) -> list[Outcome]:
+    """The outcomes of one protocol on consecutive chunks as outcomes on all images, then their worst case if several.
+
+    Flags follow each other; seconds, and AutoAttack's counts, are added; a note that not all chunks have alike is said
+    once, with how many chunks have one of its kind. Raises BadInput if the chunks were not attacked in the same way.
+    """
+    merged = [_joined(same) for same in zip(*parts, strict=True)]
+    return [*merged, worst_case(merged)] if len(merged) > 1 else merged
+
+
+def _joined(parts: Sequence[Outcome]) -> Outcome:
+    first = parts[0]
+    for part in parts:
+        if (part.attack, part.settings) != (first.attack, first.settings):
+            raise BadInput(f"chunks were scored by {first.attack} and by {part.attack} of other settings; start anew")
+    return Outcome(
+        first.attack,
+        first.settings,
+        torch.cat([part.flags for part in parts]),
+        sum(part.seconds for part in parts),
+        _united([part.notes for part in parts]),
+        {name: sum(part.robust_after[name] for part in parts) for name in first.robust_after},
+    )
+
+
+def _united(notes: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    common = [note for note in dict.fromkeys(chain(*notes)) if all(note in some for some in notes)]
+    kinds: dict[str, list[str]] = {}
+    for some in notes:
+        mine = {_kind(note): note for note in reversed(some) if note not in common}
+        for kind, note in mine.items():
+            kinds.setdefault(kind, []).append(note)
+    others = [f"in {len(found)} of {len(notes)} chunks; first: {found[0]}" for found in kinds.values()]
+    return (*common, *others)
+
+
+def _kind(note: str) -> str:
+    return re.sub(r"[\d.]+", "", note)

@@ -1,0 +1,58 @@
+"""Accuracy of a model, clean and under attack: flags per example, counts, intervals, the worst case over attacks."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import reduce
+
+import torch
+from torch import nn
+
+from atent_ext.attacks import runners
+from atent_ext.attacks.accuracy import predict
+from atent_ext.attacks.spec import Outcome, Setting
+from atent_ext.core import validate
+from atent_ext.core.errors import BadInput
+from atent_ext.core.model_state import seeded
+from atent_ext.data.datasets import Split
+from atent_ext.evaluation.protocol import Protocol
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    protocol: Protocol,
+    setting: Setting,
+    report: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+    """Run a protocol: one outcome per attack, then their worst case if there are several.
+
+    Raises BadInput for images outside [0, 1], for labels that the model has no logit for, and for an empty split.
+    """
+    with seeded(setting.seed):  # for networks that draw
+        _check(model, split)
+    outcomes = []
+    for spec in protocol.attacks:
+        start = time.perf_counter()
+        with seeded(setting.seed):
+            outcome = runners.run(model, split, spec, setting)
+        outcomes.append(replace(outcome, seconds=time.perf_counter() - start))
+        report(outcomes[-1])
+    if len(outcomes) > 1:
+        outcomes.append(worst_case(outcomes))
+        report(outcomes[-1])
+    return outcomes
+
+
+def worst_case(outcomes: list[Outcome]) -> Outcome:
+    """An example counts only if it is right under every one of the outcomes."""
+    flags = reduce(torch.logical_and, [outcome.flags for outcome in outcomes])
+    over = ", ".join(outcome.attack for outcome in outcomes)
+    return Outcome("worst case", {"over": over}, flags, sum(outcome.seconds for outcome in outcomes))
+
+
+def _check(model: nn.Module, split: Split) -> None:
+    if not len(split):
+        raise BadInput("there are no images to evaluate on")
+    validate.images(split.images, 0.0, 1.0)
+    validate.labels(split.labels, len(split.images), predict(model, split.images[:1]).shape[1])

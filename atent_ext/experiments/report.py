@@ -1,0 +1,85 @@
+"""A reproduction as tables: the paper's number, ours with its interval, the difference, and what differed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.table import Table
+
+from atent_ext.experiments import study as studies
+
+Result = dict[str, Any]
+
+
+def listing() -> Table:
+    """Every table and figure, with its scales."""
+    table = Table("name", "what it is", "scales")
+    for name in studies.names():
+        study = studies.load(name)
+        table.add_row(name, study.title, ", ".join(scale for scale in studies.SCALES if scale in study.scales))
+    return table
+
+
+def heading(result: Result) -> str:
+    """What the numbers of a result are of."""
+    data = sorted({row["data"] for row in result["rows"] if "data" in row})
+    on = f"on {', '.join(data)}; " if data else ""
+    return f"{result['title']}; scale {result['scale']}, {on}seed {result['seed']}"
+
+
+def table(result: Result) -> Table:
+    """The result for a terminal, one line a cell: paper, ours, interval, difference, images."""
+    return _TABLES[result["kind"]](result)
+
+
+def cells(result: Result) -> Iterator[tuple[str, str, float | None, dict[str, Any]]]:
+    """(row, column, the paper's number or None, our cell or {}) of everything that either has."""
+    for row in result["rows"]:
+        for column in result["columns"]:
+            cell, paper = row.get("cells", {}).get(column, {}), row["paper"].get(column)
+            if cell or paper is not None:
+                yield row["name"], column, paper, cell
+
+
+def _accuracies(result: Result) -> Table:
+    table = Table("row", "column", title=heading(result), title_justify="left")
+    for name in ("paper", "ours", "95 % interval", "difference", "images"):
+        table.add_column(name, justify="right", no_wrap=True)
+    before = ""
+    for row, column, paper, cell in cells(result):
+        table.add_row("" if row == before else row, column, *described(paper, cell, result["scale"] != "smoke"))
+        before = row
+    return table
+
+
+def described(paper: float | None, cell: dict[str, Any], compare: bool) -> tuple[str, str, str, str, str]:
+    """Paper, ours, interval, difference (where it makes sense to `compare`) and images of a cell; percentages."""
+    theirs = "" if paper is None else f"{paper:.2f}"
+    if "accuracy" not in cell:
+        return theirs, "-", "", "", ""
+    ours, (low, high) = 100 * cell["accuracy"], cell["interval95_wilson"]
+    difference = "" if paper is None or not compare else f"{ours - paper:+.1f}"
+    return theirs, f"{ours:.1f}", f"{100 * low:.1f} - {100 * high:.1f}", difference, str(cell["n"])
+
+
+def _times(result: Result) -> Table:
+    table = Table("row", title=heading(result), title_justify="left")
+    for name in ("seconds a step", "ratio", "range", "paper's ratio", "rounds"):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        step, ratio, paper = row["seconds_a_step"], row["ratio"], row["paper_ratio"]
+        spread = f"{ratio['least']:.2f} - {ratio['most']:.2f}"
+        theirs = f"{paper:.2f}" if paper else ""
+        table.add_row(
+            row["name"], f"{step['median']:.4f}", f"{ratio['median']:.2f}", spread, theirs, str(step["rounds"])
+        )
+    return table
+
+
+def _figure(result: Result) -> Table:
+    table = Table("file", title=heading(result), title_justify="left")
+    for name in result.get("files", []):
+        table.add_row(name)
+    return table
+
+
+_TABLES = {"accuracy": _accuracies, "times": _times, "figure": _figure}

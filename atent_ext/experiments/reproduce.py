@@ -1,0 +1,184 @@
+"""`atent reproduce`: a study at a scale, cell by cell, into one JSON file that an interrupted call goes on with."""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atent_ext.core import registry
+from atent_ext.core.errors import BadInput
+from atent_ext.core.schema import Threat
+from atent_ext.core.version import __version__
+from atent_ext.evaluation.scoring import Subject
+from atent_ext.experiments import drawing, timing
+from atent_ext.experiments.rows import Certified, Workshop, history, images, measure
+from atent_ext.experiments.study import CurveAxis, Row, Scale, Study
+from atent_ext.figures import plots
+from atent_ext.storage import files, locks
+
+Result = dict[str, Any]
+
+
+def reproduce(study: Study, shop: Workshop, target: Path, rows: Sequence[str] = ()) -> Result:
+    """Train or load what the study needs, measure every cell, and write the result to `target` after each.
+
+    Goes on with the cells that `target` already holds of the same weights, data and settings; the others are kept until
+    they are measured anew. rows: only these (none: all). Figures are drawn beside `target`. Raises BadInput for a scale
+    or a row that the study does not have, for a `target` of another study, seed, machine or version, and where another
+    process works on it.
+    """
+    study.at(shop.scale)
+    files.replaceable(target)
+    files.folder(target.parent)
+    with locks.held(target, "wait for it, or name another --out"):
+        return _reproduced(study, shop, target, rows)
+
+
+def _reproduced(study: Study, shop: Workshop, target: Path, rows: Sequence[str]) -> Result:
+    scale, result = study.at(shop.scale), _opened(study, shop, target)
+    chosen = list(study.rows_at(shop.scale))
+    for name in rows:
+        if name not in (known := [row.name for row in chosen]):
+            raise registry.nearest(f"row of {study.name} at scale {shop.scale}", name, known)
+    if rows and study.kind == "times":
+        raise BadInput(f"--row is {', '.join(rows)}, but the rows of {study.name} are timed in turns; leave it out")
+    for row, entry in zip(chosen, result["rows"], strict=True):
+        if row.quoted is not None or (rows and row.name not in rows):
+            continue
+        shop.busy(f"{study.name}: {row.name}")
+        if study.kind == "accuracy":
+            _fill(entry, study, row, shop, lambda: _write(result, target))
+        elif study.kind == "figure":
+            entry["run"] = shop.train(study, row).name
+    if study.kind == "times":
+        timing.fill(result, study, shop)
+    result["files"] = [path.name for path in _pictures(result, study, shop, scale, target)]
+    _write(result, target)
+    return result
+
+
+def _opened(study: Study, shop: Workshop, target: Path) -> Result:
+    """The result with all its rows: as `target` holds them, or still empty."""
+    result, known = _header(study, shop), {}
+    if target.is_file():
+        try:
+            old = json.loads(target.read_text(encoding="utf-8"))
+            known = {row["name"]: row for row in old["rows"]}
+        except (ValueError, TypeError, KeyError) as error:
+            raise BadInput(f"{target} is no result of `atent reproduce` ({error!r}); name another --out") from None
+        for key in ("study", "scale", "seed", "batch_size", "machine", "versions"):
+            if old.get(key) != result[key]:
+                raise BadInput(f"{target} holds {key} {old.get(key)!r}, not {result[key]!r}; name another --out")
+    for row in study.rows_at(shop.scale):
+        about = {"name": row.name, "paper": dict(row.paper), "note": row.note, "quoted": row.quoted}
+        result["rows"].append(known.get(row.name, {}) | about)
+    return result
+
+
+def _pictures(result: Result, study: Study, shop: Workshop, scale: Scale, target: Path) -> list[Path]:
+    """Draw what the study has to show beside `target`: its figure, or the curves of its table."""
+    if study.draws is not None:
+        return drawing.draw(
+            study.draws,
+            [shop.out / row["run"] for row in result["rows"]],
+            target.with_name(f"{target.stem}-{study.draws}.png"),
+            data_root=shop.root,
+            n=scale.n,
+            seed=shop.seed,
+            dataset=scale.dataset,
+            updates=scale.updates,
+        )
+    out = target.with_suffix(".png")
+    return [path for axis in study.curves for path in _curves(result, axis, out.with_stem(f"{out.stem}-{axis.norm}"))]
+
+
+def _curves(result: Result, axis: CurveAxis, out: Path) -> list[Path]:
+    names = [column.name for column in axis.columns()]
+    measured = [
+        row for row in result["rows"] if all("accuracy" in row.get("cells", {}).get(name, {}) for name in names)
+    ]
+    if not measured:
+        return []
+    curves = [
+        plots.Curve(row["name"], axis.radii(), [row["cells"][name]["accuracy"] for name in names]) for row in measured
+    ]
+    cell = measured[0]["cells"][names[0]]
+    title = (
+        f"{result['title']}\n{cell['attack']}, scale {result['scale']}: {measured[0]['data']}, the first {cell['n']} "
+        f"test images, seed {result['seed']}"
+    )
+    # Smoke runs are trained for radii of their own.
+    threat = Threat(norm=axis.norm, eps=0.0 if result["scale"] == "smoke" else axis.trained)
+    for path in plots.both(out):
+        plots.draw_curves(curves, threat, title, path)
+    return plots.both(out)
+
+
+def _header(study: Study, shop: Workshop) -> Result:
+    names = ("torch", "pyautoattack", "foolbox", "adversarial-robustness-toolbox")
+    return {
+        "study": study.name,
+        "title": study.title,
+        "kind": study.kind,
+        "scale": shop.scale,
+        "differs": study.at(shop.scale).differs,
+        "notes": study.notes,
+        "command": f"atent reproduce {study.name} --scale {shop.scale} --seed {shop.seed}",
+        "seed": shop.seed,
+        "batch_size": study.at(shop.scale).batch_size,
+        "machine": {
+            "device": "cuda" if torch.cuda.is_available() and study.kind != "figure" else "cpu",
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+        },
+        "versions": {"atent-ext": __version__} | {name: _version(name) for name in names},
+        "columns": [column.name for column in study.measured()],
+        "rows": [],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _fill(entry: Result, study: Study, row: Row, shop: Workshop, keep: Callable[[], None]) -> None:
+    """The cells of one row; those it holds of the same weights, data and settings are taken as they are."""
+    subject, scale = shop.subject(study, row), study.at(shop.scale)
+    about = _about(subject, shop, study, row)
+    same = all(entry.get(key) == about[key] for key in ("weights_sha256", "data", "threat"))
+    cells = entry.get("cells", {}) if same else {}
+    entry |= about | {"cells": cells}
+    known: Certified = {}
+    for column in study.measured():
+        reason = row.skip.get(column.name) or ("left out at this scale" if column.name in scale.leave_out else None)
+        asked = column.model_dump(mode="json", exclude={"slow"}) | {"n": images(column, row, scale)}
+        if column.certify is not None:
+            asked |= {"draws": scale.certificates}
+        if reason:
+            cells[column.name] = {"skipped": reason}
+        elif cells.get(column.name, {}).get("asked") != asked:
+            shop.busy(f"{study.name}: {row.name}, {column.name}")
+            cells[column.name] = measure(subject, column, row, scale, shop.seed, known) | {"asked": asked}
+            keep()
+
+
+def _about(subject: Subject, shop: Workshop, study: Study, row: Row) -> Result:
+    about = {key: subject.about[key] for key in ("model", "weights_sha256", "data", "data_note")}
+    about |= {"threat": subject.threat.model_dump()}
+    if row.weights is not None:
+        return about | {"data": row.weights.dataset}
+    recipe, epochs = shop.recipe(study, row).model_dump(mode="json"), history(shop.folder(study, row))
+    recipe["init_from"] = recipe["init_from"] and Path(recipe["init_from"]).name  # no path of a machine
+    seconds = round(sum(epoch["seconds"] for epoch in epochs), 1)
+    return about | {"recipe": recipe, "training_seconds": seconds, "validation": epochs}
+
+
+def _write(result: Result, target: Path) -> None:
+    files.write(target, json.dumps(result, indent=1) + "\n")

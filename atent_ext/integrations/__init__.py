@@ -1,0 +1,1 @@
+"""Bridges to neighbouring packages, one file or folder each, imported only when asked for."""

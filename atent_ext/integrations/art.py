@@ -1,0 +1,214 @@
+"""ART (Adversarial Robustness Toolbox): ATENT as an evasion attack, and one trainer for every objective.
+
+`ATENTAttack` stands beside `ProjectedGradientDescent`, `AdversarialTrainerObjectivePyTorch` beside ART's
+`AdversarialTrainerMadryPGD` and `AdversarialTrainerTRADESPyTorch`; the words are ART's. Both speak numpy, with labels
+as class numbers (N,) or one-hot (N, classes). Importing this module raises MissingExtra where ART is not installed.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from atent_ext.attacks import langevin
+from atent_ext.core import model_state, validate
+from atent_ext.core.errors import BadInput, MissingExtra
+from atent_ext.core.norms import L2, LINF, Norm
+
+try:
+    from art.attacks.attack import EvasionAttack
+    from art.config import ART_NUMPY_DTYPE
+    from art.estimators import BaseEstimator, LossGradientsMixin
+    from art.estimators.classification import ClassifierMixin
+    from art.utils import to_categorical
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "art":
+        raise
+    raise MissingExtra(
+        "adversarial-robustness-toolbox is not installed (another package is called `art`); "
+        "pip install 'atent-ext[art]'"
+    ) from error
+
+
+class ATENTAttack(EvasionAttack):  # type: ignore[misc]
+    """ATENT's Langevin chain as an attack on any ART classifier with loss gradients, inside its `clip_values`.
+
+    norm: "inf", np.inf or 2. eps: radius. eps_step: step size; None is 2.5 eps / max_iter and follows eps (PGD's fixed
+    0.1 would leave a small ball at once, and ℓ∞ is projected at the last step only). max_iter: steps. noise: square
+    root of the temperature. gamma: pull towards x (None: 0.05 for norm 2, 0 for inf). num_random_init: 0 starts at x;
+    n > 1 are restarts, of which each example keeps the first that fools the classifier, or else the first.
+    seed: of starts and noise, so that a call repeats exactly; None draws it from numpy's global state, as ART does.
+    verbose: show a progress bar.
+
+    Chains run on the CPU, in the dtype of a PyTorch model, else of x; gradients are `estimator.loss_gradient`'s.
+    Unlike with ART's own attacks a PyTorch model keeps its modes (frozen BatchNorm) and its gradients.
+    Raises BadInput for values that make no sense, and ART's EstimatorError for other estimators.
+    """
+
+    attack_params = (
+        "norm eps eps_step max_iter noise gamma targeted num_random_init batch_size seed verbose".split()  # noqa: SIM905
+    )
+    _estimator_requirements = (BaseEstimator, LossGradientsMixin, ClassifierMixin)
+
+    def __init__(
+        self,
+        estimator: Any,
+        norm: float | str = np.inf,
+        eps: float = 0.3,
+        eps_step: float | None = None,
+        max_iter: int = 40,
+        noise: float = 1e-3,
+        gamma: float | None = None,
+        targeted: bool = False,
+        num_random_init: int = 1,
+        batch_size: int = 32,
+        seed: int | None = None,
+        verbose: bool = True,
+    ) -> None:
+        super().__init__(estimator=estimator)
+        self.norm, self.eps, self.eps_step, self.max_iter = norm, eps, eps_step, max_iter
+        self.noise, self.gamma, self.targeted = noise, gamma, targeted
+        self.num_random_init, self.batch_size = num_random_init, batch_size
+        self.seed, self.verbose = seed, verbose
+        self._check_params()
+
+    @property
+    def kernel(self) -> langevin.Langevin:
+        """The attack as a value of the one kernel, read from the attributes at each call."""
+        return langevin.atent(
+            _norm(self.norm),
+            self.eps,
+            self.max_iter,
+            self.eps_step,
+            noise=self.noise,
+            gamma=self.gamma,
+            box=_box(self.estimator),
+            start=None if self.num_random_init else "clean",
+            targeted=self.targeted,
+        )
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        validate.steps("max_iter", self.max_iter)
+        validate.steps("batch_size", self.batch_size)
+        if self.num_random_init != 0:
+            validate.steps("num_random_init", self.num_random_init)
+        for name in ("eps", "eps_step", "noise", "gamma"):
+            if name in ("eps", "noise") or getattr(self, name) is not None:
+                validate.radius(name, getattr(self, name))
+        if not isinstance(self.targeted, bool):
+            raise BadInput(f"targeted is {self.targeted!r}; True or False is needed")
+        self.kernel  # noqa: B018 -- building it checks the norm and the clip values
+
+    def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
+        """The last iterate of one chain per example, (N, ...), in the floating dtype of x (integers: float32).
+
+        x: (N, ...) inside the classifier's `clip_values`, of any rank >= 2. y: labels, or the target classes if
+        `targeted`; None takes the classifier's own predictions. Raises BadInput for inputs outside the clip values,
+        for labels that do not fit, for a targeted attack without y, and for options of other attacks such as `mask`.
+        """
+        refuse_options("generate", kwargs)
+        if y is None and self.targeted:
+            raise BadInput("y is None; a targeted attack needs the target classes")
+        x = np.asarray(x)
+        starts = range(0, len(x), self.batch_size)
+        with _untouched(self.estimator):
+            inputs = torch.tensor(x).to(input_dtype(self.estimator, x))
+            validate.images(inputs, *_box(self.estimator))
+            found, generator = inputs.clone(), seeded_generator(self.seed)
+            classes = self._predicted(inputs) if y is None else class_numbers(y, len(x), self.estimator)
+            for start in tqdm(starts, desc="ATENT - Batches", leave=False, disable=not self.verbose):
+                part = slice(start, start + self.batch_size)
+                found[part] = self._strongest(inputs[part], classes[part], generator)
+        return found.numpy().astype(x.dtype if x.dtype.kind == "f" else ART_NUMPY_DTYPE)
+
+    def _predicted(self, x: Tensor) -> Tensor:
+        if not len(x):  # ART cannot run on it
+            return torch.zeros(0, dtype=torch.long)
+        with torch.random.fork_rng(devices=()):  # ART's data loader draws a seed that it has no use for
+            return torch.tensor(self.estimator.predict(x.numpy(), batch_size=self.batch_size).argmax(1))
+
+    def _strongest(self, x: Tensor, classes: Tensor, generator: torch.Generator) -> Tensor:
+        """The first restart; where it fails, the next one that fools the classifier, if any does."""
+        found, left = self._chain(x, classes, generator), torch.arange(len(x))
+        for _ in range(1, self.num_random_init):
+            left = left[(self._predicted(found[left]) == classes[left]) != self.targeted]
+            if not len(left):
+                break
+            again = self._chain(x[left], classes[left], generator)
+            fools = (self._predicted(again) == classes[left]) == self.targeted
+            found[left[fools]] = again[fools]
+        return found
+
+    def _chain(self, x: Tensor, classes: Tensor, generator: torch.Generator) -> Tensor:
+        one_hot = to_categorical(classes.numpy(), self.estimator.nb_classes)
+
+        def gradient(moving: Tensor) -> Tensor:
+            # ART's is that of the mean over the batch: "sign" and "unit" directions do not see the difference.
+            return torch.as_tensor(self.estimator.loss_gradient(moving.numpy(), one_hot)).to(moving)
+
+        return langevin.finite(deque(langevin.walk(self.kernel, x, gradient, generator), maxlen=1).pop())
+
+
+def _module(estimator: Any) -> nn.ModuleList:
+    """The torch modules of a classifier or of an ensemble of them; none for another framework."""
+    parts = [getattr(part, "_model", None) for part in getattr(estimator, "classifiers", [estimator])]
+    return nn.ModuleList([part for part in parts if isinstance(part, nn.Module)])
+
+
+@contextmanager
+def _untouched(estimator: Any) -> Iterator[None]:
+    model = _module(estimator)  # frozen: ART's backward pass is then cheaper, too
+    with model_state.kept(model), model_state.frozen(model), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def input_dtype(estimator: Any, x: np.ndarray) -> torch.dtype:
+    """The floating type that the model computes in, else that of x, else float32."""
+    own = torch.tensor(np.empty(0, x.dtype)).dtype if x.dtype.kind == "f" else torch.float32
+    return next((p.dtype for p in _module(estimator).parameters() if p.is_floating_point()), own)
+
+
+def _norm(norm: float | str) -> Norm:
+    try:
+        return {math.inf: LINF, 2.0: L2}[float(norm)]
+    except (ValueError, TypeError, KeyError):
+        raise BadInput(f"norm is {norm!r}; 'inf', np.inf or 2 is needed") from None
+
+
+def _box(estimator: Any) -> tuple[float, float]:
+    """ART's clip values; any number where there are none, as for ART's own attacks."""
+    clip = (-math.inf, math.inf) if estimator.clip_values is None else estimator.clip_values
+    low, high = np.unique(clip[0]), np.unique(clip[1])
+    if len(low) > 1 or len(high) > 1:
+        raise BadInput("clip_values differ between features; ATENT needs one lowest and one highest value")
+    return float(low[0]), float(high[0])
+
+
+def class_numbers(y: np.ndarray, count: int, classifier: Any) -> Tensor:
+    """Class numbers (N,) from class numbers (N,) or (N, 1), or from one-hot labels (N, classes)."""
+    y = np.asarray(y)
+    if y.ndim == 2 and y.shape[1] in (1, classifier.nb_classes):
+        y = y[:, 0] if y.shape[1] == 1 else y.argmax(1)
+    numbers = torch.tensor(y.astype(np.int64) if y.dtype.kind in "iu" else y)
+    validate.labels(numbers, count, classifier.nb_classes)
+    return numbers
+
+
+def seeded_generator(seed: int | None) -> torch.Generator:
+    """A generator of that seed, or of one drawn from numpy's global state."""
+    drawn = np.random.randint(2**31) if seed is None else seed  # noqa: NPY002 -- ART's own source of randomness
+    return torch.Generator().manual_seed(drawn)
+
+
+def refuse_options(method: str, options: dict[str, Any]) -> None:
+    """Raise BadInput for options that `method` does not know."""
+    unknown = [name for name, value in options.items() if value is not None]
+    if unknown:
+        raise BadInput(f"{method} does not know {', '.join(unknown)}; leave it out")

@@ -1,0 +1,125 @@
+"""ATENT as attacks of foolbox: subclasses of its `FixedEpsilonAttack`, for PyTorch models.
+
+They leave no gradient behind. Like foolbox's own, they run the model in the mode that it is in; call `eval()` first.
+Importing this module raises MissingExtra where foolbox is not installed.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from atent_ext.attacks.langevin import Langevin, atent, finite, last_iterate
+from atent_ext.core import compat, validate
+from atent_ext.core.errors import BadInput
+from atent_ext.core.losses import cross_entropy
+from atent_ext.core.norms import L2, LINF, Norm
+
+compat.neighbour("foolbox", "foolbox")
+import eagerpy as ep  # noqa: E402 -- after the check that it is there
+from foolbox.attacks.base import FixedEpsilonAttack, get_criterion, raise_if_kwargs  # noqa: E402
+from foolbox.criteria import Misclassification  # noqa: E402
+from foolbox.distances import Distance, l2, linf  # noqa: E402
+from foolbox.models import JAXModel, Model, NumPyModel, TensorFlowModel  # noqa: E402
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class _ATENTAttack(FixedEpsilonAttack):  # type: ignore[misc]
+    """What both attacks share; a subclass sets `norm` and foolbox's `distance`. Fields are read at each run."""
+
+    norm: ClassVar[Norm]
+
+    rel_stepsize: float = 0.01 / 0.3
+    abs_stepsize: float | None = None
+    steps: int = 40
+    noise: float = 1e-3
+    random_start: bool = True
+    gamma: float = 0.0
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        self.kernel(1.0)  # building one checks the arguments now, not at the first run
+
+    def kernel(self, epsilon: float, box: tuple[float, float] = (0.0, 1.0), targeted: bool = False) -> Langevin:
+        """The attack at one epsilon as a value of the one kernel."""
+        validate.radius("rel_stepsize", self.rel_stepsize)
+        if self.abs_stepsize is not None:
+            validate.radius("abs_stepsize", self.abs_stepsize)
+        return atent(
+            self.norm,
+            epsilon,
+            self.steps,
+            self.rel_stepsize * epsilon if self.abs_stepsize is None else self.abs_stepsize,
+            noise=self.noise,
+            gamma=self.gamma,
+            box=box,
+            start=None if self.random_start else "clean",
+            targeted=targeted,
+        )
+
+    def run(self, model: Model, inputs: Any, criterion: Any, *, epsilon: float, **kwargs: Any) -> Any:
+        """The last iterate of one chain per input: no farther than `epsilon` and inside `model.bounds`.
+
+        model: foolbox model over a PyTorch module. inputs: (N, ...) inside its bounds, a torch or eagerpy tensor; the
+        result is of the same kind. criterion: Misclassification, TargetedMisclassification or labels (N,). Raises
+        BadInput for another backend or criterion, for inputs outside the bounds and for labels that are not classes.
+        """
+        raise_if_kwargs(kwargs)
+        wrapped, restore = ep.astensor_(inputs)
+        _refuse_other_backends(model, wrapped)
+        classes, targeted = _classes(get_criterion(criterion))
+        x, box = wrapped.raw, (float(model.bounds.lower), float(model.bounds.upper))
+        validate.images(x, *box)
+        validate.labels(classes, len(x))
+        target = classes.to(x.device, torch.long)
+        kernel = self.kernel(epsilon, box, targeted)
+        adversary = finite(last_iterate(kernel, model, x, target, cross_entropy, self.generator))
+        return restore(ep.astensor(adversary))
+
+
+def _refuse_other_backends(model: Model, inputs: ep.Tensor) -> None:
+    if not isinstance(inputs, ep.PyTorchTensor):
+        raise BadInput(f"inputs are {type(inputs).__name__}; ATENT runs on PyTorch: pass a torch tensor")
+    while isinstance(getattr(model, "_model", None), Model):  # foolbox's wrappers
+        model = model._model
+    if isinstance(model, (JAXModel, NumPyModel, TensorFlowModel)):
+        raise BadInput(f"model is a {type(model).__name__}; ATENT runs on PyTorch: pass a foolbox.PyTorchModel")
+
+
+def _classes(criterion: Any) -> tuple[Tensor, bool]:
+    """The criterion's classes (N,), and whether they are targets."""
+    if isinstance(criterion, Misclassification):
+        return criterion.labels.raw, False
+    if hasattr(criterion, "target_classes"):
+        return criterion.target_classes.raw, True
+    raise BadInput(f"criterion is {criterion!r}; known: Misclassification, TargetedMisclassification, labels")
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class LinfATENTAttack(_ATENTAttack):
+    """ATENT ℓ∞ (Jagatap et al. 2022, Algorithm 2, inner loop): signed Langevin steps, projected to the epsilon ball.
+
+    rel_stepsize: step size relative to epsilon. abs_stepsize: if given, it is the step size. steps: K >= 1. noise:
+    square root of the temperature, in units of the inputs. random_start: uniform in the ball; False starts at the
+    input. gamma: pull of the farthest pixel. generator: source of starts and noise. Raises BadInput for values that
+    make no sense.
+    """
+
+    norm: ClassVar[Norm] = LINF
+    distance: ClassVar[Distance] = linf
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class L2ATENTAttack(_ATENTAttack):
+    """ATENT ℓ2 (Algorithm 1, inner loop): unit Langevin steps, pulled back with strength gamma, projected each time.
+
+    rel_stepsize: the paper's 0.125 at radius 2; the pull holds a chain at about step / gamma, so a step below
+    gamma * epsilon does not reach the boundary. Else as `LinfATENTAttack`; a random start is a projected normal one.
+    """
+
+    norm: ClassVar[Norm] = L2
+    distance: ClassVar[Distance] = l2
+
+    rel_stepsize: float = 0.125 / 2
+    gamma: float = 0.05

@@ -1,0 +1,192 @@
+"""A card in RobustBench's words: the JSON of its leaderboard, its form "New Model(s)", and what stands in the way."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from atent_ext.core.errors import BadInput
+from atent_ext.integrations.robustbench import zoo
+from atent_ext.integrations.robustbench.source import Source
+from atent_ext.submissions.cards import Card, explain
+
+_IMAGES = 10_000
+"""What RobustBench's leaderboards score on CIFAR: the whole test split."""
+
+_FORM = """\
+# [New Model] {name}
+
+# Paper Information
+
+- **Paper Title**: {name} (fill in: a card has no title)
+- **Paper URL**: {url}
+- **Paper authors**: {authors}
+- **Venue**: {venue}
+
+# Leaderboard Claim(s)
+
+## Model 1
+
+- **Architecture**: {architecture}
+- **Dataset**: {dataset}
+- **Threat Model**: {threat}
+- **eps**: {eps}
+- **Clean accuracy**: {clean_acc}
+- **Robust accuracy**: {autoattack_acc}
+- **Additional data**: {additional}
+- **Evaluation method**: {method}
+- **Checkpoint and code**: (fill in: the address of `{name}.pt`, and of the code)
+
+# Model Zoo
+
+- [x] The model is meant for the Model Zoo.
+- [{known}] Its architecture is RobustBench's or a library's that RobustBench needs anyway.{attached}
+- [{mit}] It is released under the MIT license.{license}
+"""
+
+
+class Result(BaseModel):
+    """One attack of a card's report, as far as RobustBench asks. accuracy: in [0, 1], of n images; over: of which."""
+
+    attack: str
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+    n: Annotated[int, Field(ge=1)]
+    version: str = ""
+    package: str = ""
+    over: str = ""
+
+    @property
+    def percent(self) -> str:
+        """The accuracy as RobustBench writes it."""
+        return str(round(self.accuracy * 100, 2))
+
+
+def autoattack(card: Card) -> Result:
+    """The card's result of standard AutoAttack. Raises BadInput if it has none."""
+    for result in _results(card):
+        if result.attack == "AutoAttack" and result.version == "standard":
+            return result
+    found = ", ".join(result.attack for result in _results(card)) or "nothing was scored"
+    raise BadInput(
+        f"the card of {card.submission.name} has no standard AutoAttack ({found}), by which RobustBench ranks; "
+        "measure it with `atent verify`"
+    )
+
+
+def model_info(card: Card, architecture: str) -> dict[str, Any]:
+    """The fields that RobustBench's leaderboard and tables read; accuracies in percent, as text, as it writes them.
+
+    reported: the first robust accuracy that is claimed. external: of all attacks together, where that is lower than
+    AutoAttack's; RobustBench ranks by it then. unreliable: whether a sign of gradient masking was found.
+    Raises BadInput for a card without clean accuracy or AutoAttack.
+    """
+    submission, lower = card.submission, _lower(card)
+    claimed = [claim.percent for claim in submission.claims if claim.what == "robust"]
+    return {
+        "link": submission.link,
+        "name": submission.name,
+        "authors": _line(submission.authors),
+        "additional_data": submission.extra_data,
+        "number_forward_passes": 1,
+        "dataset": submission.dataset,
+        "venue": _line(submission.venue),
+        "architecture": architecture,
+        "eps": radius(submission.threat.eps),
+        "clean_acc": _clean(card).percent,
+        "reported": f"{claimed[0]:g}" if claimed else None,
+        "autoattack_acc": autoattack(card).percent,
+        **({"external": lower.percent} if lower else {}),
+        "footnote": " ".join(_footnotes(card)),
+        "unreliable": any(sign.found for sign in card.signs),
+    }
+
+
+def radius(eps: float) -> str:
+    """eps as RobustBench writes it: 8/255 where it is a whole number of 255ths and no short decimal."""
+    steps = round(eps * 255)
+    short = float(f"{eps:.2g}") == eps
+    return f"{eps:g}" if short or not steps or abs(eps * 255 - steps) > 1e-3 else f"{steps}/255"
+
+
+def measured_on(card: Card) -> str:
+    """The images of the card, in words; its data can be a part of the data set."""
+    data = card.report.get("data", card.submission.dataset)
+    return f"the first {autoattack(card).n} test images of {_line(str(data))}"
+
+
+def form(card: Card, network: Source) -> str:
+    """The filled form "New Model(s)", as Markdown."""
+    submission, info = card.submission, model_info(card, network.title)
+    method = f"AutoAttack, standard ({autoattack(card).package}), on {measured_on(card)}"
+    mit = submission.license.upper() in ("MIT", "MIT LICENSE")
+    return _FORM.format(
+        **info,
+        url=submission.link or "(fill in: the card has no link)",
+        threat=submission.threat.norm,
+        additional=str(submission.extra_data).lower(),
+        method=method,
+        known=" " if network.file else "x",
+        attached=f" It is in `{network.module}.py`." if network.file else "",
+        mit="x" if mit else " ",
+        license="" if mit else f" Its license: {_line(submission.license)}",
+    )
+
+
+def remarks(card: Card) -> Iterator[str]:
+    """What RobustBench's maintainers would send the bundle back for, one sentence each."""
+    submission = card.submission
+    place = (submission.dataset, submission.threat.norm)
+    usual = zoo.LEADERBOARD_EPS.get(place)
+    if usual is None:
+        yield (
+            f"RobustBench has no leaderboard for {place[0]} and {place[1]}; it has CIFAR-10, CIFAR-100 (Linf) and "
+            "ImageNet. This model can be loaded by RobustBench, but not listed."
+        )
+    elif abs(usual - submission.threat.eps) > 1e-5:
+        yield f"eps is {radius(submission.threat.eps)}; the leaderboard is for {radius(usual)}."
+    if autoattack(card).n < _IMAGES:
+        yield f"It was measured on {measured_on(card)}; a leaderboard takes all test images, {_IMAGES:,} for CIFAR."
+    if not submission.link:
+        yield "The card has no link; a paper or a report is needed."
+    for sign in card.signs:
+        if sign.found:
+            yield f"A sign of gradient masking was found: {_line(sign.name)} ({_line(sign.evidence)})."
+    for check in card.checks:
+        if check.passed is False:
+            yield f"A check of the network failed: {_line(check.name)} ({_line(check.said)})."
+    for one in card.verdicts:
+        if one.verdict == "overstated":
+            yield f"A claim is overstated: {one.claim.percent:g} % ({one.claim.what}), measured {one.measured:.1f} %."
+
+
+def _results(card: Card) -> list[Result]:
+    try:
+        return TypeAdapter(list[Result]).validate_python(card.report.get("results", []))
+    except ValidationError as error:
+        raise BadInput(
+            f"the report of {card.submission.name} is broken ({explain(error)}); write the card anew, `atent verify`"
+        ) from None
+
+
+def _clean(card: Card) -> Result:
+    for result in _results(card):
+        if result.attack == "clean":
+            return result
+    raise BadInput(f"the card of {card.submission.name} has no clean accuracy; measure it with `atent verify`")
+
+
+def _lower(card: Card) -> Result | None:
+    """The worst case over all attacks, if it is lower than AutoAttack alone."""
+    bound = autoattack(card).accuracy
+    return next((one for one in _results(card) if one.attack == "worst case" and one.accuracy < bound), None)
+
+
+def _footnotes(card: Card) -> Iterator[str]:
+    if autoattack(card).n < _IMAGES:
+        yield f"Measured on {measured_on(card)}."
+    if lower := _lower(card):
+        yield f"External: an image counts only if it withstands each of {lower.over}."
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

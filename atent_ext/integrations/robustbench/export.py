@@ -1,0 +1,112 @@
+"""A trained run as RobustBench's `load_model` reads it: a checkpoint, and the entry of the model zoo that names it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from atent_ext.core import compat
+from atent_ext.core.errors import BadInput
+from atent_ext.core.version import __version__
+from atent_ext.data import datasets
+from atent_ext.data.datasets import DataSet
+from atent_ext.integrations.robustbench import registration
+from atent_ext.integrations.robustbench.source import theirs
+from atent_ext.storage import files
+from atent_ext.training.recipes import Recipe
+from atent_ext.training.run_folder import RunFolder
+
+MEMBERS = {"cifar10": "cifar_10", "cifar100": "cifar_100"}
+"""Data sets of ours that RobustBench knows: its folder, and the member of its enumeration."""
+
+_HEAD = """\
+# RobustBench model-zoo entry of {name}, written by atent-ext {version}.
+# Trained by the recipe {recipe!r} on {data!r} for {norm}, eps {eps!r}.
+# The checkpoint is {file!r}. Run the lines below, then
+#     robustbench.utils.load_model({name!r}, MODEL_DIR, {dataset!r}, {norm!r})
+# robustbench 1.1.1 does not import alone: call atent_ext.core.compat.robustbench() first.
+"""
+
+_ENTRY = """\
+from robustbench.model_zoo import model_dicts
+from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+{imported}
+
+# For RobustBench itself: the same entry belongs into robustbench/model_zoo/{dataset}.py, with the id of the upload.
+model_dicts[BenchmarkDataset.{member}][ThreatModel.{norm}][{name!r}] = {{
+    "model": lambda: {call},
+    "gdrive_id": "ID_OF_THE_UPLOAD",
+}}
+"""
+
+_REGISTRATION = """\
+from functools import partial
+
+from atent_ext import models
+from atent_ext.integrations.robustbench import register
+
+register(
+    {name!r},
+    dataset={dataset!r},
+    threat_model={norm!r},
+    model=partial(models.build, {model!r}, classes={classes}, channels={channels}{arguments}),
+)
+"""
+
+
+def export(
+    run: Path, out: Path, name: str | None = None, *, data_root: Path | str | None = None, overwrite: bool = False
+) -> tuple[Path, Path]:
+    """Write the selected weights of a run folder for `load_model(model_dir=out)`; return (checkpoint, entry).
+
+    `out`/DATASET/THREAT/NAME.pt is a plain state dict. NAME.py.txt beside it is Python text that puts NAME into
+    RobustBench's zoo: by RobustBench's own means where it has data set and network, else by `robustbench.register`.
+    NAME is the recipe's unless `name` is given; the data set, below `data_root`, says how many classes there are.
+
+    Raises BadInput if the folder holds no run, for a name that RobustBench's own zoo has, and if one of the files
+    exists and `overwrite` is not given; MissingExtra where robustbench is not installed.
+    """
+    compat.robustbench()
+    folder = RunFolder(run)
+    recipe = folder.recipe()
+    name = name or recipe.name
+    registration.check_name(name)
+    weights = out / registration.folder_name(recipe.dataset) / recipe.threat.norm / f"{name}.pt"
+    entry = weights.with_name(f"{name}.py.txt")
+    for path in (weights, entry):
+        if path.exists() and not overwrite:
+            raise BadInput(f"{path} exists; give --overwrite to replace it, or another --name")
+    images = datasets.load(recipe.dataset, data_root)
+    state = folder.load_model(images).state_dict()
+    files.save_state(as_they_read(state), weights)
+    files.write(entry, _entry(name, recipe, images, weights.relative_to(out)))
+    return weights, entry
+
+
+def as_they_read(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """load_model cuts off the first letters of every key that has "module." or "model." anywhere; let it cut these."""
+    cut = any("module." in key or "model." in key for key in state)
+    return {("module.model." if cut else "") + key: tensor for key, tensor in state.items()}
+
+
+def _entry(name: str, recipe: Recipe, images: DataSet, file: Path) -> str:
+    fields = {
+        "name": name,
+        "version": __version__,
+        "recipe": recipe.name,
+        "data": images.name,
+        "dataset": recipe.dataset,
+        "norm": recipe.threat.norm,
+        "eps": recipe.threat.eps,
+        "file": f"MODEL_DIR/{file.as_posix()}",
+        "model": recipe.model.name,
+        "arguments": "".join(f", {key}={value!r}" for key, value in recipe.model.arguments.items()),
+        "classes": len(images.classes),
+        "channels": images.test.images.shape[1],
+    }
+    head = _HEAD.format(**fields)
+    network = theirs(recipe.model.name, len(images.classes))
+    if network is None or recipe.dataset not in MEMBERS:
+        return head + _REGISTRATION.format(**fields)
+    member = MEMBERS[recipe.dataset]
+    return head + _ENTRY.format(imported=network.imported, call=network.call, member=member, **fields)

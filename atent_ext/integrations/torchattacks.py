@@ -1,0 +1,142 @@
+"""ATENT as attacks of torchattacks: real subclasses of its `Attack`, so its modes, wrappers and `save` work with them.
+
+Unlike torchattacks' own they run under `torch.no_grad()`, and every module comes back in its own mode: a BatchNorm
+that was frozen in eval stays frozen. Importing this module raises MissingExtra where torchattacks is not installed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atent_ext.attacks.langevin import Langevin, atent, finite, last_iterate
+from atent_ext.core import compat, validate
+from atent_ext.core.losses import cross_entropy
+from atent_ext.core.model_state import evaluating, frozen
+from atent_ext.core.norms import L2, LINF, Norm
+
+compat.neighbour("torchattacks", "torchattacks")
+from torchattacks.attack import Attack  # noqa: E402 -- after the check that it is there
+
+
+class _ATENTAttack(Attack):  # type: ignore[misc]
+    """What both attacks share, with the defaults of ℓ∞; a subclass sets `norm`. Attributes are read at each call."""
+
+    norm: Norm
+
+    def __init__(
+        self,
+        model: nn.Module,
+        eps: float = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        noise: float = 1e-3,
+        random_start: bool = True,
+        *,
+        gamma: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(type(self).__name__, model)
+        self.eps = eps
+        self.alpha = alpha
+        self.steps = steps
+        self.noise = noise
+        self.random_start = random_start
+        self.gamma = gamma
+        self.generator = generator
+        self.supported_mode = ["default", "targeted"]
+        self.kernel  # noqa: B018 -- building it checks the arguments now, not at the first call
+
+    @property
+    def kernel(self) -> Langevin:
+        """The attack as a value of the one kernel, in raw units also where the inputs are normalised."""
+        validate.radius("alpha", self.alpha)
+        return atent(
+            self.norm,
+            self.eps,
+            self.steps,
+            self.alpha,
+            noise=self.noise,
+            gamma=self.gamma,
+            start=None if self.random_start else "clean",
+            targeted=self.targeted,
+        )
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The last iterate of one chain per image; calling the attack prepares the model and calls this.
+
+        images: (N, ...) in [0, 1], any rank >= 2 and floating type. labels: (N,) classes, or targets in the mode "by
+        label". Returns (N, ...) on `self.device`, detached. Raises BadInput for images outside [0, 1] and bad labels.
+        """
+        validate.images(images, 0.0, 1.0)
+        validate.labels(labels, len(images))
+        images = images.detach().to(self.device)
+        labels = labels.detach().to(self.device, torch.long)
+        target = self.get_target_label(images, labels) if self.targeted else labels
+        return finite(last_iterate(self.kernel, self.get_logits, images, target, cross_entropy, self.generator))
+
+    def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        # torchattacks restores with model.train(), which wakes a frozen BatchNorm, and after an error not at all.
+        normalised = self._normalization_applied
+        try:
+            with evaluating(self.model), frozen(self.model):
+                adversary: Tensor = super().__call__(inputs, labels, *args, **kwargs)
+        finally:
+            self._set_normalization_applied(normalised)
+        return adversary
+
+    def save(self, *args: Any, **kwargs: Any) -> Any:
+        """Attack a data loader and save the result, see torchattacks; each module keeps its mode."""
+        with evaluating(self.model):
+            return super().save(*args, **kwargs)
+
+    @torch.no_grad()
+    def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor:
+        """The logits (N, classes) in eval mode; afterwards `set_model_training_mode` holds for each module again."""
+        with evaluating(self.model):
+            logits: Tensor = self.get_logits(inputs)
+        return logits
+
+    def normalize(self, inputs: Tensor) -> Tensor:
+        """Raw to normalised, in the type of the inputs (torchattacks' is in that of the mean: NumPy's is float64)."""
+        return super().normalize(inputs).to(inputs.dtype)  # type: ignore[no-any-return]
+
+    def inverse_normalize(self, inputs: Tensor) -> Tensor:
+        """Normalised to raw, in the type of the inputs."""
+        return super().inverse_normalize(inputs).to(inputs.dtype)  # type: ignore[no-any-return]
+
+
+class ATENT(_ATENTAttack):
+    """ATENT ℓ∞ as an attack (Jagatap et al. 2022, Algorithm 2, inner loop): signed Langevin steps in the eps ball.
+
+    model: module, raw images (N, ...) to logits; see `set_normalization_used` for one that wants them normalised.
+    eps: radius. alpha: step size. steps: K >= 1. noise: square root of the temperature. random_start: uniform in the
+    ball; False starts at the image. gamma: pull of the farthest pixel. generator: source of starts and noise (random
+    targets have torch's global one). What it returns lies in the eps ball and in [0, 1]. Raises BadInput for values
+    that make no sense.
+    """
+
+    norm = LINF
+
+
+class ATENTL2(_ATENTAttack):
+    """ATENT ℓ2 as an attack (Algorithm 1, inner loop): unit Langevin steps, pulled back with strength gamma.
+
+    Else as `ATENT`; a random start is a normal one, projected to the ball, and every step is projected.
+    """
+
+    norm = L2
+
+    def __init__(
+        self,
+        model: nn.Module,
+        eps: float = 1.0,
+        alpha: float = 0.2,
+        steps: int = 10,
+        gamma: float = 0.05,
+        noise: float = 1e-3,
+        random_start: bool = True,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(model, eps, alpha, steps, noise, random_start, gamma=gamma, generator=generator)

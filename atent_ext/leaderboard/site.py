@@ -1,0 +1,205 @@
+"""The leaderboard: a static site out of the registry's cards, and the same tables in Markdown.
+
+Everything that a card says is a stranger's text. Templates escape it, addresses are links only if they are of the web,
+and each page's Content-Security-Policy runs nothing but our own script and fetches nothing.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import re
+import unicodedata
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from atent_ext.core.errors import BadInput
+from atent_ext.core.version import __version__
+from atent_ext.leaderboard import ranking
+from atent_ext.leaderboard.curve import HEIGHT, WIDTH, draw
+from atent_ext.leaderboard.ranking import Entry, Result, Table
+from atent_ext.storage import files
+
+_HERE = Path(__file__).resolve().parent / "templates"
+_PNG = b"\x89PNG\r\n\x1a\n"
+BEGIN, END = "<!-- the tables: begin -->", "<!-- the tables: end -->"
+_HEAD = (
+    "rank",
+    "model",
+    "clean",
+    "AutoAttack",
+    "best known attack",
+    "worst case",
+    "images",
+    "architecture",
+    "extra data",
+    "remarks",
+    "date",
+    "link",
+)
+
+
+def build(cards_folder: Path, out: Path) -> list[Path]:
+    """Write the site of all cards below `cards_folder` into the folder `out`; returns the files, index.html first.
+
+    A picture NAME.png beside a card NAME.json is shown on the model's page as its gallery. Files of `out` that an
+    earlier build wrote and this one does not stay.
+    Raises BadInput as `ranking.read` does, and for a picture that is no PNG.
+    """
+    tables = ranking.read(cards_folder)
+    (out / "models").mkdir(parents=True, exist_ok=True)
+    written = [_write(out / "index.html", "index.html", up="", tables=tables)]
+    for table in tables:
+        for entry in table.entries:
+            written += _model(table, entry, out / "models")
+    return written
+
+
+def markdown(cards_folder: Path) -> str:
+    """The tables of all cards below `cards_folder` in Markdown. Raises BadInput as `ranking.read` does."""
+    tables = ranking.read(cards_folder)
+    return "\n".join(_markdown(table, cards_folder) for table in tables) if tables else "There are no cards yet.\n"
+
+
+def inserted(page: str, tables: str) -> str:
+    """`page`, in Markdown, with `tables` between the comments `BEGIN` and `END`. Raises BadInput where those lack."""
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+        raise BadInput(f"the page needs the lines {BEGIN!r} and {END!r}, once each and in this order; add them")
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{tables}\n{END}{rest.partition(END)[2]}"
+
+
+def _model(table: Table, entry: Entry, folder: Path) -> list[Path]:
+    card = folder / f"{entry.page}.json"
+    files.write(card, entry.path.read_bytes())
+    shown = {"entry": entry, "table": table, "drawing": draw(entry), "gallery": _gallery(entry), "json": _short(entry)}
+    return [_write(folder / f"{entry.page}.html", "model.html", up="../", width=WIDTH, height=HEIGHT, **shown), card]
+
+
+def _write(path: Path, template: str, **shown: Any) -> Path:
+    files.write(path, _templates().get_template(template).render(**shown))
+    return path
+
+
+@cache
+def _templates() -> Environment:
+    """The templates, which escape all that is put into them; a name that lacks is an error."""
+    found = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {"percent": _percent, "interval": _interval, "eps": ranking.eps_text}
+    found.filters |= {"plain": _plain, "duration": _duration}
+    style, script = (_HERE / "board.css").read_text("utf-8"), (_HERE / "board.js").read_text("utf-8")
+    found.globals |= {
+        "version": __version__,
+        "tones": ranking.TONES,
+        # Our own files, which may hold no </style> and no </script>; what they hash to is all that a page may run.
+        "style": Markup(style),
+        "script": Markup(script),
+        "policy": f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; img-src data:; "
+        "base-uri 'none'; form-action 'none'",
+    }
+    return found
+
+
+def _source(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _visible(value: Any) -> Any:
+    """A text without characters that do not show: those that turn the writing's direction would make it lie."""
+    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
+        return value
+    return "".join(one for one in value if one in "\n\t" or unicodedata.category(one) not in ("Cc", "Cf", "Cs"))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _interval(result: Result) -> str:
+    low, high = result.interval95_wilson
+    return f"{100 * low:.1f}\N{EN DASH}{100 * high:.1f}"
+
+
+def _plain(value: Any, name: str = "") -> str:
+    """A value of JSON as people read it; one that is called bytes is a size."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(below)}" for key, below in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(map(_plain, value))
+    if not isinstance(value, int) or isinstance(value, bool):
+        return str(value)
+    if name == "bytes":
+        return f"{value / 1e6:.1f} MB" if value >= 1e6 else f"{value / 1e3:.0f} kB"
+    return f"{value:,}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} seconds" if minutes < 2 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _gallery(entry: Entry) -> str:
+    """The picture beside the card as a data: address, "" if there is none."""
+    path = entry.path.with_suffix(".png")
+    return f"data:image/png;base64,{base64.b64encode(picture(path)).decode()}" if path.is_file() else ""
+
+
+def picture(path: Path) -> bytes:
+    """The bytes of a gallery. Raises BadInput for a file that is no PNG."""
+    content = path.read_bytes()
+    if not content.startswith(_PNG):
+        raise BadInput(f"{path} is no PNG; write the gallery as one, or remove it")
+    return content
+
+
+def _short(entry: Entry) -> str:
+    """The card as JSON, its flags cut: thousands of 0 and 1 are for programs, which have the file."""
+    text = json.dumps(entry.card.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    return re.sub(r'("flags": "[01]{24})[01]+"', r'\1…"', text)
+
+
+def _markdown(table: Table, cards_folder: Path) -> str:
+    several = "s" * (len(table.entries) > 1)
+    count = f"{len(table.entries)} model{several}"
+    note = f"{count}; accuracy in % of {table.images} images, with its 95 % Wilson interval."
+    rows = [_row(entry, cards_folder) for entry in table.entries]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (_HEAD, ("---",) * len(_HEAD), *rows)]
+    title = f"### {_escaped(table.dataset)}, {table.threat.norm} eps {ranking.eps_text(table.threat.eps)}"
+    return "\n".join([title, "", note, "", *lines, ""])
+
+
+def _row(entry: Entry, cards_folder: Path) -> tuple[str, ...]:
+    asked, strongest = entry.card.submission, entry.strongest
+    place = quote(f"{cards_folder.name}/{entry.path.relative_to(cards_folder).as_posix()}")
+    return (
+        str(entry.rank),
+        f"[{_escaped(asked.name)}]({place})",
+        _percent(entry.clean.accuracy),
+        f"{_percent(entry.autoattack.accuracy)} ({_interval(entry.autoattack)})" if entry.autoattack else "not run",
+        f"{_percent(strongest.accuracy)} ({_escaped(strongest.attack)})",
+        f"{_percent(entry.worst.accuracy)} ({_interval(entry.worst)})",
+        str(entry.worst.n),
+        _escaped(asked.architecture.name),
+        "yes" if asked.extra_data else "no",
+        _escaped(", ".join(badge.text for badge in entry.badges)),
+        _escaped(entry.card.date[:10]),
+        f"[link]({quote(entry.link, safe=':/?#@!$&*+,;=%~')})" if entry.link else "",
+    )
+
+
+def _escaped(text: str) -> str:
+    """A stranger's text as a cell of Markdown: one line, no markup of Markdown or HTML."""
+    line = html.escape(" ".join(_visible(text).split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", line)

@@ -1,0 +1,251 @@
+"""Networks by name. All take images in [0, 1] as they are, without normalisation, and return logits (N, classes).
+
+A factory takes `classes` and `channels`, and raises BadInput where its network is fixed to other counts.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from atent_ext.core import registry, validate
+from atent_ext.core.errors import BadInput
+from atent_ext.core.model_state import evaluating
+
+
+def build(name: str, *, classes: int, channels: int, **arguments: Any) -> nn.Module:
+    """A freshly initialised network of the registry, drawn from torch's global random state, in train mode.
+
+    Raises BadInput for an unknown name or argument and for counts the network cannot take, MissingExtra where the
+    network is another library's and that is not installed.
+    """
+    factory = registry.resolve("model", name)
+    known = inspect.signature(factory).parameters
+    for argument in arguments:
+        if argument not in known:
+            raise registry.nearest(f"argument of model {name!r}:", argument, known)
+    validate.steps("classes", classes)
+    validate.steps("channels", channels)
+    network: nn.Module = factory(classes=classes, channels=channels, **arguments)
+    return network
+
+
+def build_for(name: str, images: Tensor, classes: int, **arguments: Any) -> nn.Module:
+    """`build` for the channels of `images` (N, C, H, W), tried on one of them.
+
+    Raises BadInput, besides what `build` does, where the network cannot take images of that size.
+    """
+    for argument in {"classes", "channels"} & arguments.keys():
+        raise BadInput(f"{argument} is an argument of model {name!r} that the data set decides; remove it")
+    network = build(name, classes=classes, channels=images.shape[1], **arguments)
+    try:
+        with evaluating(network), torch.no_grad():
+            network(images[:1])
+    except RuntimeError as error:
+        size = "x".join(map(str, images.shape[1:]))
+        reason = str(error).partition("\n")[0]
+        raise BadInput(f"model {name!r} cannot take images of {size} ({reason}); choose another model") from None
+    return network
+
+
+def _fixed(network: str, what: str, value: int, only: int) -> None:
+    if value != only:
+        raise BadInput(f"{network} takes {what}={only} only, not {value}; choose another model")
+
+
+class DigitsCNN(nn.Sequential):
+    """For 8×8 images: conv 16 and 32 (3×3, padded), max-pool 2, fc 512-100-classes, ReLU between; 57,110 weights."""
+
+    def __init__(self, classes: int = 10, channels: int = 1) -> None:
+        super().__init__(
+            *_conv(channels, 16, padding=1),
+            *_conv(16, 32, padding=1),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * 4 * 4, 100),
+            nn.ReLU(),
+            nn.Linear(100, classes),
+        )
+
+
+class LeNet5V1(nn.Sequential):
+    """v1's LeNet5 for 28×28 images (Jagatap et al. 2020, Appendix D): 3 conv, 2 max-pools between them, 1 fc.
+
+    v1 names no widths; 6, 16 and 120 of 5×5 are LeNet-5's (LeCun et al. 1998): 51,902 weights for 10 classes.
+    """
+
+    def __init__(self, classes: int = 10, channels: int = 1) -> None:
+        super().__init__(
+            *_conv(channels, 6, padding=2, size=5),
+            nn.MaxPool2d(2),
+            *_conv(6, 16, size=5),
+            nn.MaxPool2d(2),
+            *_conv(16, 120, size=5),
+            nn.Flatten(),
+            nn.Linear(120, classes),
+        )
+
+
+class SmallCNN(nn.Module):
+    """TRADES' network for 28×28 images (Zhang et al. 2019; ATENT paper A.1): 4 conv, 3 fc, 312,202 weights.
+
+    Convolutions start Kaiming-normal and the last layer at zero, so that a fresh network returns zero logits for
+    every image. `dropout` is the probability between the first two fully connected layers, `width` the factor on the
+    channels of the convolutions (1 to 16; 2: 711,018 weights).
+    """
+
+    def __init__(self, classes: int = 10, channels: int = 1, dropout: float = 0.5, width: int = 1) -> None:
+        super().__init__()
+        if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
+            raise BadInput(f"dropout is {dropout!r}; it must be a probability in [0, 1)")
+        _check_width(width)
+        few, many = 32 * width, 64 * width
+        first, second = [*_conv(channels, few), *_conv(few, few)], [*_conv(few, many), *_conv(many, many)]
+        self.features = nn.Sequential(*first, nn.MaxPool2d(2), *second, nn.MaxPool2d(2))
+        hidden = [nn.Linear(many * 4 * 4, 200), nn.ReLU(), nn.Dropout(dropout), nn.Linear(200, 200), nn.ReLU()]
+        last = nn.Linear(200, classes)
+        self.classifier = nn.Sequential(nn.Flatten(), *hidden, last)
+        _kaiming(self)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, channels, 28, 28) to logits (N, classes)."""
+        logits: Tensor = self.classifier(self.features(x))
+        return logits
+
+
+class ResNet20(nn.Module):
+    """ResNet-20 for 32×32 images (He et al. 2016, section 4.2): 3 stages of 3 blocks with 16, 32, 64 channels.
+
+    Shortcuts that change shape are 1×1 convolutions (option B): 272,474 weights for 3 channels and 10 classes.
+    `width` is the factor on the channels (1 to 16). The last features are averaged, so that other sizes fit, too.
+    """
+
+    def __init__(self, classes: int = 10, channels: int = 3, width: int = 1) -> None:
+        super().__init__()
+        _check_width(width)
+        few, more, many = 16 * width, 32 * width, 64 * width
+        stages = [(few, few, 1), (few, more, 2), (more, many, 2)]
+        blocks = [block for before, after, stride in stages for block in _stage(before, after, stride)]
+        self.stem = _conv_norm(channels, few, size=3)
+        self.blocks = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(many, classes)
+        _kaiming(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, channels, 32, 32) or of another size to logits (N, classes)."""
+        features = self.blocks(F.relu(self.stem(x)))
+        logits: Tensor = self.classifier(features.mean(dim=(2, 3)))
+        return logits
+
+
+class _BasicBlock(nn.Module):
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.first = _conv_norm(before, after, size=3, stride=stride)
+        self.second = _conv_norm(after, after, size=3)
+        changes = stride != 1 or before != after
+        self.shortcut = _conv_norm(before, after, size=1, stride=stride) if changes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
+
+
+def _stage(before: int, after: int, stride: int) -> list[nn.Module]:
+    return [_BasicBlock(before, after, stride), _BasicBlock(after, after, 1), _BasicBlock(after, after, 1)]
+
+
+def _conv(before: int, after: int, padding: int = 0, size: int = 3) -> list[nn.Module]:
+    return [nn.Conv2d(before, after, size, padding=padding), nn.ReLU()]
+
+
+def _conv_norm(before: int, after: int, size: int, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(before, after, size, stride=stride, padding=size // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(after))
+
+
+def _check_width(width: int) -> None:
+    # A stranger's card of a few bytes must not ask for all memory.
+    if not (isinstance(width, int) and not isinstance(width, bool) and 1 <= width <= 16):
+        raise BadInput(f"width is {width!r}; it must be a whole number from 1 to 16")
+
+
+def _kaiming(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+
+def lenet5_madry(classes: int = 10, channels: int = 1) -> nn.Module:
+    """`LeNet5Madry` of advertorch_examples for 28×28 images: conv 32 and 64 (5×5), fc 3136-1024-classes."""
+    from atent_ext.core import compat
+
+    compat.advertorch()
+    from advertorch_examples.models import LeNet5Madry
+
+    network: nn.Module = LeNet5Madry(nb_filters=(channels, 32, 64), nb_classes=classes)
+    # What is pooled last is flattened by `view`, which refuses channels-last tensors.
+    network.get_submodule("maxpool2").register_forward_hook(_contiguous)
+    return network
+
+
+def _contiguous(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    return output.contiguous()
+
+
+def lenet5_advertorch(classes: int = 10, channels: int = 1) -> nn.Module:
+    """`LeNet5` of advertorch for 28×28 images, 1 channel, 10 classes: the class of its two shipped checkpoints."""
+    from atent_ext.core import compat
+
+    _fixed("lenet5-advertorch", "classes", classes, 10)
+    _fixed("lenet5-advertorch", "channels", channels, 1)
+    compat.advertorch()
+    from advertorch.test_utils import LeNet5
+
+    network: nn.Module = LeNet5()
+    return network
+
+
+def resnet18_pyautoattack(classes: int = 10, channels: int = 3) -> nn.Module:
+    """pyautoattack's ResNet-18 for 32×32 images: the class of the checkpoint that it ships."""
+    from pyautoattack.examples.resnet import BasicBlock, ResNet
+
+    _fixed("resnet-18-pyautoattack", "channels", channels, 3)
+    network: nn.Module = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes)
+    return network
+
+
+def resnet18(classes: int = 10, channels: int = 3) -> nn.Module:
+    """RobustBench's ResNet-18 for 32×32 images. Raises MissingExtra without the extra `robustbench`."""
+    from atent_ext.core import compat
+
+    _fixed("resnet-18", "channels", channels, 3)
+    compat.robustbench()
+    from robustbench.model_zoo.architectures.resnet import BasicBlock, ResNet
+
+    network: nn.Module = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes)
+    return network
+
+
+def wrn34_10(classes: int = 10, channels: int = 3) -> nn.Module:
+    """RobustBench's WideResNet-34-10 for 32×32 images. Raises MissingExtra without the extra `robustbench`."""
+    from atent_ext.core import compat
+
+    _fixed("wrn-34-10", "channels", channels, 3)
+    compat.robustbench()
+    from robustbench.model_zoo.architectures.wide_resnet import WideResNet
+
+    network: nn.Module = WideResNet(depth=34, widen_factor=10, num_classes=classes)
+    return network
+
+
+def vgg11(classes: int = 10, channels: int = 3) -> nn.Module:
+    """torchvision's VGG-11 as it is: made for 224×224 images, its adaptive pooling takes 32×32 and more."""
+    from torchvision.models import vgg11 as network_class
+
+    _fixed("vgg-11", "channels", channels, 3)
+    network: nn.Module = network_class(weights=None, num_classes=classes)
+    return network

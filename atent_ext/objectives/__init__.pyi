@@ -1,0 +1,11 @@
+from .atent import ATENT as ATENT
+from .atent import DESGD as DESGD
+from .ibp import IBP as IBP
+from .mart import MART as MART
+from .mma import MMA as MMA
+from .pgd_at import PGDAT as PGDAT
+from .smoothing import GaussianNoise as GaussianNoise
+from .smoothing import SmoothAdv as SmoothAdv
+from .smoothing import SmoothTRADES as SmoothTRADES
+from .standard import Standard as Standard
+from .trades import TRADES as TRADES

@@ -1,0 +1,265 @@
+"""Cards: what somebody claims of a checkpoint (`card.yaml`), and what was measured of it (registry/cards/**/*.json)."""
+
+import json
+import math
+import re
+import unicodedata
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+
+from atent_ext.core.errors import BadInput
+from atent_ext.core.schema import Network, Section, Threat
+from atent_ext.storage import files, untrusted
+
+Kind = TypeVar("Kind", bound=Section)
+_LARGEST = 100_000
+"""Bytes of a card.yaml: a list of authors is long, a card is not."""
+_LARGEST_CARD = 50_000_000
+"""Bytes of a card of the registry, whose report has a flag per image and attack."""
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that turn the direction of what follows, so that a text reads as another one."""
+
+
+def _readable(text: str) -> str:
+    """A card is printed to terminals and pages: no escape sequences, nothing that only looks like the text."""
+    for character in text:
+        if (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t") or character in _TURNS:
+            raise ValueError(f"the control character {character!r} is in it; remove it")
+    return text
+
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+Text = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(_readable)]
+Paragraph = Annotated[str, Field(max_length=2000), AfterValidator(_readable)]
+
+
+_MOST = 1_000_000
+_WIDEST = 1000.0
+"""No ℓ2 distance between images of a million pixels in [0, 1] is larger."""
+_DEEPEST = 20
+"""Lists and mappings in each other, in a card."""
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value may be an argument of a network: a number that does not ask for all memory, or a word."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, str):
+        return len(value) <= 100 and value.isprintable()
+    return value is None or (isinstance(value, int) and abs(value) <= _MOST)
+
+
+class Normalisation(Section):
+    """Per channel, applied to images in [0, 1] before the network: (x - mean) / std."""
+
+    mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=16)]
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=16)]
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> "Normalisation":
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} means, {len(self.std)} deviations; one of each per channel is needed")
+        return self
+
+
+class Claim(Section):
+    """One figure that is claimed, in percent, of clean images or under attack; attack and source are words.
+
+    A robust figure is a claim about every attack within eps, whatever attack it was measured by: it is judged by the
+    worst case of all that were run.
+    """
+
+    what: Literal["clean", "robust"]
+    percent: Percent
+    attack: Paragraph = ""
+    source: Paragraph = ""
+
+
+class Submission(Section):
+    """What a `card.yaml` says of a checkpoint.
+
+    architecture: a network of the registry with its arguments, which are plain values. dataset: a data set of the
+    registry, never a path. threat: norm and eps in units of images in [0, 1], 8/255 as well. extra_data: whether other
+    data than the training split was used. random: whether the network is declared to answer at random, so that
+    AutoAttack's "rand" version scores it. training: how it was trained, in words. A link starts with http:// or
+    https://.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    authors: Text
+    link: Paragraph = ""
+    venue: Paragraph = "Unpublished"
+    architecture: Network
+    dataset: Text
+    threat: Threat
+    extra_data: bool = False
+    training: Paragraph = ""
+    normalisation: Normalisation | None = None
+    random: bool = False
+    license: Text
+    claims: Annotated[tuple[Claim, ...], Field(max_length=20)] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _can_be_a_file(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError("letters, digits, dots, dashes and underscores only, the first a letter or digit")
+        return name
+
+    @field_validator("link")
+    @classmethod
+    def _is_an_address(cls, link: str) -> str:
+        if link and not re.fullmatch(r"https?://[^\s\"'<>`\\]+", link):
+            raise ValueError("an address that starts with https:// is needed, without spaces and quotes")
+        return link
+
+    @field_validator("dataset")
+    @classmethod
+    def _is_no_path(cls, dataset: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", dataset):
+            raise ValueError(f"{dataset!r} is no name of a data set; a card names no files and folders")
+        return dataset
+
+    @field_validator("threat", mode="before")
+    @classmethod
+    def _takes_fractions(cls, threat: Any) -> Any:
+        """8/255, as the field writes it; YAML reads it as a text."""
+        eps = threat.get("eps") if isinstance(threat, dict) else None
+        parts = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*/\s*(\d{1,9})\s*", eps) if isinstance(eps, str) else None
+        return threat | {"eps": float(parts[1]) / float(parts[2])} if parts and float(parts[2]) else threat
+
+    @field_validator("threat")
+    @classmethod
+    def _is_in_units_of_the_box(cls, threat: Threat) -> Threat:
+        most = 1.0 if threat.norm == "Linf" else _WIDEST
+        if threat.eps > most:
+            raise ValueError(f"eps is {threat.eps:g}, beyond {most:g}; images lie in [0, 1]: write 8/255")
+        return threat
+
+    @field_validator("architecture")
+    @classmethod
+    def _has_plain_arguments(cls, network: Network) -> Network:
+        _readable(network.name)
+        for argument, value in network.arguments.items():
+            if not all(map(_plain, value if isinstance(value, list) else [value])):
+                raise ValueError(f"argument {argument!r} is no plain value; numbers up to {_MOST:,} and words are")
+        return network
+
+
+class Check(Section):
+    """One check of a network before it is scored. passed: None where it does not apply. said: what was found."""
+
+    name: str
+    passed: bool | None
+    said: str
+
+
+class Sign(Section):
+    """One sign of gradient masking. found: whether it is there, None if nobody looked; evidence: the figures."""
+
+    name: str
+    found: bool | None
+    evidence: str
+
+
+class Verdict(Section):
+    """A claim against the measurement. points: claimed minus measured; interval: 95 % Wilson; all in percent."""
+
+    claim: Claim
+    measured: Percent
+    interval: tuple[Percent, Percent]
+    attack: str
+    points: float
+    verdict: Literal["confirmed", "overstated", "understated"]
+
+
+class Card(Section):
+    """What was measured of a submission: a file registry/cards/<dataset>/<norm>-<eps>/<name>.json.
+
+    weights: file name, sha256, bytes, parameters. report: as `atent eval` writes it, with all attacks and flags.
+    curve: n, eps, and accuracy in [0, 1] at each eps, by the attack's name. command: that wrote the card. commit: of
+    atent_ext, "" if unknown. date: ISO. seconds: of processes, together.
+    """
+
+    submission: Submission
+    weights: dict[str, Any]
+    checks: tuple[Check, ...]
+    signs: tuple[Sign, ...]
+    verdicts: tuple[Verdict, ...]
+    report: dict[str, Any]
+    curve: Annotated[dict[str, Any], Field(default_factory=dict)]
+    command: str
+    commit: str
+    date: str
+    seconds: float
+
+    @field_validator("weights")
+    @classmethod
+    def _name_a_file(cls, weights: dict[str, Any]) -> dict[str, Any]:
+        file = weights.get("file")
+        if not isinstance(file, str) or not file or Path(file).name != file:
+            raise ValueError(f"file is {str(file)[:100]!r}; the name of the weights file is needed, without folders")
+        return weights
+
+    @property
+    def place(self) -> Path:
+        """Where the card lies under registry/cards."""
+        threat = self.submission.threat
+        return Path(self.submission.dataset, f"{threat.norm}-{threat.eps:.4g}", f"{self.submission.name}.json")
+
+
+def read_submission(path: Path) -> Submission:
+    """A card.yaml, checked whole. Raises BadInput for a file that is none; no object of it is ever built."""
+    return _parsed(Submission, untrusted.plain_yaml(untrusted.read(path, _LARGEST), path), path)
+
+
+def write_submission(submission: Submission, path: Path) -> None:
+    """Write a card.yaml that `read_submission` reads back."""
+    text = yaml.safe_dump(submission.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    files.write(path, text)
+
+
+def read_card(path: Path) -> Card:
+    """A card of the registry. Raises BadInput for a file that is none."""
+    try:
+        raw = json.loads(untrusted.read(path, _LARGEST_CARD).decode("utf-8"))
+    except BadInput:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is not a card in JSON: {untrusted.line(error)}") from None
+    if _deep(raw, _DEEPEST):
+        raise BadInput(f"{path} is no card: its fields lie more than {_DEEPEST} deep in each other")
+    return _parsed(Card, raw, path)
+
+
+def _deep(value: Any, most: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    return most == 0 or any(_deep(one, most - 1) for one in (value.values() if isinstance(value, dict) else value))
+
+
+def write_card(card: Card, path: Path) -> None:
+    """Write a card as JSON."""
+    files.write(path, json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+
+
+def _parsed(kind: type[Kind], raw: Any, path: Path) -> Kind:
+    if not isinstance(raw, dict):
+        raise BadInput(f"{path} holds no fields; a card is a mapping of names to values")
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise BadInput(f"{path} is no card: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with a card, its first five faults, on one line."""
+    return "; ".join(map(_told, error.errors()[:5]))
+
+
+def _told(error: Any) -> str:
+    place = ".".join(str(part)[:50] for part in error["loc"])
+    return " ".join(f"{place!a}: {error['msg'].removeprefix('Value error, ')}".split())[:400]

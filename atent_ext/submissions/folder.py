@@ -1,0 +1,286 @@
+"""Submissions: a stranger's folder of weights and card.yaml, opened so that nothing in it is run or trusted.
+
+model.safetensors   the weights; or one .pt or .pth that holds a state dict      card.yaml   what is claimed of them
+recipe.yaml         how they were trained (may be left out)
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from atent_ext.core.errors import AtentError, BadInput
+from atent_ext.core.model_state import seeded
+from atent_ext.data import datasets
+from atent_ext.models import networks
+from atent_ext.models.wrappers import Normalised
+from atent_ext.storage import files, state_dicts, untrusted
+from atent_ext.submissions import cards
+from atent_ext.submissions.cards import Claim, Normalisation, Submission
+from atent_ext.training import recipes
+from atent_ext.training.recipes import Recipe
+from atent_ext.training.run_folder import RunFolder
+
+_WEIGHTS = 4 * 2**30
+_RECIPE = 100_000
+_KINDS = (".safetensors", ".pt", ".pth")
+_SHAPES: Mapping[str, tuple[int, int, int]] = {
+    "digits": (10, 1, 8),
+    "mnist": (10, 1, 28),
+    "fashion-mnist": (10, 1, 28),
+    "cifar10": (10, 3, 32),
+    "cifar100": (100, 3, 32),
+}
+"""Classes, channels and side of our data sets, which need not be there for a submission to be read."""
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A submission that was read.
+
+    network: with the weights in it, on the CPU, in eval mode; takes images in [0, 1], a `Normalised` if the card has a
+    normalisation. weights: the file, of `bytes` bytes with the hash `sha256`. parameters: how many the network has.
+    notes: what was converted or left aside, in words. recipe: what recipe.yaml says, None without one.
+    """
+
+    submission: Submission
+    network: nn.Module
+    weights: Path
+    sha256: str
+    bytes: int
+    parameters: int
+    notes: tuple[str, ...]
+    recipe: Recipe | None = None
+
+
+def read(folder: Path, root: Path | None = None, *, most: int = _WEIGHTS) -> Opened:
+    """Open the submission in `folder`, whose weights have at most `most` bytes.
+
+    `root` is where data sets lie; one is loaded only if it is not ours, for its classes and channels.
+    Raises BadInput for whatever is wrong with the folder, card, recipe or weights; MissingExtra where the network is
+    another library's and that is not installed.
+    """
+    files = untrusted.files(folder)
+    weights = _weights_file(folder, files)
+    if folder / "card.yaml" not in files:
+        raise BadInput(f"there is no card.yaml in {folder}; `atent submission new RUN --out DIR` writes one")
+    submission = cards.read_submission(folder / "card.yaml")
+    recipe = _read_recipe(folder / "recipe.yaml") if folder / "recipe.yaml" in files else None
+    content = untrusted.read(weights, most)
+    notes: list[str] = []
+    if recipe is not None and recipe.init_from is not None:
+        notes.append(f"the recipe starts from {recipe.init_from[:100]!r}, which is not looked at")
+    network = filled(submission, content, weights, notes, root)
+    return Opened(
+        submission,
+        network,
+        weights,
+        hashlib.sha256(content).hexdigest(),
+        len(content),
+        sum(parameter.numel() for parameter in network.parameters()),
+        tuple(notes),
+        recipe,
+    )
+
+
+def filled(
+    submission: Submission, content: bytes, weights: Path, notes: list[str], root: Path | None = None
+) -> nn.Module:
+    """The submission's network with the weights in it, as `Opened.network`.
+
+    content: of the file `weights`, which errors name. notes hears what was converted or left aside. root: as of `read`.
+    Raises BadInput for weights that do not fit, and what `read` raises for the architecture.
+    """
+    network, channels = _network(submission, root)
+    found = state_dicts.unwrap(files.parse_weights(content, weights), weights, notes)
+    names = network.state_dict().keys()
+    found = _without_normalisation(found, names, submission.normalisation, weights, notes)
+    found = state_dicts.rename(found, names, notes)
+    state_dicts.fill(network, found, weights, notes)
+    return _normalised(network, submission.normalisation, channels).eval()
+
+
+def shape(dataset: str, root: Path | None = None) -> tuple[int, tuple[int, int, int]]:
+    """Classes and image shape (C, H, W) of a data set; ours are known, others are loaded.
+
+    Raises BadInput for an unknown name and for one of another package whose data is not in `root`.
+    """
+    if dataset in _SHAPES:
+        classes, channels, side = _SHAPES[dataset]
+        return classes, (channels, side, side)
+    images = datasets.load(dataset, root)
+    channels, height, width = images.test.images.shape[1:]
+    return len(images.classes), (channels, height, width)
+
+
+def new(
+    run: Path,
+    out: Path,
+    *,
+    authors: str,
+    license: str,
+    link: str = "",
+    venue: str = "Unpublished",
+    name: str | None = None,
+    report: Path | None = None,
+) -> Path:
+    """Write the submission of a training run to the folder `out`, and return it.
+
+    name: None is the recipe's. report: what `atent eval RUN` wrote, whose figures become the claims. Raises BadInput
+    if `run` holds no trained model, `out` is there and not empty, a field does not fit the card, or the report is of
+    other weights or another threat model.
+    """
+    folder = RunFolder(run)
+    recipe = folder.recipe()
+    if not folder.weights.is_file():
+        raise BadInput(f"{run} holds no weights yet: there is no {folder.weights.name} in it; finish the training")
+    weights = folder.weights.read_bytes()
+    given = {"authors": authors, "license": license, "link": link, "venue": venue, "name": name or recipe.name}
+    submission = _submission(recipe, given | {"claims": [] if report is None else _claims(report, recipe, weights)})
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise BadInput(f"{out} is there already; name a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    files.write(out / "model.safetensors", weights)
+    files.write(out / "recipe.yaml", recipes.dump(recipe))
+    cards.write_submission(submission, out / "card.yaml")
+    return out
+
+
+# ---- reading
+
+
+def _weights_file(folder: Path, files: list[Path]) -> Path:
+    found = [path for path in files if path.suffix.lower() in _KINDS]
+    if not found:
+        raise BadInput(f"there is no weights file in {folder}; put model.safetensors there, or one .pt or .pth")
+    if len(found) > 1:
+        names = ", ".join(repr(str(path.relative_to(folder))) for path in found[:5])
+        raise BadInput(f"{folder} has {len(found)} weights files ({names}); leave one of them")
+    if found[0].parent != folder or found[0].suffix not in _KINDS:
+        name = str(found[0].relative_to(folder))
+        raise BadInput(f"the weights lie in {name!r}; put them into {folder} itself, as model.safetensors, .pt or .pth")
+    return found[0]
+
+
+def _read_recipe(path: Path) -> Recipe:
+    """A recipe that stands alone: what it names as `init_from` or data is checked to be a text, and never opened."""
+    raw = untrusted.plain_yaml(untrusted.read(path, _RECIPE), path)
+    if not isinstance(raw, dict):
+        raise BadInput(f"{path} holds no fields; a recipe is a mapping of names to values")
+    if "base" in raw:
+        base = raw["base"] if isinstance(raw["base"], str) else type(raw["base"]).__name__
+        raise BadInput(f"{path} has a base, {base[:100]!r}; no other file is followed, write the recipe whole")
+    try:
+        return recipes.parse(raw, str(path))
+    except AtentError:
+        raise
+    except Exception as error:  # an objective of another package may take a value amiss in any way
+        raise BadInput(f"{path} is no recipe: {untrusted.line(error)}") from None
+
+
+def _network(submission: Submission, root: Path | None) -> tuple[nn.Module, int]:
+    """The card's network with fresh weights, and its channels."""
+    classes, (channels, height, width) = shape(submission.dataset, root)
+    asked, blank = submission.architecture, torch.zeros(1, channels, height, width)
+    for argument in sorted({"classes", "channels"} & asked.arguments.keys()):
+        raise BadInput(f"architecture.arguments.{argument} is decided by the data set; remove it from card.yaml")
+    try:
+        with seeded(0):  # the fresh weights are replaced, and the caller's random state stays as it is
+            return networks.build_for(asked.name, blank, classes, **asked.arguments), channels
+    except AtentError:
+        raise
+    except Exception as error:  # a value that another library's network does not take may fail in any way
+        said = f"architecture {asked.name!r} does not take {asked.arguments!r}"
+        raise BadInput(f"{said} ({untrusted.line(error)}); correct it in card.yaml") from None
+
+
+def _normalised(network: nn.Module, normalisation: Normalisation | None, channels: int) -> nn.Module:
+    if normalisation is None:
+        return network
+    if len(normalisation.mean) != channels:
+        raise BadInput(
+            f"normalisation has {len(normalisation.mean)} means, and the images have {channels} channels; "
+            "give one mean and one std per channel"
+        )
+    return Normalised(network, normalisation.mean, normalisation.std)
+
+
+def _without_normalisation(
+    found: dict[str, Tensor],
+    expected: Collection[str],
+    card: Normalisation | None,
+    path: Path,
+    notes: list[str],
+) -> dict[str, Tensor]:
+    """Drop what a normalising wrapper stored, if it is what the card says: getting it wrong ruins every figure."""
+    usual = {"mean", "std", "mu", "sigma"} - {_called(name) for name in expected}
+    stored = {name: tensor for name, tensor in found.items() if _called(name) in usual}
+    for name, tensor in stored.items():
+        said = () if card is None else card.mean if _called(name) in ("mean", "mu") else card.std
+        if not _equal(tensor, said):
+            told = f"of shape {tuple(tensor.shape)}"
+            if 0 < tensor.numel() <= 16 and not tensor.is_complex():
+                told = ", ".join(f"{float(value):.4g}" for value in tensor.flatten())
+            raise BadInput(
+                f"{path} holds a normalisation, {name[:100]!r} = ({told}), and the card says {said or 'none'}; "
+                "put mean and std under normalisation in card.yaml"
+            )
+    if stored:
+        notes.append(f"the normalisation stored as {', '.join(map(repr, stored))} is that of the card")
+    return {name: tensor for name, tensor in found.items() if name not in stored}
+
+
+def _equal(stored: Tensor, said: Sequence[float]) -> bool:
+    if stored.is_complex() or not 0 < stored.numel() == len(said):
+        return False
+    return bool(torch.allclose(stored.flatten().double(), torch.tensor(said, dtype=torch.float64), atol=1e-4))
+
+
+def _called(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+# ---- writing
+
+
+def _submission(recipe: Recipe, given: Mapping[str, Any]) -> Submission:
+    start = f" Started from {Path(recipe.init_from).name}." if recipe.init_from else ""
+    try:
+        return Submission(
+            architecture=recipe.model,
+            dataset=recipe.dataset,
+            threat=recipe.threat,
+            training=f"{recipe.description}{start} Recipe: {recipe.name}."[:2000],
+            **given,
+        )
+    except ValidationError as error:
+        raise BadInput(f"the card cannot be written: {cards.explain(error)}") from None
+
+
+def _claims(path: Path, recipe: Recipe, weights: bytes) -> list[Claim]:
+    """Clean accuracy and the last attack's, the worst case if there are several, of a report of these weights."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        results = [(str(one["attack"]), round(100 * float(one["accuracy"]), 4)) for one in report["results"]]
+        of, threat, split = report["weights_sha256"], report["threat"], str(report["split"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadInput(f"{path} is no report of `atent eval` ({untrusted.line(error)}); name its JSON file") from None
+    if of != hashlib.sha256(weights).hexdigest():
+        raise BadInput(f"{path} is a report of other weights; score the run anew with `atent eval`")
+    if not split.startswith(datasets.TEST):
+        raise BadInput(f"{path} is a report on images {split}; claims are of test images, score them with `atent eval`")
+    if threat != recipe.threat.model_dump(mode="json"):
+        raise BadInput(f"{path} is a report under {threat}, and the run's threat model is {recipe.threat.model_dump()}")
+    source = f"{path.name}: {split}"
+    claims = [Claim(what="clean", percent=percent, source=source) for name, percent in results if name == "clean"]
+    tried = ", ".join(name for name, _ in results if name not in ("clean", "worst case"))
+    for name, percent in [pair for pair in results if pair[0] != "clean"][-1:]:
+        attack = f"worst case of {tried}" if name == "worst case" else name
+        claims.append(Claim(what="robust", percent=percent, attack=attack, source=source))
+    return claims

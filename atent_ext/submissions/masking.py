@@ -1,0 +1,303 @@
+"""Signs of gradient masking (Athalye et al. 2018, arXiv:1802.00420, section 3.1; Carlini et al. 2019): an attack that
+ought to be the weaker one breaks images that the stronger one leaves.
+
+Two attacks are compared on the same images by McNemar's exact test, one-sided: of the images that one of them alone
+breaks, does the weaker break more than half? A sign is found at a p-value below `LEVEL`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from typing import Any, TypeAlias
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from atent_ext.attacks.accuracy import clean_flags, flags_under, predict
+from atent_ext.attacks.external import Attack
+from atent_ext.attacks.langevin import fgsm, pgd, scored_gradient
+from atent_ext.attacks.restarts import Keep, adversaries
+from atent_ext.core.errors import BadInput
+from atent_ext.core.losses import cross_entropy, margin
+from atent_ext.core.model_state import device_of, evaluating, seeded
+from atent_ext.core.norms import LINF, Norm
+from atent_ext.core.norms import norm as norm_called
+from atent_ext.core.schema import Threat
+from atent_ext.core.types import Loss
+from atent_ext.data.datasets import Split
+from atent_ext.models import networks
+from atent_ext.submissions.cards import Sign
+from atent_ext.submissions.probing import vanishing
+from atent_ext.training.batches import Batches
+
+Curve: TypeAlias = dict[str, Any]
+LEVEL = 0.01
+STEPS = 40
+IMAGES = 200
+"""Images that signs are looked for on, at most: McNemar's test wants 7 of them to find anything."""
+CURVE_IMAGES = 50
+_FLAT = 0.05
+"""Share of images without a gradient that a sound network may have."""
+_SQUARE = 0.002
+"""Share of images that Square may break alone: AutoAttack itself warns above it."""
+_BETTER = 0.05
+"""Margin losses do beat cross-entropy by a few points on sound networks; by more than this share they should not."""
+_SURROGATES = ("digits-cnn", "small-cnn")
+_ANY_SIZE = "resnet-20"
+_TRAINING = 2000
+_EPOCHS = 4
+
+
+def signs(
+    network: nn.Module,
+    split: Split,
+    threat: Threat,
+    *,
+    train: Split,
+    classes: int,
+    random: bool = False,
+    seed: int = 0,
+    batch_size: int = 250,
+    busy: Callable[[str], None] = lambda text: None,
+) -> tuple[tuple[Sign, ...], Curve]:
+    """Every sign that was looked for, with its figures, and the accuracy of growing radii.
+
+    They are looked for on the first `IMAGES` of `split`, the curve on the first `CURVE_IMAGES`. train: images that a
+    surrogate for the transfer attack is trained on. random: whether the network answers at random, so that one lucky
+    draw is no success and only last iterates count. What AutoAttack's Square adds is another sign, `black_box`.
+    curve: `n`, `eps`, and `accuracy`: under PGD and under random noise, one number in [0, 1] per eps.
+    The network is attacked in eval mode and comes back as found. Raises BadInput where its gradients are not finite;
+    a network without a gradient cannot be looked at (`soundness.fatal`).
+    """
+    target = _Target(network, split.take(min(IMAGES, len(split))), threat, random, seed, batch_size)
+    with seeded(seed):  # for networks that draw
+        busy(f"signs of gradient masking: PGD-{STEPS}")
+        strong = target.broken_by(target.pgd(cross_entropy))
+        looks: tuple[Callable[[], Sign], ...] = (
+            partial(_one_step, target, strong),
+            partial(_zero_gradients, target),
+            partial(_other_losses, target, strong),
+            partial(_transfer, target, strong, train, classes),
+        )
+        found = []
+        for look in looks:
+            found.append(look())
+            busy(f"signs of gradient masking: {found[-1].name}: {'found' if found[-1].found else 'not found'}")
+        busy("signs of gradient masking: growing eps")
+        measured, endless = _curve(target)
+    return (*found, endless), measured
+
+
+# ---- attacks and their comparison
+
+
+@dataclass(frozen=True)
+class _Target:
+    network: nn.Module
+    split: Split
+    threat: Threat
+    random: bool
+    seed: int
+    batch_size: int
+
+    @property
+    def keep(self) -> Keep:
+        """What counts of a run of PGD: of a network that draws, an iterate that succeeded once may not do so again."""
+        return "last" if self.random else "success"
+
+    @property
+    def norm(self) -> Norm:
+        return norm_called(self.threat.norm)
+
+    def broken_by(self, attack: Attack, eps: float | None = None) -> Tensor:
+        """Which images are wrong at once or under the attack, (N,) bool."""
+        eps = self.threat.eps if eps is None else eps
+        return ~flags_under(attack, self.network, self.split, self.norm, eps, self.batch_size)
+
+    def pgd(self, loss: Loss, eps: float | None = None) -> Attack:
+        """PGD against the network."""
+        return self.chain(loss, eps, None, self.keep)
+
+    def transferred(self, helper: nn.Module) -> Attack:
+        """The last iterates of PGD against another network."""
+        return self.chain(cross_entropy, None, helper, "last")
+
+    def chain(self, loss: Loss, eps: float | None, on: nn.Module | None, keep: Keep) -> Attack:
+        kernel = pgd(self.norm, self.threat.eps if eps is None else eps, STEPS)
+        generator = torch.Generator(device_of(self.network)).manual_seed(self.seed)
+
+        def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            return adversaries(kernel, model if on is None else on, x, y, loss, generator, keep=keep)
+
+        return attack
+
+    def fgsm(self) -> Attack:
+        kernel = fgsm(self.norm, self.threat.eps)
+        return lambda model, x, y: adversaries(kernel, model, x, y, cross_entropy)
+
+    def noise(self, eps: float) -> Attack:
+        """A random point of the ball."""
+        generator = torch.Generator(device_of(self.network)).manual_seed(self.seed)
+        return lambda model, x, y: (x + self.norm.random(x, eps, generator)).clamp(0, 1)
+
+
+def _alone(weaker: Tensor, stronger: Tensor) -> tuple[int, int, float]:
+    """Images broken by the weaker alone, by the stronger alone, and the p-value of so many of the former."""
+    first, second = int((weaker & ~stronger).sum()), int((stronger & ~weaker).sum())
+    p = binomtest(first, first + second, 0.5, "greater").pvalue if first + second else 1.0
+    return first, second, float(p)
+
+
+def _compared(name: str, target: _Target, called: tuple[str, str], broken: tuple[Tensor, Tensor]) -> Sign:
+    """A sign where the attack that is called first, the weaker, breaks what the other does not."""
+    weaker, stronger, p = _alone(*broken)
+    return Sign(name=name, found=p < LEVEL, evidence=_told(target, called, (weaker, stronger), _p(p)))
+
+
+def _told(target: _Target, called: tuple[str, str], alone: tuple[int, int], p: str) -> str:
+    return (
+        f"of {len(target.split)} images at {target.threat.norm} eps {target.threat.eps:.4g}, {called[0]} alone breaks "
+        f"{alone[0]} and {called[1]} alone {alone[1]}; {p}"
+    )
+
+
+def _p(value: float) -> str:
+    return f"p = {value:.2g} (McNemar, exact, one-sided; level {LEVEL:g})"
+
+
+# ---- signs
+
+
+def _one_step(target: _Target, strong: Tensor) -> Sign:
+    called = ("FGSM", f"PGD-{STEPS}, {'its last' if target.random else 'every'} iterate,")
+    return _compared("one step beats many", target, called, (target.broken_by(target.fgsm()), strong))
+
+
+def _zero_gradients(target: _Target) -> Sign:
+    """A share of images without a gradient beyond `_FLAT`, by the exact binomial test."""
+    flat, count = int(vanishing(_gradient(target)).sum()), len(target.split)
+    p = float(binomtest(flat, count, _FLAT, "greater").pvalue)
+    evidence = f"the input gradient of the cross-entropy is zero, or below the smallest normal number, for {flat} of "
+    evidence += f"{count} images; p = {p:.2g} (exact binomial test against {_FLAT:.0%}; level {LEVEL:g})"
+    return Sign(name="zero gradients", found=p < LEVEL, evidence=evidence)
+
+
+def _gradient(target: _Target) -> Tensor:
+    device, split = device_of(target.network), target.split
+    pairs = zip(torch.split(split.images, target.batch_size), torch.split(split.labels, target.batch_size), strict=True)
+    with evaluating(target.network):
+        return torch.cat(
+            [scored_gradient(target.network, cross_entropy, x.to(device), y.to(device))[0].cpu() for x, y in pairs]
+        )
+
+
+def _other_losses(target: _Target, strong: Tensor) -> Sign:
+    """PGD on the margin, and on cross-entropy where the softmax is not saturated: logits in units of their margin."""
+    logits = predict(target.network, target.split.images, target.batch_size)
+    unit = float(margin(logits, target.split.labels).abs().median()) or 1.0
+    losses: dict[str, Loss] = {
+        "the margin": margin,
+        f"the cross-entropy of logits / {unit:.3g}": lambda z, y: cross_entropy(z / unit, y),
+    }
+    compared = {name: _alone(target.broken_by(target.pgd(loss)), strong) for name, loss in losses.items()}
+    best = min(compared, key=lambda name: compared[name][2])
+    other, plain, p = compared[best]
+    p = min(1.0, len(losses) * p)  # the best of two
+    found = p < LEVEL and other - plain > _BETTER * len(target.split)
+    called = (f"PGD-{STEPS} on {best}", "on the cross-entropy")
+    evidence = _told(target, called, (other, plain), f"{_p(p)}, the better of {len(losses)} losses; ")
+    return Sign(name="other losses beat cross-entropy", found=found, evidence=f"{evidence}found above {_BETTER:.0%}")
+
+
+def _transfer(target: _Target, strong: Tensor, train: Split, classes: int) -> Sign:
+    name, helper = surrogate(train, classes, target.seed, device_of(target.network))
+    clean = float(clean_flags(helper, target.split, target.batch_size).double().mean())
+    broken = target.broken_by(target.transferred(helper))
+    called = (f"PGD-{STEPS} on a surrogate ({name}, clean {clean:.0%})", f"PGD-{STEPS} on the network")
+    return _compared("transfer beats white box", target, called, (broken, strong))
+
+
+def surrogate(train: Split, classes: int, seed: int, device: torch.device | str = "cpu") -> tuple[str, nn.Module]:
+    """The name of the first small network that takes such images, and that network, trained plainly for seconds.
+
+    4 epochs of Adam on the first 2,000 of `train`; eval mode, frozen. The same seed gives the same network.
+    """
+    with seeded(seed):
+        name, network = _small(train.images, classes)
+        network.to(device)
+        optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+        batches = Batches(train.take(min(_TRAINING, len(train))), 64, device=device)
+        for epoch in range(_EPOCHS):
+            for batch in batches.epoch(seed + epoch):
+                optimizer.zero_grad()
+                cross_entropy(network(batch.images), batch.labels).mean().backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        optimizer.zero_grad()
+    return name, network.eval().requires_grad_(False)
+
+
+def _small(images: Tensor, classes: int) -> tuple[str, nn.Module]:
+    for name in _SURROGATES:
+        try:
+            return name, networks.build_for(name, images, classes)
+        except BadInput:  # made for images of another size
+            continue
+    return _ANY_SIZE, networks.build_for(_ANY_SIZE, images, classes)
+
+
+def black_box(report: Mapping[str, Any]) -> Sign:
+    """Whether Square broke more than chance of what AutoAttack's gradient attacks left, by a report of `score`."""
+    name = "black box beats white box"
+    counts: dict[str, int] = next(
+        (one["robust_after"] for one in report.get("results", ()) if "robust_after" in one), {}
+    )
+    if "square" not in counts:
+        return Sign(name=name, found=None, evidence="there is no Square in AutoAttack's counts")
+    order = list(counts)
+    left, after, count = counts[order[order.index("square") - 1]], counts["square"], int(report["results"][0]["n"])
+    p = float(binomtest(left - after, count, _SQUARE, "greater").pvalue)
+    evidence = (
+        f"of {count} images AutoAttack's gradient attacks left {left}, and Square broke {left - after} of these; "
+    )
+    evidence += f"p = {p:.2g} (exact binomial test against {_SQUARE:.1%} of the images; level {LEVEL:g})"
+    return Sign(name=name, found=p < LEVEL, evidence=evidence)
+
+
+# ---- growing radii
+
+
+def radii(threat: Threat, shape: tuple[int, ...]) -> list[float]:
+    """Fractions and multiples of eps up to a radius at which every ball holds the gray image, where no network can be
+    right about more than one class: 1/2 in ℓ∞, and half the diagonal of the box in ℓ2."""
+    far = max(threat.eps, 0.5 if norm_called(threat.norm) is LINF else 0.5 * math.sqrt(math.prod(shape)))
+    others = (round(factor * threat.eps, 12) for factor in (0.5, 1.5, 2))
+    return sorted({0.0, threat.eps, far, *(eps for eps in others if eps < far)})
+
+
+def _curve(whole: _Target) -> tuple[Curve, Sign]:
+    target = replace(whole, split=whole.split.take(min(CURVE_IMAGES, len(whole.split))))
+    grid = radii(target.threat, tuple(target.split.images.shape[1:]))
+    by_noise = [target.broken_by(target.noise(eps), eps) for eps in grid]
+    by_pgd = [target.broken_by(target.pgd(cross_entropy, eps), eps) for eps in grid[1:]]
+    by_pgd = [by_noise[0], *by_pgd]  # at eps 0 there is nothing to search
+    shares = {f"PGD-{STEPS}": _accuracies(by_pgd), "random noise": _accuracies(by_noise)}
+    curve = {"n": len(target.split), "eps": grid, "accuracy": shares}
+    gray = target.broken_by(lambda model, x, y: torch.full_like(x, 0.5), grid[-1])
+    # Of a network that draws, some image is wrong by chance under one of many attacks.
+    known = gray if target.random else reduce(torch.logical_or, [*by_pgd[:-1], *by_noise, gray])
+    return curve, _endless(target, grid, known, by_pgd[-1])
+
+
+def _accuracies(broken: list[Tensor]) -> list[float]:
+    return [float((~one).double().mean()) for one in broken]
+
+
+def _endless(target: _Target, grid: list[float], known: Tensor, last: Tensor) -> Sign:
+    """At the largest radius PGD ought to break what it broke before, and what noise or the gray image breaks."""
+    others = "the gray image breaks" if target.random else "smaller radii, noise or the gray image break"
+    missed, new, p = _alone(known, last)
+    evidence = f"at {target.threat.norm} eps {grid[-1]:.4g} PGD-{STEPS} leaves {int((~last).sum())} of "
+    evidence += f"{len(last)} images; it misses {missed} that {others}, and alone breaks {new}; {_p(p)}"
+    return Sign(name="accuracy does not go to zero with eps", found=p < LEVEL, evidence=evidence)

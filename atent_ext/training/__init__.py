@@ -1,0 +1,12 @@
+"""Training: recipes as data, one loop for every objective, run folders that an interrupted training goes on in.
+
+recipes       a run as validated data, read from registry/recipes
+loop          the training loop, `fit`
+batches       order, augmentation and shares of batches
+run_folder    what a run leaves on disk, and where it is resumed
+entropy_sgd   the optimizer Entropy-SGD
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,531 @@
+import gzip
+import hashlib
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets
+from PIL import Image
+
+from atent_ext.core import registry
+from atent_ext.core.errors import BadInput
+from atent_ext.data import datasets
+
+IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return datasets.load("digits")
+
+
+@pytest.fixture(scope="module")
+def mnist(data_root):
+    return datasets.load("mnist", data_root)
+
+
+@pytest.fixture
+def no_home(tmp_path, monkeypatch):
+    """No ATENT_DATA, and an empty home folder."""
+    monkeypatch.delenv("ATENT_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def idx(values):
+    sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+    return bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes()
+
+
+def fake_values():
+    """20 training and 10 test images of 28×28, and their labels, under the four official file names."""
+    draw = np.random.default_rng(0)
+    images = [draw.integers(0, 256, (n, 28, 28), dtype=np.uint8) for n in (20, 10)]
+    labels = [np.arange(n, dtype=np.uint8) % 10 for n in (20, 10)]
+    return dict(zip(IDX, [images[0], labels[0], images[1], labels[1]], strict=True))
+
+
+def write_idx(root, folder="MNIST", packed=True):
+    raw = root / folder / "raw"
+    raw.mkdir(parents=True)
+    for name, values in fake_values().items():
+        if packed:
+            (raw / f"{name}.gz").write_bytes(gzip.compress(idx(values)))
+        else:
+            (raw / name).write_bytes(idx(values))
+    return raw
+
+
+def tree(root):
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in Path(root).rglob("*")}
+
+
+def numbered(per_class):
+    """A split whose image i is the constant i, with `per_class[k]` examples of class k, classes interleaved."""
+    labels = torch.tensor([k for k, count in enumerate(per_class) for _ in range(count)])
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
+    return datasets.Split(torch.arange(len(labels)).float().reshape(-1, 1, 1, 1), labels)
+
+
+# ---- Split, hold_out, dataset
+
+
+def test_take_gives_the_first_in_order():
+    split = numbered([5, 5])
+    assert len(split) == 10
+    assert split.take(3).images.flatten().tolist() == [0, 1, 2]
+    assert torch.equal(split.take(3).labels, split.labels[:3])
+    assert len(split.take(10)) == 10
+    assert split.take(None) is split
+
+
+@pytest.mark.parametrize(("n", "says"), [(0, "n is 0"), (-1, "n is -1"), (True, "True"), (11, "only 10 examples")])
+def test_take_refuses_what_is_not_there(n, says):
+    with pytest.raises(BadInput, match=says):
+        numbered([5, 5]).take(n)
+
+
+def test_hold_out_is_stratified_disjoint_and_complete():
+    split = numbered([60, 30, 10])
+    rest, held = datasets.hold_out(split, 20, seed=3)
+    assert held.labels.bincount().tolist() == [12, 6, 2]
+    assert rest.labels.bincount().tolist() == [48, 24, 8]
+    left, taken = rest.images.flatten().int().tolist(), held.images.flatten().int().tolist()
+    assert sorted(left + taken) == list(range(100))
+    assert left == sorted(left)
+    assert taken == sorted(taken)
+    assert torch.equal(held.labels, split.labels[taken])
+
+
+def test_hold_out_depends_on_the_seed_alone():
+    split = numbered([60, 30, 10])
+    state, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first, again, other = (datasets.hold_out(split, 20, seed)[1].images for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(state, torch.get_rng_state())
+    assert np.array_equal(legacy, np.random.get_state()[1])  # noqa: NPY002
+
+
+@pytest.mark.parametrize("count", [0, -5, 2, 98, 100, 1000])
+def test_hold_out_refuses_an_impossible_count(count):
+    with pytest.raises(BadInput, match=str(count)):
+        datasets.hold_out(numbered([60, 30, 10]), count, seed=0)
+
+
+def test_hold_out_refuses_a_class_of_one():
+    with pytest.raises(BadInput, match="hold out 5 of 21"):
+        datasets.hold_out(numbered([10, 10, 1]), 5, seed=0)
+
+
+# ---- names
+
+
+def test_unknown_name_names_the_nearest():
+    with pytest.raises(BadInput, match="did you mean 'mnist'"):
+        datasets.load("mnst")
+    with pytest.raises(BadInput, match=r"folder:PATH.*npz:FILE"):
+        datasets.load("zzz")
+
+
+@pytest.mark.parametrize("name", sorted(set(registry.DATASETS) - {"digits"}))
+def test_missing_data_names_the_folder_and_both_remedies(name, tmp_path):
+    with pytest.raises(BadInput) as caught:
+        datasets.load(name, tmp_path)
+    message = str(caught.value)
+    assert name in message
+    assert str(tmp_path) in message
+    assert all(remedy in message for remedy in ("--data-root", "ATENT_DATA", "--download"))
+    assert tree(tmp_path) == {}
+
+
+def test_root_falls_back_to_the_environment_and_then_to_the_cache(tmp_path, monkeypatch, no_home):
+    with pytest.raises(BadInput, match=str(no_home / ".cache/atent_ext")):
+        datasets.load("mnist")
+    assert not no_home.exists()
+    write_idx(tmp_path / "env")
+    monkeypatch.setenv("ATENT_DATA", str(tmp_path / "env"))
+    assert len(datasets.load("mnist").train) == 20
+    with pytest.raises(BadInput, match=str(tmp_path / "other")):
+        datasets.load("mnist", tmp_path / "other")
+
+
+# ---- digits
+
+
+def test_digits_are_split_once_and_for_all(digits, no_home):
+    assert digits.train.images.shape == (1437, 1, 8, 8)
+    assert digits.test.images.shape == (360, 1, 8, 8)
+    assert digits.train.images.dtype == torch.float32
+    assert digits.train.labels.dtype == torch.int64
+    assert (digits.train.images.min(), digits.train.images.max()) == (0, 1)
+    assert torch.equal(digits.train.images * 16, (digits.train.images * 16).round())
+    assert digits.test.labels.bincount().tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
+    assert digits.classes == tuple("0123456789")
+    assert "360 of 1797" in digits.note
+    again = datasets.load("digits", download=True)
+    assert torch.equal(again.test.images, digits.test.images)
+    assert not no_home.exists()
+
+
+def test_digits_splits_are_disjoint_and_complete(digits):
+    from sklearn.datasets import load_digits
+
+    rows = torch.cat([digits.train.images, digits.test.images]).flatten(1)
+    labels = torch.cat([digits.train.labels, digits.test.labels])
+    ours = sorted((*(row * 16).int().tolist(), label) for row, label in zip(rows, labels.tolist(), strict=True))
+    bunch = load_digits()
+    theirs = sorted((*map(int, row), int(label)) for row, label in zip(bunch.data, bunch.target, strict=True))
+    assert ours == theirs
+    assert len(set(ours)) == 1797  # no image occurs twice, so equal multisets mean disjoint splits
+
+
+# ---- MNIST and Fashion-MNIST
+
+
+@pytest.mark.data
+def test_mnist_is_the_official_one(mnist):
+    assert mnist.train.images.shape == (60000, 1, 28, 28)
+    assert mnist.test.images.shape == (10000, 1, 28, 28)
+    assert mnist.train.images.dtype == torch.float32
+    assert mnist.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    assert mnist.train.labels[:5].tolist() == [5, 0, 4, 1, 9]
+    assert mnist.train.images.double().mean().item() == pytest.approx(0.1307, abs=1e-4)
+    assert mnist.train.images.double().std().item() == pytest.approx(0.3081, abs=1e-4)
+    assert (mnist.train.images.min(), mnist.train.images.max()) == (0, 1)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("part", "md5"), [("train", "6bbc9ace898e44ae57da46a324031adb"), ("test", "2646ac647ad5339dbf082846283269ea")]
+)
+def test_mnist_pixels_have_the_published_md5(mnist, part, md5):
+    images = getattr(mnist, part).images
+    content = idx((images * 255).round().to(torch.uint8).squeeze(1).numpy())
+    assert hashlib.md5(content, usedforsecurity=False).hexdigest() == md5
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_idx_files_are_read_plain_or_gzipped_and_left_alone(tmp_path, packed):
+    write_idx(tmp_path, packed=packed)
+    before, values = tree(tmp_path), fake_values()
+    loaded = datasets.load("mnist", str(tmp_path))
+    for split, part in ((loaded.train, "train"), (loaded.test, "t10k")):
+        pixels = torch.from_numpy(values[f"{part}-images-idx3-ubyte"])
+        assert torch.equal((split.images * 255).round().to(torch.uint8), pixels.unsqueeze(1))
+        assert split.labels.tolist() == values[f"{part}-labels-idx1-ubyte"].tolist()
+    assert tree(tmp_path) == before
+
+
+def test_fashion_mnist_has_its_own_folder_and_classes(tmp_path):
+    write_idx(tmp_path, folder="FashionMNIST")
+    loaded = datasets.load("fashion-mnist", tmp_path)
+    assert (len(loaded.train), len(loaded.test)) == (20, 10)
+    assert loaded.classes[0] == "T-shirt/top"
+    assert loaded.classes[9] == "Ankle boot"
+
+
+def cut(content):
+    return content[:-100]
+
+
+def flip(content):
+    return content[:3000] + bytes([content[3000] ^ 255]) + content[3001:]
+
+
+def web_page(content):
+    return b"<!DOCTYPE html><html>404</html>"
+
+
+def packed_labels(content):
+    return gzip.compress(idx(fake_values()["t10k-labels-idx1-ubyte"]))
+
+
+def packed_half(content):
+    return gzip.compress(gzip.decompress(content)[:4000])
+
+
+def empty(content):
+    return b""
+
+
+@pytest.mark.parametrize("damage", [cut, flip, web_page, packed_labels, packed_half, empty])
+def test_a_broken_gzipped_file_is_named(tmp_path, damage):
+    path = write_idx(tmp_path) / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(BadInput, match=f"{path} .*--download"):
+        datasets.load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("damage", [cut, web_page, empty])
+def test_a_broken_plain_file_is_named(tmp_path, damage):
+    path = write_idx(tmp_path, packed=False) / "train-images-idx3-ubyte"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(BadInput, match=f"{path} is not a whole IDX file"):
+        datasets.load("mnist", tmp_path)
+
+
+def test_labels_of_another_split_are_refused(tmp_path):
+    raw = write_idx(tmp_path)
+    (raw / "t10k-labels-idx1-ubyte.gz").write_bytes((raw / "train-labels-idx1-ubyte.gz").read_bytes())
+    with pytest.raises(BadInput, match=r"labels have shape \(20,\)"):
+        datasets.load("mnist", tmp_path)
+
+
+def test_download_fetches_into_the_root_or_the_cache(tmp_path, monkeypatch, no_home):
+    def fetch(self):
+        if not Path(self.raw_folder).exists():
+            write_idx(Path(self.root), packed=False)
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", fetch)
+    assert len(datasets.load("mnist", tmp_path / "root", download=True).test) == 10
+    assert (tmp_path / "root/MNIST/raw").is_dir()
+    assert len(datasets.load("mnist", download=True).test) == 10
+    assert (no_home / ".cache/atent_ext/MNIST/raw").is_dir()
+    assert len(datasets.load("mnist").test) == 10
+
+
+def test_a_failed_download_is_bad_input(tmp_path, monkeypatch):
+    def fail(self):
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", fail)
+    with pytest.raises(BadInput, match=r"cannot fetch data set 'mnist'.*no route to host"):
+        datasets.load("mnist", tmp_path, download=True)
+
+
+# ---- CIFAR
+
+
+def write_cifar(root, monkeypatch, kind, label_key):
+    """Two training batches of 3 images and a test batch of 2, with MD5s that torchvision then expects."""
+    folder, draw = root / kind.base_folder, np.random.default_rng(0)
+    folder.mkdir(parents=True)
+
+    def write(file, content):
+        (folder / file).write_bytes(pickle.dumps(content))
+        return [file, hashlib.md5((folder / file).read_bytes(), usedforsecurity=False).hexdigest()]
+
+    def batch(labels):
+        pixels = draw.integers(0, 256, (len(labels), 3072), dtype=np.uint8)
+        return {"data": pixels, label_key: labels}, pixels
+
+    batches = [batch(labels) for labels in ([6, 9, 9], [4, 1, 1], [3, 8])]
+    names = [f"class {k}" for k in range(10 if label_key == "labels" else 100)]
+    meta_file, meta_md5 = write(kind.meta["filename"], {kind.meta["key"]: names})
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "filename": meta_file, "md5": meta_md5})
+    monkeypatch.setattr(kind, "train_list", [write("one", batches[0][0]), write("two", batches[1][0])])
+    monkeypatch.setattr(kind, "test_list", [write("test", batches[2][0])])
+    return [pixels for _, pixels in batches]
+
+
+@pytest.mark.parametrize(("name", "label_key"), [("cifar10", "labels"), ("cifar100", "fine_labels")])
+def test_cifar_keeps_order_channels_and_labels(tmp_path, monkeypatch, name, label_key):
+    kind = getattr(torchvision.datasets, name.upper())
+    one, two, test = write_cifar(tmp_path, monkeypatch, kind, label_key)
+    loaded = datasets.load(name, tmp_path)
+    expected = torch.from_numpy(np.concatenate([one, two]).reshape(-1, 3, 32, 32))
+    assert torch.equal((loaded.train.images * 255).round().to(torch.uint8), expected)
+    assert torch.equal((loaded.test.images * 255).round().to(torch.uint8), torch.from_numpy(test).view(-1, 3, 32, 32))
+    assert loaded.train.labels.tolist() == [6, 9, 9, 4, 1, 1]
+    assert loaded.test.labels.tolist() == [3, 8]
+    assert len(loaded.classes) == {"cifar10": 10, "cifar100": 100}[name]
+    assert loaded.classes[3] == "class 3"
+    assert loaded.train.images.is_contiguous()
+
+
+def test_a_broken_cifar_file_is_named(tmp_path, monkeypatch):
+    kind = torchvision.datasets.CIFAR10
+    write_cifar(tmp_path, monkeypatch, kind, "labels")
+    path = tmp_path / kind.base_folder / "two"
+    path.write_bytes(cut(path.read_bytes()))
+    with pytest.raises(BadInput, match=f"{path} is broken"):
+        datasets.load("cifar10", tmp_path)
+
+
+# ---- image folders
+
+
+def write_images(root, size=(6, 4), mode="RGB"):
+    """Three images of `cat` and two of `ant` in train, one of each in test; image k is the constant 10 k + 5."""
+    for k, file in enumerate(("train/cat/a", "train/cat/b", "train/cat/c", "train/ant/a", "train/ant/b")):
+        save(root / f"{file}.png", 10 * k + 5, size, mode)
+    save(root / "test/cat/a.png", 105, size, mode)
+    save(root / "test/ant/a.png", 115, size, mode)
+
+
+def save(path, value, size=(6, 4), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode == "L" else (value, value + 1, value + 2)).save(path)
+
+
+def test_image_folder_sorts_the_classes_and_alternates_between_them(tmp_path):
+    write_images(tmp_path)
+    loaded = datasets.load(f"folder:{tmp_path}")
+    assert loaded.name == f"folder:{tmp_path}"
+    assert loaded.classes == ("ant", "cat")
+    assert loaded.train.images.shape == (5, 3, 4, 6)
+    assert loaded.train.images.dtype == torch.float32
+    assert loaded.train.labels.tolist() == [0, 1, 0, 1, 1]
+    assert torch.allclose(loaded.train.images[:, 0, 0, 0] * 255, torch.tensor([35.0, 5.0, 45.0, 15.0, 25.0]))
+    assert torch.allclose(loaded.train.images[0, :, 3, 5] * 255, torch.tensor([35.0, 36.0, 37.0]))
+    assert torch.allclose(loaded.test.images[:, 0, 0, 0] * 255, torch.tensor([115.0, 105.0]))
+    assert loaded.test.labels.tolist() == [0, 1]
+    assert loaded.note == f"image folder {tmp_path.name} (.png)"
+
+
+def test_image_folder_may_be_relative_and_gray(tmp_path, monkeypatch):
+    write_images(tmp_path / "mine", mode="L")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ATENT_DATA", "/nowhere")
+    loaded = datasets.load("folder:mine")
+    assert loaded.train.images.shape == (5, 3, 4, 6)
+    assert torch.allclose(loaded.train.images[0, :, 0, 0] * 255, torch.tensor([35.0, 35.0, 35.0]))
+
+
+def test_image_folder_names_the_first_image_of_another_size(tmp_path):
+    write_images(tmp_path)
+    save(tmp_path / "test/ant/b.png", 7, size=(5, 4))
+    with pytest.raises(BadInput, match=r"test/ant/b\.png is 5×4, but the first training image is 6×4"):
+        datasets.load(f"folder:{tmp_path}")
+
+
+def test_image_folder_names_a_file_that_is_no_image(tmp_path):
+    write_images(tmp_path)
+    (tmp_path / "train/cat/b.png").write_bytes(b"<html>")
+    with pytest.raises(BadInput, match=r"train/cat/b\.png cannot be read"):
+        datasets.load(f"folder:{tmp_path}")
+
+
+def test_image_folder_must_exist_and_have_the_same_classes_twice(tmp_path):
+    with pytest.raises(BadInput, match=f"{tmp_path}/train is not an image folder"):
+        datasets.load(f"folder:{tmp_path}")
+    write_images(tmp_path)
+    (tmp_path / "train/dog").mkdir()
+    with pytest.raises(BadInput, match="dog"):
+        datasets.load(f"folder:{tmp_path}")
+    save(tmp_path / "train/dog/a.png", 1)
+    with pytest.raises(BadInput, match="differ in their classes: dog"):
+        datasets.load(f"folder:{tmp_path}")
+
+
+# ---- NumPy archives
+
+
+def arrays(classes=3, train=12, test=6):
+    """Image i is the constant i, of class i mod `classes`."""
+
+    def part(count):
+        labels = np.arange(count) % classes
+        return np.arange(count, dtype=np.uint8).repeat(2 * 4 * 5).reshape(count, 2, 4, 5), labels
+
+    return dict(zip(("x_train", "y_train", "x_test", "y_test"), (*part(train), *part(test)), strict=True))
+
+
+@pytest.mark.parametrize("save_arrays", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("labels", [np.uint8, np.int64, np.uint64, ">i4"])
+def test_npz_keeps_pixels_order_and_labels(tmp_path, save_arrays, labels):
+    content = arrays()
+    content["y_train"], content["y_test"] = content["y_train"].astype(labels), content["y_test"].astype(labels)
+    content["x_test"] = np.asfortranarray(content["x_test"])
+    save_arrays(tmp_path / "mine.npz", **content)
+    before = tree(tmp_path)
+    loaded = datasets.load(f"npz:{tmp_path}/mine.npz")
+    assert loaded.name == f"npz:{tmp_path}/mine.npz"
+    assert loaded.classes == ("0", "1", "2")
+    assert loaded.note == "arrays mine.npz, 12 training and 6 test images"
+    for split, count in ((loaded.train, 12), (loaded.test, 6)):
+        expected = torch.arange(count, dtype=torch.float32).div(255).reshape(-1, 1, 1, 1).expand(-1, 2, 4, 5)
+        assert torch.equal(split.images, expected)
+        assert split.images.is_contiguous()
+        assert split.labels.dtype == torch.int64
+        assert split.labels.tolist() == [i % 3 for i in range(count)]
+    assert tree(tmp_path) == before
+
+
+def test_npz_counts_a_class_that_only_the_test_split_has(tmp_path):
+    np.savez(tmp_path / "mine.npz", **(arrays() | {"y_test": np.array([0, 1, 2, 3, 0, 4])}))
+    assert datasets.load(f"npz:{tmp_path}/mine.npz").classes == tuple("01234")
+
+
+def test_npz_may_be_relative_to_the_current_folder_or_the_home(tmp_path, monkeypatch, no_home):
+    np.savez(tmp_path / "mine.npz", **arrays())
+    monkeypatch.chdir(tmp_path)
+    assert len(datasets.load("npz:mine.npz", "/nowhere").train) == 12
+    no_home.mkdir()
+    np.savez(no_home / "yours.npz", **arrays())
+    assert len(datasets.load("npz:~/yours.npz").test) == 6
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("x_train", np.zeros((12, 4, 5), np.uint8), r"images are uint8 \(12, 4, 5\); uint8 \(N, C, H, W\) is needed"),
+        ("x_train", np.zeros((12, 2, 4, 5), np.float32), "images are float32"),
+        ("x_test", np.zeros((0, 2, 4, 5), np.uint8), r"images are uint8 \(0, 2, 4, 5\)"),
+        ("x_test", np.zeros((6, 2, 5, 4), np.uint8), "C, H and W alike"),
+        ("y_train", np.zeros(11, np.int64), r"labels are int64 \(11,\); .* shape \(12,\)"),
+        ("y_train", np.zeros(0, np.int64), r"labels are int64 \(0,\)"),
+        ("y_train", np.zeros((12, 1), np.int64), r"labels are int64 \(12, 1\)"),
+        ("y_test", np.full(6, 0.5), "labels are float64"),
+        ("y_test", np.ones(6, bool), "labels are bool"),
+        ("y_test", np.array([0, 1, 2, 0, 1, -1]), "integers >= 0"),
+        ("y_test", np.array([0, 1, 2, 0, 1, 10**12]), "labels reach 1000000000000 with 12 training images"),
+        ("y_train", np.array([{}] * 12), "is not a NumPy archive of x_train, y_train, x_test, y_test: Object arrays"),
+        ("y_train", None, "is not a NumPy archive of .*y_train"),
+    ],
+)
+def test_npz_names_the_file_and_what_is_wrong(tmp_path, key, value, says):
+    content = arrays() | {key: value}
+    np.savez(tmp_path / "mine.npz", **{name: array for name, array in content.items() if array is not None})
+    with pytest.raises(BadInput, match=says) as caught:
+        datasets.load(f"npz:{tmp_path}/mine.npz")
+    assert str(tmp_path / "mine.npz") in str(caught.value)
+
+
+def one_array(path):
+    with path.open("wb") as stream:
+        np.save(stream, np.zeros(3))
+
+
+def broken_inside(path):
+    np.savez_compressed(path, **arrays())
+    content = bytearray(path.read_bytes())
+    start = content.index(b"x_train.npy") + len("x_train.npy")
+    content[start : start + 60] = bytes(60)
+    path.write_bytes(content)
+
+
+def raw_member(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in arrays():
+            archive.writestr(name, b"no header")
+
+
+def bad_header(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in arrays():
+            archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00\x06\x00{'a'" + b"\n")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: None,
+        lambda path: path.mkdir(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(web_page(b"")),
+        one_array,
+        broken_inside,
+        raw_member,
+        bad_header,
+    ],
+    ids=["nothing", "folder", "empty", "web page", "one array", "broken inside", "raw member", "bad header"],
+)
+def test_what_is_no_npz_is_named(tmp_path, make):
+    make(tmp_path / "mine.npz")
+    with pytest.raises(BadInput, match=f"{tmp_path}/mine.npz is not a NumPy archive"):
+        datasets.load(f"npz:{tmp_path}/mine.npz")

@@ -1,0 +1,51 @@
+from atent_ext.experiments import table
+
+
+def report(name, clean, worst, note=""):
+    def result(attack, correct):
+        return {
+            "attack": attack,
+            "correct": correct,
+            "accuracy": correct / 200,
+            "interval95_wilson": [0.5, 0.75],
+            "notes": [note] if note else [],
+        }
+
+    return {
+        "name": name,
+        "data": "digits",
+        "data_note": "A note on the data.",
+        "split": "test, the first 200 of 360",
+        "threat": {"norm": "Linf", "eps": 0.15},
+        "protocol": "autoattack",
+        "seed": 4,
+        "batch_size": 250,
+        "versions": {"torch": "2.9"},
+        "results": [result("clean", clean), result("worst case", worst)],
+    }
+
+
+def test_rows_are_ranked_by_the_worst_case():
+    text = table.markdown([report("a", 198, 100), report("b", 180, 150), report("c", 199, 20, "Square skipped.")])
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert rows == [
+        "| rank | model | clean | worst case |",
+        "| 1 | b | 90.0 (50.0-75.0) | 75.0 (50.0-75.0) |",
+        "| 2 | a | 99.0 (50.0-75.0) | 50.0 (50.0-75.0) |",
+        "| 3 | c | 99.5 (50.0-75.0) | 10.0 (50.0-75.0) |",
+    ]
+
+
+def test_the_setting_is_said():
+    text = table.markdown([report("a", 198, 100), report("b", 190, 90, "Square skipped.")])
+    for part in (
+        "Linf eps 0.15",
+        "protocol autoattack",
+        "Square skipped.",
+        "seed 4",
+        "batches of 250",
+        "torch 2.9",
+        "A note on the data.",
+        "first 200 of 360",
+    ):
+        assert part in text
