@@ -75,7 +75,7 @@ def nearest(kind: str, name: str, known: Iterable[str]) -> BadInput:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
-    return BadInput(f"unknown {kind} {name!r}; {hint}")
+    return BadInput(f"unknown {kind} {name!r}; {hint}", code="unknown-name", field=kind)
 
 
 def entries(kind: str) -> dict[str, str]:
