@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from atent_ext.attacks.spec import parse
+
 
 class LinearTwoClass(nn.Module):
     """logits = (0, w . x + b): the loss of class 0 is log(1 + exp(w . x + b)), that of class 1 log(1 + exp(-...))."""
@@ -80,3 +82,8 @@ class Wrapped(nn.Module):
 def visible(folder):
     """What lies in a folder besides hidden files, such as the lock of who works there."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def attack_spec(name, **fields):
+    """An attack of a protocol by its name."""
+    return parse({"attack": name, **fields})

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from problems import Wrapped, small_batch, small_net
+from problems import Wrapped, attack_spec, small_batch, small_net
 
 from atent_ext.attacks.advertorch_style import L2ATENTAttack, LinfATENTAttack
-from atent_ext.attacks.spec import AttackSpec
 from atent_ext.certification.smoothing import Smoothing
 from atent_ext.core import registry
 from atent_ext.data import datasets
@@ -52,7 +51,7 @@ METHODS = {
 PROTOCOL = Protocol(
     name="both",
     description="",
-    attacks=tuple(AttackSpec(attack=name, steps=4, restarts=2, keep="success") for name in ("pgd", "atent")),
+    attacks=tuple(attack_spec(name, steps=4, restarts=2, keep="success") for name in ("pgd", "atent")),
 )
 
 

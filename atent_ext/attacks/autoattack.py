@@ -1,7 +1,7 @@
 """AutoAttack (Croce & Hein 2020, arXiv:2003.01690) on any classifier: few classes, any input rank, per-example flags.
 
 Where AutoAttack as published can run, it runs unchanged, and the flags are those of the package called directly.
-Where it cannot, as little as possible is changed and `notes` says what; such a note starts with `NOT_STANDARD`:
+Where it cannot, as little as possible is changed and a note of the kind "changed" says what:
 
 - fewer than 10 classes: the targeted attacks aim at all classes - 1 wrong ones instead of 9;
 - 2 or 3 classes: the targeted DLR loss reads the fourth largest logit, so apgd-t maximises minus the cross-entropy to
@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atent_ext.attacks.spec import Note
 from atent_ext.core import compat, model_state, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.registry import nearest
 from atent_ext.core.types import Model
 
 ATTACKS = ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t")
-NOT_STANDARD = "not standard AutoAttack: "
 _TARGETED = {"apgd-t", "fab-t"}
 _TARGET_CLASSES = 9
 
@@ -50,7 +50,7 @@ class AutoAttackResult:
     attacks: tuple[str, ...]
     target_classes: int
     package: str
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     robust_after: Mapping[str, int]
 
 
@@ -177,7 +177,8 @@ def _check_logits(logits: Tensor) -> None:
 
 
 def _clean(x: Tensor, logits: Tensor, y: Tensor) -> AutoAttackResult:
-    note = "eps is 0: no attack ran, robust means correct" if len(x) else "no images: no attack ran"
+    text = "eps is 0: no attack ran, robust means correct" if len(x) else "no images: no attack ran"
+    note = Note(kind="no-attack", text=text)
     robust = logits.max(dim=1).indices == y
     return AutoAttackResult(x.clone(), robust, (), 0, _package(), (note,), {"clean": int(robust.sum())})
 
@@ -196,7 +197,7 @@ def _attacker(target: _Images, norm: str, eps: float, version: str, seed: int, a
     )
 
 
-def _adapt(attacker: Any, classes: int, height: int, attacks: Sequence[str] | None) -> list[str]:
+def _adapt(attacker: Any, classes: int, height: int, attacks: Sequence[str] | None) -> list[Note]:
     """Set the attacks and leave out or change what cannot run on such a model; return what was done."""
     notes = [] if attacker.version == "standard" else [f"version {attacker.version!r}"]
     wanted = list(attacker.attacks_to_run if attacks is None else attacks)
@@ -207,7 +208,8 @@ def _adapt(attacker: Any, classes: int, height: int, attacks: Sequence[str] | No
     notes += [f"{name} left out, {impossible[name]}" for name in wanted if name in impossible]
     if not attacker.attacks_to_run:
         raise BadInput(f"no attack can run: {'; '.join(notes)}; ask for other attacks")
-    return [NOT_STANDARD + note for note in notes + _lower_targets(attacker, classes)]
+    changes = notes + _lower_targets(attacker, classes)
+    return [Note(kind="changed", text=f"not standard AutoAttack: {change}") for change in changes]
 
 
 def _impossible(classes: int, norm: str, height: int) -> dict[str, str]:
@@ -268,15 +270,16 @@ def _robust_after(attacker: Any, given: Mapping[str, int], robust: Tensor) -> di
 
 
 @contextmanager
-def _warnings() -> Iterator[dict[str, str]]:
+def _warnings() -> Iterator[dict[str, Note]]:
     """Collect what AutoAttack's own checks warn of (a random, dynamic or gradient-masking model), each kind once."""
-    found: dict[str, str] = {}
+    found: dict[str, Note] = {}
 
     def collect(record: logging.LogRecord) -> bool:
         message = record.getMessage()
         # It also warns of few classes, which `_adapt` has dealt with.
         if record.levelno >= logging.WARNING and not message.startswith("with only"):
-            found.setdefault(re.sub(r"[\d.]+", "", message), f"AutoAttack warns: {message}")
+            note = Note(kind="warning", text=f"AutoAttack warns: {message}")
+            found.setdefault(re.sub(r"[\d.]+", "", message), note)
         return record.levelno < logging.WARNING
 
     logger = logging.getLogger("auto-attack")
@@ -287,16 +290,16 @@ def _warnings() -> Iterator[dict[str, str]]:
         logger.removeFilter(collect)
 
 
-def _disagreement(robust_in_run: Tensor, robust: Tensor) -> list[str]:
+def _disagreement(robust_in_run: Tensor, robust: Tensor) -> list[Note]:
     count = int((robust_in_run != robust).sum())
     if not count:
         return []
     why = "they lie on the boundary, or the model draws at random"
-    return [f"{count} images are answered otherwise in a second pass: {why}"]
+    return [Note(kind="boundary", text=f"{count} images are answered otherwise in a second pass: {why}")]
 
 
 def _result(
-    attacker: Any, adversaries: Tensor, robust: Tensor, notes: list[str], robust_after: dict[str, int]
+    attacker: Any, adversaries: Tensor, robust: Tensor, notes: list[Note], robust_after: dict[str, int]
 ) -> AutoAttackResult:
     attacks = tuple(attacker.attacks_to_run)
     targets = int(attacker.apgd_targeted.n_target_classes) if _TARGETED & set(attacks) else 0

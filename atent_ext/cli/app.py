@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from atent_ext.cli import exit, submissions
 from atent_ext.cli.options import DataRoot, Download, Out, Seed, console
 from atent_ext.core.errors import BadInput
 from atent_ext.core.version import __version__
+from atent_ext.evaluation.report import Report
 from atent_ext.subjects import run_folder
 
 app = typer.Typer(
@@ -143,7 +144,7 @@ def evaluate(
 
     The same command goes on with an evaluation that was interrupted; the processes of torchrun share one.
     """
-    from atent_ext.cli.console import ScoringBar, report_table
+    from atent_ext.cli.console import ScoringBar
     from atent_ext.evaluation import scoring
     from atent_ext.evaluation.protocol import load_protocol
 
@@ -165,7 +166,7 @@ def evaluate(
             busy=bar.busy,
             progress=bar.standing,
         )
-    console.print(report_table(report))
+    console.print(report.table())
     _print_notes([report])
     console.print(f"written: {target}", soft_wrap=True)
 
@@ -332,7 +333,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _print_notes(reports: list[dict[str, Any]]) -> None:
+def _print_notes(reports: list[Report]) -> None:
     from atent_ext.cli.console import notes
 
     for note in notes(reports):

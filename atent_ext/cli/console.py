@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -20,8 +19,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from atent_ext.evaluation.certificates import Certified
 from atent_ext.evaluation.journal import Standing
-from atent_ext.evaluation.scoring import Report
+from atent_ext.evaluation.report import Report
 from atent_ext.training.loop import Metrics
 
 
@@ -125,34 +125,15 @@ def _clock(seconds: float) -> str:
     return str(timedelta(seconds=max(0, math.ceil(seconds))))
 
 
-def report_table(report: Report) -> Table:
-    """One row per attack: correct, accuracy, 95 % interval, seconds of all processes together."""
-    threat = report["threat"]
-    title = (
-        f"{report['name']} on {report['data']}, {report['split']}; {threat['norm']} eps {threat['eps']:g}, "
-        f"protocol {report['protocol']}, seed {report['seed']}"
-    )
-    table = Table(title=title, title_justify="left")
-    seconds = "seconds" if report["processes"] == 1 else "process-seconds"
-    for heading in ("attack", "correct", "accuracy", "95 % interval", seconds):
-        table.add_column(heading, justify="left" if heading == "attack" else "right")
-    for result in report["results"]:
-        low, high = result["interval95_wilson"]
-        correct = f"{result['correct']}/{result['n']}"
-        share = f"{result['accuracy']:.2%}"
-        table.add_row(result["attack"], correct, share, f"{low:.1%} - {high:.1%}", f"{result['seconds']:.1f}")
-    return table
-
-
-def certified_table(report: Report) -> Table:
+def certified_table(report: Certified) -> Table:
     """Certified accuracy at each ℓ2 radius."""
-    used = report["smoothing"]
+    used = report.smoothing
     title = (
-        f"{report['name']} on {report['data']}, the first {report['images']} test images; sigma {used['sigma']:g}, "
-        f"n {used['n']}, n0 {used['n0']}, alpha {used['alpha']:g}, seed {report['seed']}"
+        f"{report.name} on {report.data}, the first {report.images} test images; sigma {used['sigma']:g}, "
+        f"n {used['n']}, n0 {used['n0']}, alpha {used['alpha']:g}, seed {report.seed}"
     )
     table = Table("ℓ2 radius", "certified accuracy", title=title, title_justify="left")
-    for radius, accuracy in report["certified_accuracy"].items():
+    for radius, accuracy in report.certified_accuracy.items():
         table.add_row(radius, f"{accuracy:.1%}")
         if accuracy == 0:
             break
@@ -161,23 +142,17 @@ def certified_table(report: Report) -> Table:
 
 def board_table(reports: Sequence[Report]) -> Table:
     """One row per model, one column per attack."""
-    threat = reports[0]["threat"]
-    title = (
-        f"{reports[0]['data']}, {reports[0]['split']}; {threat['norm']} eps {threat['eps']:g}, "
-        f"seed {reports[0]['seed']}; accuracy in %"
-    )
+    first = reports[0]
+    threat = first.threat
+    title = f"{first.data}, {first.split}; {threat.norm} eps {threat.eps:g}, seed {first.seed}; accuracy in %"
     table = Table("model", title=title, title_justify="left")
-    for result in reports[0]["results"]:
-        table.add_column(result["attack"], justify="right")
+    for result in first.results:
+        table.add_column(result.attack, justify="right")
     for report in reports:
-        table.add_row(report["name"], *(_percent(result) for result in report["results"]))
+        table.add_row(report.name, *(f"{100 * result.accuracy:.1f}" for result in report.results))
     return table
 
 
 def notes(reports: Sequence[Report]) -> list[str]:
     """Everything that the reports' attacks had to say, once."""
-    return sorted({note for report in reports for result in report["results"] for note in result["notes"]})
-
-
-def _percent(result: dict[str, Any]) -> str:
-    return f"{100 * result['accuracy']:.1f}"
+    return sorted({note for report in reports for note in report.notes})

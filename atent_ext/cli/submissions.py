@@ -42,7 +42,7 @@ def verify(
 
     The same command goes on with a verification that was interrupted.
     """
-    from atent_ext.cli.console import ScoringBar, report_table
+    from atent_ext.cli.console import ScoringBar
     from atent_ext.figures import gallery
     from atent_ext.storage import files
     from atent_ext.submissions import cards
@@ -79,7 +79,7 @@ def verify(
         )
     cards.write_card(card, target)
     if card.report:
-        console.print(report_table(card.report))
+        console.print(card.report.table())
     for line in _said(card):
         console.print(line, soft_wrap=True)
     if not card.report:

@@ -1,9 +1,10 @@
 """Names -> things: objectives, models, data sets as import paths; recipes and protocols as files.
 
 Listing imports nothing heavy: an entry is the text `module:attribute`, resolved only when it is asked for.
-Other packages join by entry points of the groups `atent_ext.objectives`, `atent_ext.models`, `atent_ext.datasets`
-(name = "module:attribute") and `atent_ext.recipes` (any name = "a.package", a folder of YAML files). An objective is a
-dataclass that is a `types.Objective`; models are called with `classes` and `channels`, data sets with (root, download).
+Other packages join by entry points of the groups `atent_ext.objectives`, `atent_ext.attacks`, `atent_ext.models`,
+`atent_ext.datasets` (name = "module:attribute"), `atent_ext.recipes` and `atent_ext.protocols` (any name = "a.package",
+a folder of YAML files). An objective is a dataclass that is a `types.Objective`, an attack an `attacks.AttackSpec`;
+models are called with `classes` and `channels`, data sets with (root, download).
 """
 
 import difflib
@@ -30,6 +31,17 @@ OBJECTIVES: Mapping[str, str] = {
     "smooth-trades": "atent_ext.objectives:SmoothTRADES",
 }
 
+ATTACKS: Mapping[str, str] = {
+    "clean": "atent_ext.attacks.specs.clean:CleanSpec",
+    "fgsm": "atent_ext.attacks.specs.gradient:FGSMSpec",
+    "ifgsm": "atent_ext.attacks.specs.gradient:IFGSMSpec",
+    "pgd": "atent_ext.attacks.specs.gradient:PGDSpec",
+    "atent": "atent_ext.attacks.specs.gradient:ATENTSpec",
+    "cw": "atent_ext.attacks.specs.minimal:CarliniWagnerSpec",
+    "deepfool": "atent_ext.attacks.specs.minimal:DeepFoolSpec",
+    "autoattack": "atent_ext.attacks.specs.autoattack:AutoAttackSpec",
+}
+
 MODELS: Mapping[str, str] = {
     "digits-cnn": "atent_ext.models.networks:DigitsCNN",
     "lenet5-v1": "atent_ext.models.networks:LeNet5V1",
@@ -53,11 +65,13 @@ DATASETS: Mapping[str, str] = {
 
 _KINDS: Mapping[str, tuple[Mapping[str, str], str]] = {
     "objective": (OBJECTIVES, "atent_ext.objectives"),
+    "attack": (ATTACKS, "atent_ext.attacks"),
     "model": (MODELS, "atent_ext.models"),
     "data set": (DATASETS, "atent_ext.datasets"),
 }
 
-_RECIPES = "atent_ext.recipes"
+_PACKAGES: Mapping[str, str] = {"recipe": "atent_ext.recipes", "protocol": "atent_ext.protocols"}
+"""The groups in which other packages name folders of YAML files."""
 
 _HERE = Path(__file__).resolve().parent.parent  # the package itself
 # Where each kind of file lies in an installed wheel, and where in a checkout.
@@ -79,7 +93,7 @@ def nearest(kind: str, name: str, known: Iterable[str]) -> BadInput:
 
 
 def entries(kind: str) -> dict[str, str]:
-    """Name -> `module:attribute` of all entries of a kind ("objective", "model" or "data set"), other packages' too."""
+    """Name -> `module:attribute` of all entries of a kind (see `_KINDS`), other packages' too."""
     own, group = _KINDS[kind]
     found = dict(own)
     for point in _points(group):
@@ -121,12 +135,12 @@ def resolve(kind: str, name: str) -> Any:
 
 
 def files(kind: str) -> dict[str, Path]:
-    """Name -> YAML file of all files of a kind ("recipe", "protocol", "study"): shipped ones, other packages' recipes.
+    """Name -> YAML file of all files of a kind ("recipe", "protocol", "study"): ours, and other packages'.
 
     Where two have one name, ours or else the first counts; `faults` says so.
     """
     found = _yaml(folder(kind))
-    for point in _points(_RECIPES) if kind == "recipe" else ():
+    for point in _points(_PACKAGES[kind]) if kind in _PACKAGES else ():
         found |= {name: path for name, path in _yaml(_package_folder(point)).items() if name not in found}
     return found
 
@@ -140,16 +154,19 @@ def folder(kind: str) -> Path:
 
 
 def faults() -> list[str]:
-    """What is wrong with the recipes that other packages register, in words."""
-    found, known = [], files("recipe")
-    for point in _points(_RECIPES):
+    """What is wrong with the recipes and protocols that other packages register, in words."""
+    return [fault for kind, group in _PACKAGES.items() for fault in _faults_of(kind, group)]
+
+
+def _faults_of(kind: str, group: str) -> Iterator[str]:
+    known = files(kind)
+    for point in _points(group):
         folder = _package_folder(point)
         if not folder.is_dir():
-            found.append(f"{_package(point)} registers recipes in {point.value!r}, which is no package; reinstall it")
+            yield f"{_package(point)} registers {kind}s in {point.value!r}, which is no package; reinstall it"
         for name, path in _yaml(folder).items():
             if known[name] != path and not name.startswith("_"):
-                found.append(f"{_package(point)} brings a recipe {name!r}, but {known[name]} counts; rename it")
-    return found
+                yield f"{_package(point)} brings a {kind} {name!r}, but {known[name]} counts; rename it"
 
 
 def _points(group: str) -> Iterator[EntryPoint]:

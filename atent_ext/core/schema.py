@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from atent_ext.core import registry
 from atent_ext.core.norms import NormName
 
 Positive = Annotated[float, Field(gt=0)]
@@ -29,3 +30,17 @@ class Network(Section):
 
     name: str
     arguments: dict[str, Any] = {}
+
+
+def explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    """A pydantic error of `kind` in one line: each wrong field, its value, what is needed."""
+    return "; ".join(_explain_one(dict(detail), kind) for detail in error.errors())
+
+
+def _explain_one(detail: dict[str, Any], kind: type[BaseModel]) -> str:
+    location = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return str(registry.nearest("field", location, kind.model_fields))
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    value = "" if detail["type"] == "missing" else f" is {detail['input']!r}"
+    return f"{location}{value}: {message}" if location else message

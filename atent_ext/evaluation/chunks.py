@@ -11,7 +11,7 @@ from itertools import chain
 
 import torch
 
-from atent_ext.attacks.spec import Outcome
+from atent_ext.attacks.spec import Note, Outcome
 from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
 from atent_ext.data.datasets import Split
@@ -58,6 +58,7 @@ def _joined(parts: Sequence[Outcome]) -> Outcome:
         if (part.attack, part.settings) != (first.attack, first.settings):
             raise BadInput(f"chunks were scored by {first.attack} and by {part.attack} of other settings; start anew")
     return Outcome(
+        first.kind,
         first.attack,
         first.settings,
         torch.cat([part.flags for part in parts]),
@@ -67,16 +68,21 @@ def _joined(parts: Sequence[Outcome]) -> Outcome:
     )
 
 
-def _united(notes: Sequence[Sequence[str]]) -> tuple[str, ...]:
+def _united(notes: Sequence[Sequence[Note]]) -> tuple[Note, ...]:
     common = [note for note in dict.fromkeys(chain(*notes)) if all(note in some for some in notes)]
-    kinds: dict[str, list[str]] = {}
+    alike: dict[tuple[str, str], list[Note]] = {}
     for some in notes:
-        mine = {_kind(note): note for note in reversed(some) if note not in common}
-        for kind, note in mine.items():
-            kinds.setdefault(kind, []).append(note)
-    others = [f"in {len(found)} of {len(notes)} chunks; first: {found[0]}" for found in kinds.values()]
+        mine = {_without_numbers(note): note for note in reversed(some) if note not in common}
+        for key, note in mine.items():
+            alike.setdefault(key, []).append(note)
+    others = (_of_several(same, len(notes)) for same in alike.values())
     return (*common, *others)
 
 
-def _kind(note: str) -> str:
-    return re.sub(r"[\d.]+", "", note)
+def _of_several(alike: Sequence[Note], chunks: int) -> Note:
+    first = alike[0]
+    return Note(kind=first.kind, text=f"in {len(alike)} of {chunks} chunks; first: {first.text}")
+
+
+def _without_numbers(note: Note) -> tuple[str, str]:
+    return note.kind, re.sub(r"[\d.]+", "", note.text)

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
-from atent_ext.attacks.spec import Outcome, Setting
+from atent_ext.attacks.spec import Note, Outcome, Setting
 from atent_ext.core.errors import BadInput
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation.chunks import Chunk
@@ -35,7 +35,7 @@ def score(model: nn.Module, split: Split, chunk: Chunk, protocol: Protocol, sett
             break
         batch_size = _halved(batch_size, chunk)
         journal.keep_batch_size(chunk, batch_size)
-    notes = [] if batch_size == full else [f"memory ran out: batches of {batch_size} images instead of {full}"]
+    notes = [] if batch_size == full else [_smaller(batch_size, full)]
     results = [plain(replace(outcome, notes=(*outcome.notes, *notes))) for outcome in found]
     seconds = time.perf_counter() - begin
     journal.keep(chunk, {"batch_size": batch_size, "full": full, "seconds": seconds, "outcomes": results})
@@ -59,6 +59,10 @@ def _attempt(model: nn.Module, split: Split, protocol: Protocol, setting: Settin
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
+
+
+def _smaller(batch_size: int, full: int) -> Note:
+    return Note(kind="memory", text=f"memory ran out: batches of {batch_size} images instead of {full}")
 
 
 def _halved(batch_size: int, chunk: Chunk) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from atent_ext.attacks.spec import Outcome
+from atent_ext.attacks.spec import Note, Outcome
 from atent_ext.core.errors import BadInput
 from atent_ext.evaluation.chunks import Chunk, merge
 from atent_ext.storage import files, locks
@@ -171,12 +171,13 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 def plain(outcome: Outcome) -> Record:
     """An outcome as JSON holds it, the flags as a text of 0 and 1."""
     flags = "".join("01"[int(flag)] for flag in outcome.flags)
-    return {**vars(outcome), "settings": dict(outcome.settings), "notes": list(outcome.notes), "flags": flags}
+    notes = [note.model_dump() for note in outcome.notes]
+    return {**vars(outcome), "settings": dict(outcome.settings), "notes": notes, "flags": flags}
 
 
 def _outcome(record: Record) -> Outcome:
     flags = torch.tensor([flag == "1" for flag in record["flags"]], dtype=torch.bool)
-    return Outcome(**record | {"flags": flags, "notes": tuple(record["notes"])})
+    return Outcome(**record | {"flags": flags, "notes": tuple(Note(**note) for note in record["notes"])})
 
 
 def outcomes(records: Sequence[Record]) -> list[Outcome]:

@@ -8,7 +8,6 @@ from functools import reduce
 import torch
 from torch import nn
 
-from atent_ext.attacks import runners
 from atent_ext.attacks.accuracy import predict
 from atent_ext.attacks.spec import Outcome, Setting
 from atent_ext.core import validate
@@ -35,7 +34,7 @@ def evaluate(
     for spec in protocol.attacks:
         start = time.perf_counter()
         with seeded(setting.seed):
-            outcome = runners.run(model, split, spec, setting)
+            outcome = spec.run(model, split, setting)
         outcomes.append(replace(outcome, seconds=time.perf_counter() - start))
         report(outcomes[-1])
     if len(outcomes) > 1:
@@ -48,7 +47,7 @@ def worst_case(outcomes: list[Outcome]) -> Outcome:
     """An example counts only if it is right under every one of the outcomes."""
     flags = reduce(torch.logical_and, [outcome.flags for outcome in outcomes])
     over = ", ".join(outcome.attack for outcome in outcomes)
-    return Outcome("worst case", {"over": over}, flags, sum(outcome.seconds for outcome in outcomes))
+    return Outcome("worst_case", "worst case", {"over": over}, flags, sum(outcome.seconds for outcome in outcomes))
 
 
 def _check(model: nn.Module, split: Split) -> None:

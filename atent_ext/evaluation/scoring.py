@@ -1,13 +1,12 @@
 """From a run folder or a weights file to a report: everything that a reader needs to know about each number."""
 
 import importlib.metadata
-import json
 import platform
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -22,19 +21,21 @@ from atent_ext.data import datasets
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation import chunks, engine
 from atent_ext.evaluation.chunks import Chunk
-from atent_ext.evaluation.journal import Journal, Standing, outcomes, smaller_batches
+from atent_ext.evaluation.journal import Journal, Record, Standing, outcomes, smaller_batches
 from atent_ext.evaluation.protocol import Protocol
+from atent_ext.evaluation.report import About, Report, result_of
 from atent_ext.models.speed import Prepared, prepare
 from atent_ext.storage import files
 
-Report = dict[str, Any]
+Facts = dict[str, Any]
+"""What decides the flags of an evaluation, as plain data."""
 _CHUNK = {"cpu": 100, "cuda": 250}
 """Images in a chunk: enough to keep the device busy, few enough that an interruption costs minutes."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, the images it is scored on, the threat model, and `about`: where each comes from, as plain data.
+    """A model, the images it is scored on, the threat model, and `about`: where each comes from.
 
     part: what the images are of their data set, `data.TEST` or `data.HELD_OUT`.
     """
@@ -42,7 +43,7 @@ class Subject:
     model: nn.Module
     test: Split
     threat: Threat
-    about: Report
+    about: About
     part: str = datasets.TEST
 
 
@@ -83,26 +84,26 @@ def score(
     journal = Journal(pieces, None if path is None else path.with_name(f"{path.name}.chunks"))
     setting = Setting(subject.threat, seed, min(batch_size, size), busy)
     facts = _facts(subject, split, protocol, setting, size) | {"device": device.type}
-    report: Report = {}
+    report: Report | None = None
     with journal.held() if team.is_main_process else nullcontext():
         prepared, missing = _begin(subject.model.to(device), split, journal, facts, speed, team)
         engine.share(prepared.model, split, protocol, setting, journal, missing, team, progress)
         if team.is_main_process:
             report = _report(subject, protocol, facts, prepared, journal.collect(), team.num_processes)
             if path is not None:
-                save(report, path)
+                report.save(path)
             journal.discard()
-    return processes.told(team, report)
+    return cast(Report, processes.told(team, report))
 
 
-def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting, chunk: int) -> Report:
+def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting, chunk: int) -> Facts:
     """What decides the flags, as plain data."""
     # Buffers besides: a normalisation may be left out of the state dict.
     held = [*subject.model.state_dict().values(), *subject.model.buffers()]
     weights = [value for value in held if isinstance(value, Tensor)]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "pyautoattack")}
     return {
-        **{key: subject.about.get(key) for key in ("weights_sha256", "model", "data")},
+        **subject.about.model_dump(include={"weights_sha256", "model", "data"}),
         "test_images": len(subject.test),
         "n": len(split),
         "content_sha256": datasets.digest(*weights, split.images, split.labels),
@@ -116,7 +117,7 @@ def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting,
 
 
 def _begin(
-    model: nn.Module, split: Split, journal: Journal, facts: Report, speed: str, team: PartialState
+    model: nn.Module, split: Split, journal: Journal, facts: Facts, speed: str, team: PartialState
 ) -> tuple[Prepared, list[Chunk]]:
     """The network as it is to be scored and the chunks to do: the main process decides, the others do as it says."""
     images = split.images[: facts["batch_size"]]
@@ -133,11 +134,11 @@ def _begin(
     return prepared, missing
 
 
-def _choice(prepared: Prepared) -> Report:
+def _choice(prepared: Prepared) -> Facts:
     return {"speed": prepared.speed, "folded": prepared.folded}
 
 
-def _same(mine: Report, theirs: Report, process: int, prepared: Prepared) -> Prepared:
+def _same(mine: Facts, theirs: Facts, process: int, prepared: Prepared) -> Prepared:
     """Raise BadInput if this process would score something else than the main one."""
     for name in (name for name in mine if mine[name] != theirs[name]):
         raise BadInput(
@@ -148,22 +149,25 @@ def _same(mine: Report, theirs: Report, process: int, prepared: Prepared) -> Pre
 
 
 def _report(
-    subject: Subject, protocol: Protocol, facts: Report, prepared: Prepared, records: list[Report], processes: int
+    subject: Subject, protocol: Protocol, facts: Facts, prepared: Prepared, records: list[Record], processes: int
 ) -> Report:
     same = {key: facts[key] for key in ("threat", "seed", "batch_size", "chunk", "versions")}
     threads = torch.get_num_threads()
-    return subject.about | {
-        "split": f"{subject.part}, the first {facts['n']} of {facts['test_images']}",
-        "protocol": protocol.name,
+    return Report(
+        **subject.about.model_dump(),
+        part=subject.part,
+        n=facts["n"],
+        total=facts["test_images"],
+        protocol=protocol.name,
         **same,
-        "smaller_batches": smaller_batches(records),
-        "speed": prepared.speed,
-        "folded": prepared.folded,
-        "prepared": list(prepared.notes),
-        "processes": processes,
-        "machine": {"device": facts["device"], "threads": threads, "python": platform.python_version()},
-        "results": [outcome.report() for outcome in outcomes(records)],
-    }
+        smaller_batches=smaller_batches(records),
+        speed=prepared.speed,
+        folded=prepared.folded,
+        prepared=prepared.notes,
+        processes=processes,
+        machine={"device": facts["device"], "threads": threads, "python": platform.python_version()},
+        results=tuple(result_of(outcome) for outcome in outcomes(records)),
+    )
 
 
 def default_path(subject: Path, loaded: Subject, protocol: Protocol, n: int | None, seed: int) -> Path:
@@ -171,10 +175,5 @@ def default_path(subject: Path, loaded: Subject, protocol: Protocol, n: int | No
     count = len(loaded.test) if n is None else n
     protocol_name = protocol.name if loaded.part == datasets.TEST else f"{protocol.name}-held-out"
     name = f"eval-{protocol_name}-{loaded.threat.norm}-{loaded.threat.eps:g}-n{count}-seed{seed}.json"
-    digest = str(loaded.about["weights_sha256"])[:8]
-    return (subject if subject.is_dir() else Path("runs") / f"{loaded.about['name']}-{digest}") / name
-
-
-def save(report: Report, path: Path) -> None:
-    """Write a report as JSON."""
-    files.write(path, json.dumps(report, indent=1) + "\n")
+    digest = str(loaded.about.weights_sha256)[:8]
+    return (subject if subject.is_dir() else Path("runs") / f"{loaded.about.name}-{digest}") / name

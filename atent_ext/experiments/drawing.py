@@ -1,5 +1,6 @@
 """The figures of both papers by name: `draw` reads run folders, draws, and returns the files that it wrote."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from atent_ext.core import registry, validate
 from atent_ext.core.errors import BadInput
+from atent_ext.storage import files
 from atent_ext.subjects import run_folder
 
 if TYPE_CHECKING:
@@ -121,33 +123,31 @@ def _curve(request: _Request) -> list[Path]:
         plots.accuracy_curve(name, run.model, run.test.take(count), threat, radii, seed=request.seed)
         for name, run in subjects
     ]
-    title = f"{subjects[0][1].about['data']}: PGD-20 on the first {count} test images, seed {request.seed}"
+    title = f"{subjects[0][1].about.data}: PGD-20 on the first {count} test images, seed {request.seed}"
     for path in plots.both(request.out):
         plots.draw_curves(curves, threat, title, path)
     return plots.both(request.out)
 
 
 def _plane(request: _Request) -> list[Path]:
-    from atent_ext.evaluation import scoring
     from atent_ext.figures import plane
 
     pair = plane.two_classes(request.dataset, request.n, request.data_root)
     study = plane.study(pair, plane.Setting(updates=request.updates), request.seed)
     numbers = request.out.with_suffix(".json")
     written = plane.draw(study, request.out)
-    scoring.save(study.report, numbers)
+    files.write(numbers, json.dumps(study.report, indent=1) + "\n")
     return [*written, numbers]
 
 
 def _density(request: _Request) -> list[Path]:
-    from atent_ext.evaluation import scoring
     from atent_ext.figures import density
 
     setting = density.Setting()
     found = density.samples(setting, request.seed)
     numbers = request.out.with_suffix(".json")
     written = density.draw(setting, found, request.out)
-    scoring.save(density.report(setting, found, request.seed), numbers)
+    files.write(numbers, json.dumps(density.report(setting, found, request.seed), indent=1) + "\n")
     return [*written, numbers]
 
 
@@ -173,7 +173,7 @@ def _subjects(request: _Request) -> list[tuple[str, "Subject"]]:
 
     names = _names(request.runs)
     subjects = [run_folder.from_run(path, request.data_root) for path in request.runs]
-    found = sorted({str(subject.about["data"]) for subject in subjects})
+    found = sorted({subject.about.data for subject in subjects})
     if len(found) > 1:
         raise BadInput(f"the runs are on the data sets {', '.join(found)}; draw runs on one data set together")
     return list(zip(names, subjects, strict=True))

@@ -13,7 +13,7 @@ from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet
 from atent_ext.evaluation import scoring
 from atent_ext.evaluation.protocol import load_protocol
-from atent_ext.evaluation.scoring import Report
+from atent_ext.evaluation.report import Report
 from atent_ext.experiments import table
 from atent_ext.figures import plots
 from atent_ext.storage import files
@@ -56,7 +56,8 @@ def quickstart(
         scoring_begins(recipe.name)
         subjects[method] = run_folder.from_run(folder.path)
         reports.append(scoring.score(subjects[method], protocol, n=n, seed=seed, chunk=count))
-    files.write(out / "results.json", json.dumps(reports, indent=1) + "\n")
+    plain = [report.model_dump(mode="json") for report in reports]
+    files.write(out / "results.json", json.dumps(plain, indent=1) + "\n")
     files.write(out / "leaderboard.md", table.markdown(reports))
     _draw({method: subject.model for method, subject in subjects.items()}, digits, recipe.threat, n, out)
     return reports

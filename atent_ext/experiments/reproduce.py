@@ -170,7 +170,7 @@ def _fill(entry: Result, study: Study, row: Row, shop: Workshop, keep: Callable[
 
 
 def _about(subject: Subject, shop: Workshop, study: Study, row: Row) -> Result:
-    about = {key: subject.about[key] for key in ("model", "weights_sha256", "data", "data_note")}
+    about = subject.about.model_dump(include={"model", "weights_sha256", "data", "data_note"})
     about |= {"threat": subject.threat.model_dump()}
     if row.weights is not None:
         return about | {"data": row.weights.dataset}

@@ -19,6 +19,7 @@ from atent_ext.core.model_state import device_of
 from atent_ext.data import datasets
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation.protocol import Protocol
+from atent_ext.evaluation.report import result_of
 from atent_ext.evaluation.run import evaluate
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.experiments.study import (
@@ -128,11 +129,20 @@ def measure(subject: Subject, column: Column, row: Row, scale: Scale, seed: int,
             flags, settings = _by_intervals(model, split, column.certify)
         else:
             flags, settings = _by_smoothing(model, split, column.certify, scale.certificates, seed, known)
-        return Outcome("certified", settings, flags, time.perf_counter() - start).report()
+        return cell(Outcome("certified", "certified", settings, flags, time.perf_counter() - start))
     threat = column.threat(subject.threat)
     protocol = Protocol(name=column.name, description="", attacks=(column.spec(subject.threat),))
     (outcome,) = evaluate(model, split, protocol, Setting(threat, seed, scale.batch_size))
-    return {"threat": threat.model_dump(), **outcome.report()}
+    return {"threat": threat.model_dump(), **cell(outcome)}
+
+
+def cell(outcome: Outcome) -> Cell:
+    """An outcome as a cell holds it: settings beside figures, notes as texts."""
+    result: Cell = result_of(outcome).model_dump(mode="json", exclude={"kind"})
+    settings, robust_after = result.pop("settings"), result.pop("robust_after")
+    counts = {"robust_after": robust_after} if robust_after else {}
+    texts = [note["text"] for note in result["notes"]]
+    return {**result, **settings, **counts, "notes": texts}
 
 
 def _by_smoothing(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from atent_ext.attacks.spec import AttackSpec
+from atent_ext.attacks.spec import AnyAttack, AttackSpec
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import NormName
@@ -53,7 +53,7 @@ class Column(Section):
     """
 
     name: str
-    attack: AttackSpec | None = None
+    attack: AnyAttack | None = None
     certify: Certify | None = None
     share: Annotated[float, Field(ge=0)] = 1.0
     eps: Annotated[float, Field(ge=0)] | None = None
@@ -92,7 +92,7 @@ class CurveAxis(Section):
     """Accuracy against eps: one column for each of 0, by, 2 by, ..., to. trained: the radius that its plot marks."""
 
     norm: NormName
-    attack: AttackSpec
+    attack: AnyAttack
     to: Positive
     by: Positive
     trained: Positive

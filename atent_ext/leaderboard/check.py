@@ -12,8 +12,9 @@ from typing import Any
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
 from atent_ext.core.statistics import interval
+from atent_ext.evaluation.report import Result
 from atent_ext.leaderboard import site
-from atent_ext.leaderboard.ranking import WORST, Entry, Result, measured
+from atent_ext.leaderboard.ranking import Entry, measured
 from atent_ext.submissions import masking, sanity, verification
 from atent_ext.submissions.cards import read_card
 from atent_ext.training import recipes
@@ -96,18 +97,18 @@ def _known(entry: Entry) -> Iterator[str]:
         known = registry.entries(kind)
         if name not in known:
             yield str(registry.nearest(kind, name, known))
-    threat = asked.threat.model_dump()
-    if entry.card.report.get("threat") != threat:
-        yield f"it was scored under {entry.card.report.get('threat')} and is submitted for {threat}; score it anew"
+    scored, submitted = entry.report.threat, asked.threat
+    if scored != submitted:
+        yield f"it was scored under {scored} and is submitted for {submitted}; score it anew"
 
 
 def _origin(entry: Entry, weights: Path) -> Iterator[str]:
     """Hashes and the date."""
     card = entry.card
-    for name, digest in _hashes({"weights": card.weights, "report": card.report}):
+    for name, digest in _hashes({"weights": card.weights, "report": entry.report.model_dump(exclude_none=True)}):
         if not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
             yield f"{name} is {digest!r}, and a SHA-256 has 64 digits 0 to f; score it anew"
-    stated, scored = card.weights.get("sha256"), card.report.get("weights_sha256")
+    stated, scored = card.weights.get("sha256"), entry.report.weights_sha256
     if stated is None or stated != scored:
         yield f"weights.sha256 is {stated}, and the report is of {scored}; score these weights"
     file = weights / f"{card.submission.name}.safetensors"
@@ -155,18 +156,18 @@ def _pair(bounds: tuple[float, float]) -> str:
 
 def _worst(entry: Entry) -> Iterator[str]:
     """An image counts in the worst case if it is right under all the others."""
-    others = [result.flags for result in entry.results if result.attack != WORST]
+    others = [result.flags for result in entry.results if result.kind != "worst_case"]
     if {len(flags) for flags in others} == {len(entry.worst.flags)}:  # else `_counts` says so
         again = map(min, *others)
         wrong = sum(stated != found for stated, found in zip(entry.worst.flags, again, strict=True))
         if wrong:
-            yield f"{WORST}: {wrong} flags are not what the attacks together say; score it anew"
+            yield f"worst case: {wrong} flags are not what the attacks together say; score it anew"
 
 
 def _claims(entry: Entry) -> Iterator[str]:
     asked = entry.card.submission
     random = sanity.is_random(entry.card.checks, asked.random)
-    again = verification.verdicts(asked.claims, entry.card.report, random)
+    again = verification.verdicts(asked.claims, entry.report, random)
     if entry.card.verdicts != again:
         told = ", ".join(f"{one.claim.what} {one.verdict} ({one.points:+.1f})" for one in again) or "none"
         yield f"verdicts are not those of its claims and figures, which are: {told}; write the card anew"
@@ -181,7 +182,7 @@ def _looked(entry: Entry) -> Iterator[str]:
     left = list(result.robust_after.values())[-1:] if result else []
     if result and left and left != [result.flags.count("1")]:
         yield f"{result.attack}: robust_after ends with {left[0]}, which the flags do not say; score it anew"
-    again = masking.black_box(entry.card.report)
+    again = masking.black_box(entry.report)
     if [sign for sign in entry.card.signs if sign.name == again.name] != [again]:
         yield f"the sign {again.name!r} is not what AutoAttack's counts say: {again.evidence}; score it anew"
 

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from atent_ext.attacks.spec import Kind
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Count, Share, Threat
+from atent_ext.evaluation.report import Report, Result
 from atent_ext.submissions.cards import Card, Sign, Verdict, read_card
 from atent_ext.submissions.sanity import is_random
 
-CLEAN, WORST, AUTOATTACK = "clean", "worst case", "AutoAttack"
 _NORMS = {"Linf": "ℓ∞", "L2": "ℓ2"}
 Tone = Literal["good", "bad", "plain"]
 TONES: Mapping[str, Tone] = {"overstated": "bad", "understated": "plain", "confirmed": "good"}
@@ -26,28 +27,6 @@ _FEW = 100
 """Images below which an accuracy says little."""
 _LONGEST = 120
 """Characters of a page's name: file systems end at 255 bytes."""
-
-
-def _in_one_line(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError(f"{text!r} holds characters that are not printable")
-    return text
-
-
-class Result(BaseModel):
-    """One attack's outcome in a card's report, as `evaluation.Outcome.report` writes it, without its settings."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False, strict=True)
-
-    attack: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_in_one_line)]
-    correct: Annotated[int, Field(ge=0)]
-    n: Annotated[int, Field(gt=0, le=_MOST)]
-    accuracy: Share
-    interval95_wilson: tuple[Share, Share]
-    robust_after: dict[str, int] = {}
-    seconds: Annotated[float, Field(ge=0)] = 0.0
-    notes: tuple[str, ...] = ()
-    flags: str = ""
 
 
 class Curve(BaseModel):
@@ -81,33 +60,35 @@ class Entry:
 
     card: Card
     path: Path
-    results: tuple[Result, ...]
+    report: Report
     curve: Curve | None
     page: str = ""
     rank: int = 0
 
-    def _of(self, attack: str) -> Result:
-        return next(result for result in self.results if result.attack == attack)
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """All that was measured."""
+        return self.report.results
 
     @property
     def clean(self) -> Result:
         """Without an attack."""
-        return self._of(CLEAN)
+        return self.report.result("clean")
 
     @property
     def worst(self) -> Result:
         """The worst case over all attacks, by which models are ranked."""
-        return self._of(WORST)
+        return self.report.result("worst_case")
 
     @property
     def autoattack(self) -> Result | None:
         """AutoAttack, also a changed one, unless it was not run."""
-        return next((result for result in self.results if result.attack.startswith(AUTOATTACK)), None)
+        return self.report.autoattack
 
     @property
     def strongest(self) -> Result:
         """The attack that leaves the lowest accuracy."""
-        return min((one for one in self.results if one.attack not in (CLEAN, WORST)), key=lambda one: one.accuracy)
+        return min(self.report.attacks, key=lambda result: result.accuracy)
 
     @property
     def found(self) -> tuple[Sign, ...]:
@@ -172,19 +153,19 @@ def measured(card: Card, path: Path) -> Entry:
     if not card.report:
         raise BadInput(f"{path}: the card was not scored and cannot be ranked; leave it out of the registry")
     try:
-        found = TypeAdapter(tuple[Result, ...]).validate_json(json.dumps(card.report.get("results")))
         curve = Curve.model_validate_json(json.dumps(card.curve)) if card.curve else None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "results"
+        where = ".".join(map(str, first["loc"])) or "curve"
         raise BadInput(f"{path}: the card's figures cannot be read, {where}: {first['msg']}; measure it anew") from None
-    names = [result.attack for result in found]
-    for needed in (CLEAN, WORST):
-        if names.count(needed) != 1:
-            raise BadInput(f"{path}: the report has {names.count(needed)} results {needed!r}; exactly one is needed")
-    if len(found) < 3:
-        raise BadInput(f"{path}: the report has no attack beside {CLEAN!r} and {WORST!r}; score it with a protocol")
-    return Entry(card, path, found, curve)
+    kinds = [result.kind for result in card.report.results]
+    names: Mapping[Kind, str] = {"clean": "clean", "worst_case": "worst case"}
+    for needed, name in names.items():
+        if kinds.count(needed) != 1:
+            raise BadInput(f"{path}: the report has {kinds.count(needed)} results {name!r}; exactly one is needed")
+    if not card.report.attacks:
+        raise BadInput(f"{path}: the report has no attack beside 'clean' and 'worst case'; score it with a protocol")
+    return Entry(card, path, card.report, curve)
 
 
 def eps_text(eps: float) -> str:
@@ -273,10 +254,10 @@ def _unusual(entry: Entry) -> Iterable[Badge]:
         yield Badge(f"only {entry.worst.n} images", "bad", "the interval is wide; the rank says little")
     if entry.random:
         yield Badge("random", "plain", 'the network answers at random; AutoAttack\'s "rand" version scored it')
-    data = entry.card.report.get("data")
-    if data != entry.card.submission.dataset:
-        yield Badge("other test images", "plain", f"{data}. {entry.card.report.get('data_note', '')}".strip())
+    report = entry.report
+    if report.data != entry.card.submission.dataset:
+        yield Badge("other test images", "plain", f"{report.data}. {report.data_note}".strip())
     if entry.autoattack is None:
         yield Badge("no AutoAttack", "bad", "AutoAttack was not run")
-    elif entry.autoattack.attack != AUTOATTACK:
-        yield Badge("AutoAttack changed", "plain", "; ".join(entry.autoattack.notes))
+    elif any(note.kind == "changed" for note in entry.autoattack.notes):
+        yield Badge("AutoAttack changed", "plain", "; ".join(note.text for note in entry.autoattack.notes))

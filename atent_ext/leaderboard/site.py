@@ -20,9 +20,10 @@ from markupsafe import Markup
 
 from atent_ext.core.errors import BadInput
 from atent_ext.core.version import __version__
+from atent_ext.evaluation.report import Result
 from atent_ext.leaderboard import ranking
 from atent_ext.leaderboard.curve import HEIGHT, WIDTH, draw
-from atent_ext.leaderboard.ranking import Entry, Result, Table
+from atent_ext.leaderboard.ranking import Entry, Table
 from atent_ext.storage import files
 
 _HERE = Path(__file__).resolve().parent / "templates"
@@ -77,8 +78,12 @@ def inserted(page: str, tables: str) -> str:
 def _model(table: Table, entry: Entry, folder: Path) -> list[Path]:
     card = folder / f"{entry.page}.json"
     files.write(card, entry.path.read_bytes())
+    facts = entry.report.model_dump(mode="json") | {"split": entry.report.split}
     shown = {"entry": entry, "table": table, "drawing": draw(entry), "gallery": _gallery(entry), "json": _short(entry)}
-    return [_write(folder / f"{entry.page}.html", "model.html", up="../", width=WIDTH, height=HEIGHT, **shown), card]
+    return [
+        _write(folder / f"{entry.page}.html", "model.html", up="../", facts=facts, width=WIDTH, height=HEIGHT, **shown),
+        card,
+    ]
 
 
 def _write(path: Path, template: str, **shown: Any) -> Path:

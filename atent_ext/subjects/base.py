@@ -9,7 +9,8 @@ from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import norm as norm_called
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
-from atent_ext.evaluation.scoring import Report, Subject
+from atent_ext.evaluation.report import About
+from atent_ext.evaluation.scoring import Subject
 
 
 def under(subject: Subject, norm: str | None, eps: float | None) -> Subject:
@@ -27,8 +28,8 @@ def threat_model(norm: str, eps: float) -> Threat:
     return Threat.model_validate({"norm": norm, "eps": eps})
 
 
-def about(name: str, model: str, weights: list[Path], images: datasets.DataSet) -> Report:
+def about(name: str, model: str, weights: list[Path], images: datasets.DataSet) -> About:
     """Where a subject comes from, as plain data: name, model, SHA-256 of its weights, data."""
     found = bool(weights) and all(path.is_file() for path in weights)
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest() if found else None
-    return {"name": name, "model": model, "weights_sha256": digest, "data": images.name, "data_note": images.note}
+    return About(name=name, model=model, weights_sha256=digest, data=images.name, data_note=images.note)

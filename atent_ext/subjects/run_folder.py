@@ -18,7 +18,7 @@ def from_run(path: Path, root: Path | None = None, download: bool = False, held_
     images = datasets.load(recipe.dataset, root, download)
     judged = datasets.hold_out(images.train, recipe.validation.count, recipe.seed)[1] if held_out else images.test
     about = base.about(recipe.name, recipe.model.name, [folder.weights], images)
-    about |= {"recipe": recipe.model_dump(mode="json")}
+    about = about.model_copy(update={"recipe": recipe.model_dump(mode="json")})
     return Subject(
         folder.load_model(images), judged, recipe.threat, about, datasets.HELD_OUT if held_out else datasets.TEST
     )

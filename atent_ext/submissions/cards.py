@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Network, Section, Threat
+from atent_ext.evaluation.report import Report
 from atent_ext.storage import files, untrusted
 
 Kind = TypeVar("Kind", bound=Section)
@@ -179,7 +180,8 @@ class Verdict(Section):
 class Card(Section):
     """What was measured of a submission: a file registry/cards/<dataset>/<norm>-<eps>/<name>.json.
 
-    weights: file name, sha256, bytes, parameters. report: as `atent eval` writes it, with all attacks and flags.
+    weights: file name, sha256, bytes, parameters. report: of `atent eval`, with all attacks and flags; None where
+    the network cannot be scored.
     curve: n, eps, and accuracy in [0, 1] at each eps, by the attack's name. command: that wrote the card. commit: of
     atent_ext, "" if unknown. date: ISO. seconds: of processes, together.
     """
@@ -189,12 +191,17 @@ class Card(Section):
     checks: tuple[Check, ...]
     signs: tuple[Sign, ...]
     verdicts: tuple[Verdict, ...]
-    report: dict[str, Any]
+    report: Report | None
     curve: Annotated[dict[str, Any], Field(default_factory=dict)]
     command: str
     commit: str
     date: str
     seconds: float
+
+    @field_validator("report", mode="before")
+    @classmethod
+    def _none_of_an_older_version(cls, report: Any) -> Any:
+        return report or None
 
     @field_validator("weights")
     @classmethod

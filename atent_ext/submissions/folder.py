@@ -5,7 +5,6 @@ recipe.yaml         how they were trained (may be left out)
 """
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from atent_ext.core.errors import AtentError, BadInput
 from atent_ext.core.model_state import seeded
 from atent_ext.data import datasets
+from atent_ext.evaluation.report import Report, Result
 from atent_ext.models import networks
 from atent_ext.models.wrappers import Normalised
 from atent_ext.storage import files, state_dicts, untrusted
@@ -265,22 +265,31 @@ def _submission(recipe: Recipe, given: Mapping[str, Any]) -> Submission:
 
 def _claims(path: Path, recipe: Recipe, weights: bytes) -> list[Claim]:
     """Clean accuracy and the last attack's, the worst case if there are several, of a report of these weights."""
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        results = [(str(one["attack"]), round(100 * float(one["accuracy"]), 4)) for one in report["results"]]
-        of, threat, split = report["weights_sha256"], report["threat"], str(report["split"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadInput(f"{path} is no report of `atent eval` ({untrusted.line(error)}); name its JSON file") from None
-    if of != hashlib.sha256(weights).hexdigest():
-        raise BadInput(f"{path} is a report of other weights; score the run anew with `atent eval`")
-    if not split.startswith(datasets.TEST):
-        raise BadInput(f"{path} is a report on images {split}; claims are of test images, score them with `atent eval`")
-    if threat != recipe.threat.model_dump(mode="json"):
-        raise BadInput(f"{path} is a report under {threat}, and the run's threat model is {recipe.threat.model_dump()}")
-    source = f"{path.name}: {split}"
-    claims = [Claim(what="clean", percent=percent, source=source) for name, percent in results if name == "clean"]
-    tried = ", ".join(name for name, _ in results if name not in ("clean", "worst case"))
-    for name, percent in [pair for pair in results if pair[0] != "clean"][-1:]:
-        attack = f"worst case of {tried}" if name == "worst case" else name
-        claims.append(Claim(what="robust", percent=percent, attack=attack, source=source))
+    report = Report.load(path)
+    if report.weights_sha256 != hashlib.sha256(weights).hexdigest():
+        raise BadInput(
+            f"{path} is a report of other weights; score the run anew with `atent eval`", code="other-content"
+        )
+    if report.part != datasets.TEST:
+        message = (
+            f"{path} is a report on images {report.split}; claims are of test images, score them with `atent eval`"
+        )
+        raise BadInput(message, code="other-content")
+    if report.threat != recipe.threat:
+        message = f"{path} is a report under {report.threat}, and the run's threat model is {recipe.threat}"
+        raise BadInput(message, code="other-content")
+    source = f"{path.name}: {report.split}"
+    tried = ", ".join(result.attack for result in report.attacks)
+    claims = [
+        Claim(what="clean", percent=_percent(result), source=source)
+        for result in report.results
+        if result.kind == "clean"
+    ]
+    for result in [result for result in report.results if result.kind != "clean"][-1:]:
+        attack = f"worst case of {tried}" if result.kind == "worst_case" else result.attack
+        claims.append(Claim(what="robust", percent=_percent(result), attack=attack, source=source))
     return claims
+
+
+def _percent(result: Result) -> float:
+    return round(100 * result.accuracy, 4)

@@ -6,7 +6,7 @@ breaks, does the weaker break more than half? A sign is found at a p-value below
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, TypeAlias
@@ -27,6 +27,7 @@ from atent_ext.core.norms import norm as norm_called
 from atent_ext.core.schema import Threat
 from atent_ext.core.types import Loss
 from atent_ext.data.datasets import Split
+from atent_ext.evaluation.report import Report
 from atent_ext.models import networks
 from atent_ext.submissions.cards import Sign
 from atent_ext.submissions.probing import vanishing
@@ -247,16 +248,14 @@ def _small(images: Tensor, classes: int) -> tuple[str, nn.Module]:
     return _ANY_SIZE, networks.build_for(_ANY_SIZE, images, classes)
 
 
-def black_box(report: Mapping[str, Any]) -> Sign:
+def black_box(report: Report) -> Sign:
     """Whether Square broke more than chance of what AutoAttack's gradient attacks left, by a report of `score`."""
     name = "black box beats white box"
-    counts: dict[str, int] = next(
-        (one["robust_after"] for one in report.get("results", ()) if "robust_after" in one), {}
-    )
+    counts = next((result.robust_after for result in report.results if result.robust_after), {})
     if "square" not in counts:
         return Sign(name=name, found=None, evidence="there is no Square in AutoAttack's counts")
     order = list(counts)
-    left, after, count = counts[order[order.index("square") - 1]], counts["square"], int(report["results"][0]["n"])
+    left, after, count = counts[order[order.index("square") - 1]], counts["square"], report.results[0].n
     p = float(binomtest(left - after, count, _SQUARE, "greater").pvalue)
     evidence = (
         f"of {count} images AutoAttack's gradient attacks left {left}, and Square broke {left - after} of these; "

@@ -1,23 +1,22 @@
 """From an opened submission to its card: checks, signs of gradient masking, scores, and each claim against them."""
 
-import json
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from atent_ext.attacks.spec import AttackSpec
+from atent_ext.attacks.spec import Kind
 from atent_ext.core import processes
 from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet, Split
 from atent_ext.evaluation import scoring
 from atent_ext.evaluation.journal import Standing
 from atent_ext.evaluation.protocol import Protocol, load_protocol
-from atent_ext.evaluation.scoring import Report, Subject
+from atent_ext.evaluation.report import About, Report, Result
+from atent_ext.evaluation.scoring import Subject
 from atent_ext.models.speed import prepare
 from atent_ext.submissions import masking, sanity
 from atent_ext.submissions.cards import Card, Check, Claim, Sign, Submission, Verdict
@@ -26,7 +25,6 @@ from atent_ext.submissions.folder import Opened
 CHECKED = 64
 """Images that the network is checked on."""
 _ROOT = Path(__file__).resolve().parents[2]
-_WORST = "worst case"
 _DIGITS = 4
 """Decimals of a percentage: enough for a million images, and 0.1 + 0.2 looks like 0.3."""
 
@@ -68,7 +66,7 @@ def verify(
     busy("checks")
     checks = _checks(opened, images.test, seed)
     if sanity.fatal(checks):
-        return _card(opened, checks, (), {}, {}, (), command, time.perf_counter() - begin)
+        return _card(opened, checks, (), {}, None, (), command, time.perf_counter() - begin)
     random = sanity.is_random(checks, opened.submission.random)
     team = processes.processes()
     network = opened.network.to(team.device if team.device.type == "cuda" else "cpu")
@@ -112,15 +110,15 @@ def _checks(opened: Opened, test: Split, seed: int) -> tuple[Check, ...]:
 
 def _subject(opened: Opened, images: DataSet, test: Split) -> Subject:
     submission = opened.submission
-    about = {
-        "name": submission.name,
-        "model": _model(submission),
-        "weights_sha256": opened.sha256,
+    about = About(
+        name=submission.name,
+        model=_model(submission),
+        weights_sha256=opened.sha256,
         # The path of a file says nothing to others.
-        "data": images.name if ":" not in images.name else f"{submission.dataset} ({_file(images.name)})",
-        "data_note": images.note,
-        "data_sha256": datasets.digest(test.images, test.labels),
-    }
+        data=images.name if ":" not in images.name else f"{submission.dataset} ({_file(images.name)})",
+        data_note=images.note,
+        data_sha256=datasets.digest(test.images, test.labels),
+    )
     return Subject(opened.network, images.test, submission.threat, about)
 
 
@@ -139,12 +137,7 @@ def fitting(protocol: Protocol, random: bool) -> Protocol:
     last iterates only, for what succeeded once on the way may not do so again."""
     if not random:
         return protocol
-    return protocol.model_copy(update={"attacks": tuple(_randomised(spec) for spec in protocol.attacks)})
-
-
-def _randomised(spec: AttackSpec) -> AttackSpec:
-    changes = {"autoattack": {"version": "rand"}, "pgd": {"keep": "last"}, "atent": {"keep": "last"}}
-    return spec.model_copy(update=changes.get(spec.attack, {}))
+    return protocol.model_copy(update={"attacks": tuple(spec.for_random_network() for spec in protocol.attacks)})
 
 
 # ---- claims
@@ -157,33 +150,35 @@ def verdicts(claims: Iterable[Claim], report: Report, random: bool = False) -> t
     random: for a network that answers at random, the strongest single attack: with every further attack, the worst
     case loses images by chance, also under attacks that do nothing.
     """
-    measured = {"clean": _result(report, "clean"), "robust": _strongest(report) if random else _result(report, _WORST)}
-    judged = [_verdict(claim, found) for claim in claims if (found := measured[claim.what])]
-    thorough = any(str(one["attack"]).startswith("AutoAttack") for one in report.get("results", ()))
-    return tuple(one for one in judged if thorough or one.claim.what == "clean" or one.verdict == "overstated")
+    measured = {
+        "clean": _result(report, "clean"),
+        "robust": _strongest(report) if random else _result(report, "worst_case"),
+    }
+    found = [_verdict(claim, result) for claim in claims if (result := measured[claim.what])]
+    thorough = report.autoattack is not None
+    return tuple(one for one in found if thorough or one.claim.what == "clean" or one.verdict == "overstated")
 
 
-def _result(report: Report, attack: str) -> dict[str, Any] | None:
-    return next((one for one in report.get("results", ()) if one["attack"] == attack), None)
+def _result(report: Report, kind: Kind) -> Result | None:
+    return next((result for result in report.results if result.kind == kind), None)
 
 
-def _strongest(report: Report) -> dict[str, Any] | None:
-    attacks = [one for one in report.get("results", ()) if one["attack"] not in ("clean", _WORST)]
-    return min(attacks, key=lambda one: float(one["accuracy"]), default=None)
+def _strongest(report: Report) -> Result | None:
+    return min(report.attacks, key=lambda result: result.accuracy, default=None)
 
 
-def _verdict(claim: Claim, found: dict[str, Any]) -> Verdict:
+def _verdict(claim: Claim, result: Result) -> Verdict:
     """Confirmed where the claim lies in the 95 % Wilson interval of what was measured."""
-    low, high = (100 * bound for bound in found["interval95_wilson"])
+    low, high = (100 * bound for bound in result.interval95_wilson)
     kind = "overstated" if claim.percent > high else "understated" if claim.percent < low else "confirmed"
-    measured = 100 * found["accuracy"]
-    over = f" over {found['over']}" if "over" in found else ""
+    measured = 100 * result.accuracy
+    over = f" over {result.over}" if result.over else ""
     return Verdict.model_validate(
         {
             "claim": claim,
             "measured": round(measured, _DIGITS),
             "interval": (round(low, _DIGITS), round(high, _DIGITS)),
-            "attack": f"{found['attack']}{over}",
+            "attack": f"{result.attack}{over}",
             "points": round(claim.percent - measured, _DIGITS),
             "verdict": kind,
         }
@@ -198,7 +193,7 @@ def _card(
     checks: tuple[Check, ...],
     signs: tuple[Sign, ...],
     curve: masking.Curve,
-    report: Report,
+    report: Report | None,
     judged: tuple[Verdict, ...],
     command: str,
     seconds: float,
@@ -216,7 +211,7 @@ def _card(
         checks=checks,
         signs=signs,
         verdicts=judged,
-        report=json.loads(json.dumps(report)),  # as it is read back: lists, no tuples
+        report=report,
         curve=curve,
         command=command,
         commit=_commit(),
@@ -227,7 +222,7 @@ def _card(
 
 def _seconds(report: Report) -> float:
     """Of all processes and interrupted calls together; the worst case repeats the attacks' sum."""
-    return sum(float(one["seconds"]) for one in report["results"] if one["attack"] != _WORST)
+    return sum(result.seconds for result in report.results if result.kind != "worst_case")
 
 
 def _commit() -> str:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from problems import LinearTwoClass
+from problems import LinearTwoClass, attack_spec
 
 from atent_ext.attacks.external import carlini_wagner, deepfool
-from atent_ext.attacks.spec import AttackSpec, Setting
+from atent_ext.attacks.spec import Setting
 from atent_ext.core.norms import L2, LINF
 from atent_ext.core.schema import Threat
 from atent_ext.data.datasets import Split
@@ -59,7 +59,7 @@ def test_a_success_counts_only_within_eps(norm, spec):
     clear = ((distances[norm] / eps - 1).abs() > 0.1).nonzero().squeeze(1)
     split = Split(split.images[clear], split.labels[clear])
     name, steps = spec
-    attack = AttackSpec(attack=name) if name == "fgsm" else AttackSpec(attack=name, steps=steps)
+    attack = attack_spec(name) if name == "fgsm" else attack_spec(name, steps=steps)
     protocol = Protocol(name="mine", description="", attacks=[attack])
     (result,) = run.evaluate(model, split, protocol, Setting(Threat(norm=norm, eps=eps)))
     assert torch.equal(result.flags, distances[norm][clear] > eps)

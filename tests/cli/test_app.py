@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from commands import TINY, atent, refused, shell
+from problems import attack_spec
 
 from atent_ext.attacks import accuracy
-from atent_ext.attacks.spec import AttackSpec
 from atent_ext.data import datasets
 from atent_ext.evaluation import engine
 from atent_ext.evaluation.protocol import Protocol
@@ -226,7 +226,7 @@ def test_a_process_refuses_bad_input_the_same_way():
 
 
 def test_quickstart_prints_the_table(tmp_path, monkeypatch):
-    short = Protocol(name="short", description="", attacks=(AttackSpec(attack="clean"), AttackSpec(attack="fgsm")))
+    short = Protocol(name="short", description="", attacks=(attack_spec("clean"), attack_spec("fgsm")))
     monkeypatch.setattr("atent_ext.experiments.quickstart.load_protocol", lambda name: short)
     tiny = ["--set", "epochs=1", "--set", "validation.count=50", "--set", "validation.steps=1", "--n", 10]
     done = atent("quickstart", "--out", tmp_path / "q", *tiny)

@@ -4,14 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from problems import LinearTwoClass, SmallNet
+from problems import LinearTwoClass, SmallNet, attack_spec
 from torch import nn
 
 from atent_ext.attacks import accuracy, autoattack, runners
 from atent_ext.attacks.accuracy import robust_flags
 from atent_ext.attacks.langevin import atent, fgsm, pgd
 from atent_ext.attacks.restarts import allowed
-from atent_ext.attacks.spec import AttackSpec, Outcome, Setting
+from atent_ext.attacks.spec import Outcome, Setting
 from atent_ext.core import registry, statistics
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import norm as norm_called
@@ -163,7 +163,7 @@ def test_robust_only_if_every_restart_fails():
         flags = robust_flags(model, split, attack(eps=eps, steps=2), setting(eps=eps, seed=3), restarts)
         assert torch.equal(flags, ~torch.stack(found[:restarts]).any(0))
     assert 0 < sum(map(int, found[0])) < int(torch.stack(found).any(0).sum()) < 50
-    spec = AttackSpec(attack="pgd", steps=2, restarts=8)
+    spec = attack_spec("pgd", steps=2, restarts=8)
     (result,) = run.evaluate(model, split, protocol(spec), setting(eps=eps, seed=3))
     assert torch.equal(result.flags, ~torch.stack(found).any(0))
 
@@ -250,7 +250,7 @@ def test_logits_that_are_not_finite_are_refused():
 
 def test_a_field_that_does_not_apply_is_refused():
     with pytest.raises(ValueError, match="restarts does not apply to attack 'fgsm'"):
-        AttackSpec(attack="fgsm", restarts=10)
+        attack_spec("fgsm", restarts=10)
     with pytest.raises(ValueError, match="at least 1 item"):
         Protocol(name="none", description="", attacks=())
 
@@ -304,7 +304,7 @@ def test_a_report_is_plain_data():
 
 def test_evaluate_runs_the_protocol_in_order():
     split, reported = linear_split(), []
-    pgd_spec = AttackSpec(attack="pgd", steps=50, restarts=2)
+    pgd_spec = attack_spec("pgd", steps=50, restarts=2)
     results = run.evaluate(linear(), split, protocol("clean", "fgsm", pgd_spec), setting(), reported.append)
     assert reported == results
     assert [result.attack for result in results] == ["clean", "FGSM", "PGD-50 x 2", "worst case"]
@@ -326,7 +326,7 @@ def test_one_attack_has_no_worst_case():
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_atent_as_an_attack_of_a_protocol_runs_the_chain_of_the_kernel(norm):
     model, split = linear(), linear_split(20)
-    spec = AttackSpec(attack="atent", steps=3, restarts=2, step_size=0.02, noise=0.1, project="every")
+    spec = attack_spec("atent", steps=3, restarts=2, step_size=0.02, noise=0.1, project="every")
     (result,) = run.evaluate(model, split, protocol(spec), setting(norm, seed=4))
     kernel = atent(norm_called(norm), setting(norm).threat.eps, 3, 0.02, noise=0.1, project="every")
     assert result.attack == "ATENT-3 x 2"
@@ -347,14 +347,14 @@ def test_autoattack_beside_atent_is_reported_as_a_worst_case_over_named_attacks(
 
 
 def test_pgd_takes_the_step_size_that_the_protocol_names():
-    spec = AttackSpec(attack="pgd", steps=2, step_size=0.0125)
+    spec = attack_spec("pgd", steps=2, step_size=0.0125)
     result = run.evaluate(linear(), linear_split(20), protocol(spec), setting())[0]
     assert result.settings == {"steps": 2, "step_size": 0.0125, "restarts": 1}
 
 
 def test_the_l2_threat_reaches_the_attacks():
     split = linear_split()
-    results = run.evaluate(linear(), split, protocol("fgsm", AttackSpec(attack="pgd", step_size=0.025)), setting("L2"))
+    results = run.evaluate(linear(), split, protocol("fgsm", attack_spec("pgd", step_size=0.025)), setting("L2"))
     for result in results:
         assert torch.equal(result.flags, closed_form(split, "L2"))
 
@@ -374,7 +374,7 @@ def test_autoattack_gets_the_threat_and_its_flags_are_kept(monkeypatch, note, na
         return SimpleNamespace(**found, package="pyautoattack 0.2.0", attacks=("apgd-ce",), notes=(note,))
 
     monkeypatch.setattr(autoattack, "run", fake)
-    model, spec = linear(), AttackSpec(attack="autoattack", version="rand")
+    model, spec = linear(), attack_spec("autoattack", version="rand")
     clean, result, worst = run.evaluate(model, split, protocol("clean", spec), setting("L2", seed=5, batch_size=9))
     (call,) = calls
     assert call.pop("model") is model
@@ -402,9 +402,7 @@ def test_autoattack_beyond_its_budget_does_not_count(monkeypatch):
         robust_after={},
     )
     monkeypatch.setattr(autoattack, "run", lambda *_, **__: found)
-    clean, result, _ = run.evaluate(
-        linear(), split, protocol("clean", AttackSpec(attack="autoattack")), setting(eps=0.01)
-    )
+    clean, result, _ = run.evaluate(linear(), split, protocol("clean", attack_spec("autoattack")), setting(eps=0.01))
     assert torch.equal(result.flags[:5], clean.flags[:5])
     assert not result.flags[5:].any()
     assert result.notes == ("5 adversaries left ball or box and do not count",)
@@ -436,7 +434,7 @@ def same(before, after):
     assert all(torch.equal(tensor, after[2][name]) for name, tensor in before[2].items())
 
 
-ALL = protocol("clean", "fgsm", AttackSpec(attack="pgd", steps=2, restarts=2))
+ALL = protocol("clean", "fgsm", attack_spec("pgd", steps=2, restarts=2))
 
 
 def test_the_model_and_the_random_state_come_back():

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from problems import attack_spec
 from studies import SMALL, tiny
 
-from atent_ext.attacks.spec import AttackSpec
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
@@ -116,14 +116,14 @@ def test_the_papers_seconds(name):
 
 
 def test_radii_of_a_curve():
-    axis = CurveAxis(norm="L2", attack=AttackSpec(attack="fgsm"), to=2.0, by=1 / 3, trained=1.0)
+    axis = CurveAxis(norm="L2", attack=attack_spec("fgsm"), to=2.0, by=1 / 3, trained=1.0)
     assert axis.radii() == pytest.approx([0, 1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2], abs=1e-6)
     assert [column.name for column in axis.columns()][:2] == ["L2 0", "L2 0.3333"]
 
 
 def test_a_radius_is_absolute_or_a_share_of_the_rows():
     own = Threat(norm="Linf", eps=0.3)
-    spec = AttackSpec(attack="pgd")
+    spec = attack_spec("pgd")
     assert Column(name="a", attack=spec, share=0.5).threat(own) == Threat(norm="Linf", eps=0.15)
     assert Column(name="a", attack=spec, norm="L2", eps=2.0).threat(own) == Threat(norm="L2", eps=2.0)
     assert Column(name="a", attack=spec, step_share=0.1).spec(own).step_size == pytest.approx(0.03)

@@ -1,8 +1,8 @@
 import json
 
 import pytest
+from problems import attack_spec
 
-from atent_ext.attacks.spec import AttackSpec
 from atent_ext.core.errors import BadInput
 from atent_ext.evaluation.protocol import Protocol
 from atent_ext.experiments.quickstart import METHODS, quickstart
@@ -10,9 +10,7 @@ from atent_ext.experiments.quickstart import METHODS, quickstart
 PNG = b"\x89PNG\r\n\x1a\n"
 # The real thing takes minutes: here two epochs, and PGD in the place of AutoAttack.
 TINY = ("epochs=2", "validation.count=100", "validation.steps=2")
-SHORT = Protocol(
-    name="short", description="", attacks=(AttackSpec(attack="clean"), AttackSpec(attack="pgd", steps=3, restarts=1))
-)
+SHORT = Protocol(name="short", description="", attacks=(attack_spec("clean"), attack_spec("pgd", steps=3, restarts=1)))
 
 
 @pytest.fixture(scope="module")

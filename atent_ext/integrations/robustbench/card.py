@@ -1,14 +1,13 @@
 """A card in RobustBench's words: the JSON of its leaderboard, its form "New Model(s)", and what stands in the way."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
-
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from typing import Any
 
 from atent_ext.core.errors import BadInput
+from atent_ext.evaluation.report import Result
 from atent_ext.integrations.robustbench import zoo
 from atent_ext.integrations.robustbench.source import Source
-from atent_ext.submissions.cards import Card, explain
+from atent_ext.submissions.cards import Card
 
 _IMAGES = 10_000
 """What RobustBench's leaderboards score on CIFAR: the whole test split."""
@@ -45,26 +44,15 @@ _FORM = """\
 """
 
 
-class Result(BaseModel):
-    """One attack of a card's report, as far as RobustBench asks. accuracy: in [0, 1], of n images; over: of which."""
-
-    attack: str
-    accuracy: Annotated[float, Field(ge=0, le=1)]
-    n: Annotated[int, Field(ge=1)]
-    version: str = ""
-    package: str = ""
-    over: str = ""
-
-    @property
-    def percent(self) -> str:
-        """The accuracy as RobustBench writes it."""
-        return str(round(self.accuracy * 100, 2))
+def percent(result: Result) -> str:
+    """An accuracy as RobustBench writes it."""
+    return str(round(result.accuracy * 100, 2))
 
 
 def autoattack(card: Card) -> Result:
     """The card's result of standard AutoAttack. Raises BadInput if it has none."""
     for result in _results(card):
-        if result.attack == "AutoAttack" and result.version == "standard":
+        if result.kind == "autoattack" and result.settings.get("version") == "standard" and not _changed(result):
             return result
     found = ", ".join(result.attack for result in _results(card)) or "nothing was scored"
     raise BadInput(
@@ -92,10 +80,10 @@ def model_info(card: Card, architecture: str) -> dict[str, Any]:
         "venue": _line(submission.venue),
         "architecture": architecture,
         "eps": radius(submission.threat.eps),
-        "clean_acc": _clean(card).percent,
+        "clean_acc": percent(_clean(card)),
         "reported": f"{claimed[0]:g}" if claimed else None,
-        "autoattack_acc": autoattack(card).percent,
-        **({"external": lower.percent} if lower else {}),
+        "autoattack_acc": percent(autoattack(card)),
+        **({"external": percent(lower)} if lower else {}),
         "footnote": " ".join(_footnotes(card)),
         "unreliable": any(sign.found for sign in card.signs),
     }
@@ -110,14 +98,14 @@ def radius(eps: float) -> str:
 
 def measured_on(card: Card) -> str:
     """The images of the card, in words; its data can be a part of the data set."""
-    data = card.report.get("data", card.submission.dataset)
+    data = card.report.data if card.report else card.submission.dataset
     return f"the first {autoattack(card).n} test images of {_line(str(data))}"
 
 
 def form(card: Card, network: Source) -> str:
     """The filled form "New Model(s)", as Markdown."""
     submission, info = card.submission, model_info(card, network.title)
-    method = f"AutoAttack, standard ({autoattack(card).package}), on {measured_on(card)}"
+    method = f"AutoAttack, standard ({autoattack(card).settings.get('package')}), on {measured_on(card)}"
     mit = submission.license.upper() in ("MIT", "MIT LICENSE")
     return _FORM.format(
         **info,
@@ -159,18 +147,17 @@ def remarks(card: Card) -> Iterator[str]:
             yield f"A claim is overstated: {one.claim.percent:g} % ({one.claim.what}), measured {one.measured:.1f} %."
 
 
-def _results(card: Card) -> list[Result]:
-    try:
-        return TypeAdapter(list[Result]).validate_python(card.report.get("results", []))
-    except ValidationError as error:
-        raise BadInput(
-            f"the report of {card.submission.name} is broken ({explain(error)}); write the card anew, `atent verify`"
-        ) from None
+def _results(card: Card) -> tuple[Result, ...]:
+    return card.report.results if card.report else ()
+
+
+def _changed(result: Result) -> bool:
+    return any(note.kind == "changed" for note in result.notes)
 
 
 def _clean(card: Card) -> Result:
     for result in _results(card):
-        if result.attack == "clean":
+        if result.kind == "clean":
             return result
     raise BadInput(f"the card of {card.submission.name} has no clean accuracy; measure it with `atent verify`")
 
@@ -178,7 +165,7 @@ def _clean(card: Card) -> Result:
 def _lower(card: Card) -> Result | None:
     """The worst case over all attacks, if it is lower than AutoAttack alone."""
     bound = autoattack(card).accuracy
-    return next((one for one in _results(card) if one.attack == "worst case" and one.accuracy < bound), None)
+    return next((one for one in _results(card) if one.kind == "worst_case" and one.accuracy < bound), None)
 
 
 def _footnotes(card: Card) -> Iterator[str]:

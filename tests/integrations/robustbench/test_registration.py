@@ -15,10 +15,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from problems import attack_spec
 from torch import nn
 
 from atent_ext.attacks.accuracy import clean_flags
-from atent_ext.attacks.spec import AttackSpec, Setting
+from atent_ext.attacks.spec import Setting
 from atent_ext.core import compat
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Threat
@@ -50,7 +51,7 @@ from atent_ext.models import weights  # noqa: E402
 SEED = 7
 N = 16
 AUTOATTACK = Protocol(
-    name="clean and AutoAttack", description="", attacks=(AttackSpec(attack="clean"), AttackSpec(attack="autoattack"))
+    name="clean and AutoAttack", description="", attacks=(attack_spec("clean"), attack_spec("autoattack"))
 )
 ZOO = "Addepalli2022Efficient_RN18"
 
@@ -429,7 +430,7 @@ def test_a_model_of_the_zoo_is_loaded_and_scored(tmp_path, monkeypatch, capsys):
     assert subject.about["name"] == ZOO
     assert subject.about["model"] == "robustbench 1.1.1"
     assert subject.about["weights_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-    protocol = Protocol(name="clean", description="", attacks=(AttackSpec(attack="clean"),))
+    protocol = Protocol(name="clean", description="", attacks=(attack_spec("clean"),))
     path = scoring.default_path(Path(f"robustbench:{ZOO}"), subject, protocol, 2, 0)
     assert path.parts[0] == "runs"
     assert path.parts[1].startswith(ZOO)

@@ -1,0 +1,280 @@
+"""The report: what was measured of a model, by which attacks, on which images, with which settings.
+
+One typed, versioned record that evaluations write and that cards, the leaderboard, papers, bundles and pages read.
+"""
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from atent_ext.attacks.spec import Kind, Note, Outcome
+from atent_ext.core.errors import BadInput
+from atent_ext.core.registry import nearest
+from atent_ext.core.schema import Section, Share, Threat, explain
+from atent_ext.core.statistics import interval
+from atent_ext.storage import files
+
+VERSION = 2
+_MOST = 100_000_000
+"""Test images."""
+_SPLIT = re.compile(r"(?P<part>.+), the first (?P<n>\d+) of (?P<total>\d+)")
+
+
+def _in_one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"{text!r} holds characters that are not printable")
+    return text
+
+
+class Result(Section):
+    """The result of one attack, or of all together: counts, accuracy in [0, 1], 95 % Wilson interval, flags.
+
+    kind: what it is; attack: its name for readers; settings: of the attack. flags: a text of n digits, 1 where the
+    image stayed right. robust_after: images right before any attack and after each, for AutoAttack. seconds: of all
+    processes together.
+    """
+
+    kind: Kind
+    attack: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_in_one_line)]
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    correct: Annotated[int, Field(ge=0)]
+    n: Annotated[int, Field(gt=0, le=_MOST)]
+    accuracy: Share
+    interval95_wilson: tuple[Share, Share]
+    robust_after: dict[str, int] = Field(default_factory=dict)
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    notes: tuple[Note, ...] = ()
+    flags: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_version(cls, raw: Any) -> Any:
+        return _migrated_result(raw) if isinstance(raw, Mapping) and "kind" not in raw and "attack" in raw else raw
+
+    @property
+    def over(self) -> str:
+        """For a worst case: the names of its attacks."""
+        return str(self.settings.get("over", ""))
+
+    def robust(self) -> Tensor:
+        """Which images stayed right, (n,) bool."""
+        return torch.tensor([flag == "1" for flag in self.flags], dtype=torch.bool)
+
+
+class About(Section):
+    """Where a model and its images come from.
+
+    weights_sha256, data_sha256: of the weights file, and of the images and labels; None where there is none. recipe:
+    of a training run.
+    """
+
+    name: str
+    model: str
+    weights_sha256: str | None = None
+    data: str
+    data_note: str = ""
+    data_sha256: str | None = None
+    recipe: dict[str, JsonValue] | None = None
+
+
+class Report(About):
+    """What was measured of one model under one protocol.
+
+    part, n, total: the first `n` of the `total` images of this part of the data set. smaller_batches: chunk number ->
+    batch size, where memory ran out. prepared: what was done to run the network faster.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    version: Literal[2] = 2
+    part: str
+    n: Annotated[int, Field(gt=0, le=_MOST)]
+    total: Annotated[int, Field(gt=0, le=_MOST)]
+    protocol: str
+    threat: Threat
+    seed: int
+    batch_size: int
+    chunk: int | None = None
+    versions: dict[str, str | None] = Field(default_factory=dict)
+    smaller_batches: dict[str, int] = Field(default_factory=dict)
+    speed: str | None = None
+    folded: bool | None = None
+    prepared: tuple[str, ...] = ()
+    processes: int = 1
+    machine: dict[str, JsonValue] = Field(default_factory=dict)
+    results: Annotated[tuple[Result, ...], Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_version(cls, raw: Any) -> Any:
+        return _migrated(raw) if isinstance(raw, Mapping) and "version" not in raw and "split" in raw else raw
+
+    @property
+    def split(self) -> str:
+        """The images in words."""
+        return f"{self.part}, the first {self.n} of {self.total}"
+
+    def result(self, name: str) -> Result:
+        """The result whose attack is called `name`, or of the kind `name` if there is one ("clean", "autoattack").
+
+        Raises BadInput with the nearest name if there is none.
+        """
+        for key in ("attack", "kind"):
+            for result in self.results:
+                if getattr(result, key) == name:
+                    return result
+        raise nearest("attack of the report", name, [result.attack for result in self.results])
+
+    def accuracy(self, name: str) -> float:
+        """The accuracy in [0, 1] under an attack, as `result` finds it."""
+        return self.result(name).accuracy
+
+    def flags(self, name: str) -> Tensor:
+        """Which images stayed right under an attack, (n,) bool."""
+        return self.result(name).robust()
+
+    @property
+    def attacks(self) -> tuple[Result, ...]:
+        """The single attacks: neither clean accuracy nor the worst case."""
+        return tuple(result for result in self.results if result.kind not in ("clean", "worst_case"))
+
+    @property
+    def worst_case(self) -> float:
+        """The accuracy in [0, 1] over all that was measured: an image counts if it stayed right under every attack."""
+        return self.worst.accuracy
+
+    @property
+    def worst(self) -> Result:
+        """The result of the worst case; of a protocol of one attack, that attack's."""
+        return next((result for result in self.results if result.kind == "worst_case"), self.results[-1])
+
+    @property
+    def autoattack(self) -> Result | None:
+        """AutoAttack, also a changed one, unless it was not run."""
+        return next((result for result in self.results if result.kind == "autoattack"), None)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader has to know besides the figures, each text once."""
+        return tuple(dict.fromkeys(note.text for result in self.results for note in result.notes))
+
+    def to_json(self) -> str:
+        """The report as JSON text, which `load` reads back."""
+        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+
+    def save(self, path: Path | str) -> None:
+        """Write the report as JSON, whole or not at all. Raises NotWritten where the system refuses."""
+        files.write(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Report":
+        """The report in a JSON file, also one that an older version wrote. Raises BadInput for anything else."""
+        try:
+            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BadInput(f"{path} cannot be read ({error.strerror}); name a report", code="missing") from None
+        except (ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BadInput(f"{path} is no report of `atent eval` ({reason})", code="unreadable") from None
+        return cls.parse(raw, str(path))
+
+    @classmethod
+    def parse(cls, raw: Any, source: str) -> "Report":
+        """The report in plain data; `source` names it in errors."""
+        if not isinstance(raw, Mapping):
+            raise BadInput(f"{source} is no report of `atent eval`: it holds no fields", code="unreadable")
+        try:
+            return cls.model_validate(dict(raw))
+        except ValidationError as error:
+            message = f"{source} is no report of `atent eval`: {explain(error, cls)}"
+            raise BadInput(message[:1000], code="unreadable") from None
+
+    def table(self) -> Table:
+        """One row per attack: correct, accuracy, 95 % interval, seconds of all processes together."""
+        title = (
+            f"{self.name} on {self.data}, {self.split}; {self.threat.norm} eps {self.threat.eps:g}, "
+            f"protocol {self.protocol}, seed {self.seed}"
+        )
+        table = Table(title=title, title_justify="left")
+        seconds = "seconds" if self.processes == 1 else "process-seconds"
+        for heading in ("attack", "correct", "accuracy", "95 % interval", seconds):
+            table.add_column(heading, justify="left" if heading == "attack" else "right")
+        for result in self.results:
+            low, high = result.interval95_wilson
+            counts = f"{result.correct}/{result.n}", f"{result.accuracy:.2%}", f"{low:.1%} - {high:.1%}"
+            table.add_row(result.attack, *counts, f"{result.seconds:.1f}")
+        return table
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def __str__(self) -> str:
+        console = Console(width=100, no_color=True)
+        with console.capture() as capture:
+            console.print(self.table())
+            for note in self.notes:
+                console.print(f"note: {note}", markup=False, highlight=False)
+        return capture.get().rstrip()
+
+    def _repr_html_(self) -> str:
+        console = Console(width=100, record=True, file=io.StringIO())
+        console.print(self.table())
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+def result_of(outcome: Outcome) -> Result:
+    """An outcome with its counts, accuracy and interval."""
+    right, count = int(outcome.flags.sum()), len(outcome.flags)
+    return Result(
+        kind=outcome.kind,
+        attack=outcome.attack,
+        settings=dict(outcome.settings),
+        correct=right,
+        n=count,
+        accuracy=right / count,
+        interval95_wilson=interval(right, count),
+        robust_after=dict(outcome.robust_after),
+        seconds=round(outcome.seconds, 1),
+        notes=outcome.notes,
+        flags="".join("01"[int(flag)] for flag in outcome.flags),
+    )
+
+
+# ---- reports of version 1, which had settings beside figures and plain texts as notes
+
+_FIELDS = {"attack", "correct", "n", "accuracy", "interval95_wilson", "robust_after", "seconds", "notes", "flags"}
+_KINDS: Mapping[str, Kind] = {"clean": "clean", "worst case": "worst_case", "certified": "certified"}
+
+
+def _migrated_result(raw: Mapping[str, Any]) -> dict[str, Any]:
+    name, notes = str(raw["attack"]), raw.get("notes", ())
+    standard = "autoattack" if name.startswith("AutoAttack") else "attack"
+    kept = {key: value for key, value in raw.items() if key in _FIELDS}
+    settings = {key: value for key, value in raw.items() if key not in _FIELDS}
+    texts = notes if isinstance(notes, list | tuple) else ()
+    return kept | {
+        "kind": _KINDS.get(name, standard),
+        "settings": settings,
+        "notes": [_migrated_note(n) for n in texts],
+    }
+
+
+def _migrated_note(text: Any) -> Any:
+    known = {"not standard AutoAttack": "changed", "AutoAttack warns": "warning", "memory ran out": "memory"}
+    kind = next((kind for start, kind in known.items() if str(text).startswith(start)), "other")
+    return {"kind": kind, "text": text}
+
+
+def _migrated(raw: Mapping[str, Any]) -> dict[str, Any]:
+    split = _SPLIT.fullmatch(str(raw["split"]))
+    images: dict[str, Any] = split.groupdict() if split else {}
+    return {"version": VERSION, **{key: value for key, value in raw.items() if key != "split"}, **images}
