@@ -7,6 +7,7 @@ from atent_ext.attacks.external import Attack
 from atent_ext.attacks.langevin import Langevin
 from atent_ext.attacks.restarts import Keep, adversaries, allowed
 from atent_ext.attacks.spec import Setting
+from atent_ext.core import validate
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import device_of, evaluating, frozen
 from atent_ext.core.norms import Norm
@@ -18,7 +19,13 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     """The logits (N, classes) of `images` (N, ...) in eval mode, computed in batches, on the CPU."""
     device = device_of(model)
     with evaluating(model), torch.no_grad():
-        return torch.cat([model(batch.to(device)).float().cpu() for batch in torch.split(images, batch_size)])
+        return torch.cat([_logits(model, batch.to(device)).float().cpu() for batch in torch.split(images, batch_size)])
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = model(x)
+    validate.logits(logits, len(x))
+    return logits
 
 
 def clean_flags(model: nn.Module, split: Split, batch_size: int = 250) -> Tensor:

@@ -148,5 +148,5 @@ NORMS: dict[str, Norm] = {"Linf": LINF, "L2": L2}
 def norm(name: str) -> Norm:
     """The norm called `name`; raises BadInput unless it is "Linf" or "L2"."""
     if not isinstance(name, str) or name not in NORMS:
-        raise BadInput(f"unknown norm {name!r}; known: {', '.join(NORMS)}")
+        raise BadInput(f"unknown norm {name!r}; known: {', '.join(NORMS)}", code="unknown-name", field="norm")
     return NORMS[name]

@@ -1,5 +1,7 @@
 """Intervals and tests for counts of images."""
 
+from collections.abc import Sequence
+
 from scipy.stats import binomtest
 
 
@@ -17,3 +19,16 @@ def paired(mine: str, theirs: str) -> tuple[int, int, float]:
     both = list(zip(mine, theirs, strict=True))
     own, other = both.count(("1", "0")), both.count(("0", "1"))
     return own, other, float(binomtest(own, own + other).pvalue) if own + other else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, in their order (Holm 1979): each times the number of those not smaller.
+
+    The family-wise error is at most the level at which they are compared.
+    """
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = highest
+    return corrected

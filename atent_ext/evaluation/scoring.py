@@ -56,13 +56,15 @@ def score(
     batch_size: int = 250,
     chunk: int | None = None,
     speed: str = "channels-last",
+    device: torch.device | None = None,
     path: Path | None = None,
     busy: Callable[[str], None] = lambda text: None,
     progress: Callable[[Standing], None] = lambda standing: None,
 ) -> Report:
     """Run `protocol` on the first `n` test images (None: all), in chunks of `chunk` images (None: 100, on a GPU 250).
 
-    Chunk k is scored with `seed + k`, in batches of at most `batch_size`, by the network as `speed.prepare` makes it.
+    It is computed on `device` (None: this process's GPU if there is one). Chunk k is scored with `seed + k`, in batches
+    of at most `batch_size`, by the network as `speed.prepare` makes it.
     With a `path` the report is written there; until then the finished chunks lie in the folder `path`.chunks, and a
     call with the same setting goes on with the others. Several processes of torchrun or `accelerate launch` share the
     chunks through that folder; each returns the report. In the first one `busy` hears what is being done, and
@@ -78,8 +80,9 @@ def score(
     if path is not None:
         files.replaceable(path)
     split = subject.test.take(n)
-    device = team.device if team.device.type == "cuda" else torch.device("cpu")
-    size = _CHUNK[device.type] if chunk is None else chunk
+    if device is None:
+        device = team.device if team.device.type == "cuda" else torch.device("cpu")
+    size = _CHUNK.get(device.type, _CHUNK["cpu"]) if chunk is None else chunk
     pieces = chunks.cut(len(split), size, seed)
     journal = Journal(pieces, None if path is None else path.with_name(f"{path.name}.chunks"))
     setting = Setting(subject.threat, seed, min(batch_size, size), busy)
