@@ -271,7 +271,7 @@ def black_box(report: Mapping[str, Any]) -> Sign:
 def radii(threat: Threat, shape: tuple[int, ...]) -> list[float]:
     """Fractions and multiples of eps up to a radius at which every ball holds the gray image, where no network can be
     right about more than one class: 1/2 in ℓ∞, and half the diagonal of the box in ℓ2."""
-    far = max(threat.eps, 0.5 if norm_called(threat.norm) is LINF else 0.5 * math.sqrt(math.prod(shape)))
+    far = max(threat.eps, 0.5 if norm_called(threat.norm) == LINF else 0.5 * math.sqrt(math.prod(shape)))
     others = (round(factor * threat.eps, 12) for factor in (0.5, 1.5, 2))
     return sorted({0.0, threat.eps, far, *(eps for eps in others if eps < far)})
 
