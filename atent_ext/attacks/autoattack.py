@@ -81,6 +81,7 @@ def run(
     without images none either. Raises BadInput for arguments, images, labels or logits that AutoAttack cannot take.
     """
     _check(norm, eps, version, batch_size, attacks)
+    validate.seed(seed)
     validate.images(x, 0.0, 1.0)
     validate.labels(y, len(x))
     x, y = x.detach(), y.detach().to(x.device, torch.long)

@@ -8,6 +8,8 @@ from typing import TypeVar, overload
 import torch
 from torch import nn
 
+from atent_ext.core import validate
+
 Default = TypeVar("Default", torch.device, None)
 _CPU = torch.device("cpu")
 
@@ -59,7 +61,11 @@ def frozen(model: object) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global random state for the block; afterwards it is what it was."""
+    """Seed torch's global random state for the block; afterwards it is what it was.
+
+    Raises BadInput for what is no seed.
+    """
+    validate.seed(seed)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
