@@ -239,7 +239,7 @@ def in_ball(norm: Any, eps: Any, x: Tensor, found: Tensor) -> bool:
     given = eps.double() if isinstance(eps, Tensor) else torch.tensor(float(eps), dtype=torch.float64)
     radius = given.expand(len(x))
     largest = torch.maximum(wide.flatten(1).abs().amax(1), clean.flatten(1).abs().amax(1))
-    features = prod(x.shape[1:]) if norm is L2 else 1
+    features = prod(x.shape[1:]) if norm == L2 else 1
     return bool((norm.size(wide - clean) <= radius + 4 * unit * features**0.5 * (largest + radius)).all())
 
 

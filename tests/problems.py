@@ -1,6 +1,7 @@
 """Models whose optimum, posterior or gradient is known in closed form, and small networks to check against."""
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,21 @@ def tiny_net(classes: int = 10, channels: int = 1) -> nn.Module:
     """For 8×8 images: quick to train, with the two layers that make a resumed run hard, BatchNorm and dropout."""
     hidden = [nn.Linear(64 * channels, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.3)]
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(32, classes))
+
+
+class OnlyBuffers(nn.Module):
+    """No parameters, buffers on `device`: always class 1 of 2. `seen` has the devices of what any copy was shown."""
+
+    seen: ClassVar[list[torch.device]] = []
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1, affine=False, device=device)
+        self.seen.clear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.device)
+        return torch.tensor([0.0, 1.0]).expand(len(x), 2)
 
 
 class Wrapped(nn.Module):

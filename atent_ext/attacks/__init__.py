@@ -6,7 +6,7 @@ advertorch_style   LinfATENTAttack and L2ATENTAttack
 autoattack         AutoAttack on a batch of images
 external           minimal-norm attacks of other libraries
 spec               one attack of a protocol: its fields, its setting, its outcome
-runners            how each attack of a protocol is run
+specs              the attacks of protocols: each runs itself
 accuracy           which images stay right, re-checked against ball and box
 gamma              how strong ATENT's ℓ2 pull has to be
 """

@@ -7,7 +7,7 @@ from atent_ext.attacks.external import Attack
 from atent_ext.attacks.langevin import Langevin
 from atent_ext.attacks.restarts import Keep, adversaries, allowed
 from atent_ext.attacks.spec import Setting
-from atent_ext.core import validate
+from atent_ext.core import seeds, validate
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import device_of, evaluating, frozen
 from atent_ext.core.norms import Norm
@@ -48,7 +48,7 @@ def robust_flags(
     further, which changes the cost and not the flags (`search.adversaries`).
     Raises BadInput if the attack runs into NaN: what cannot be attacked is not robust.
     """
-    generator = torch.Generator(device_of(model)).manual_seed(setting.seed)
+    generator = seeds.generator(setting.seed, device_of(model))
 
     def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return adversaries(

@@ -71,7 +71,7 @@ def run(
 
     `x` (N, ...) of any rank >= 2 with values in [0, 1], `y` (N,) class numbers, `model` images to logits (N, classes).
     `version` is "standard", "plus" or "rand"; `attacks` runs only these, with that version's settings; "custom" takes
-    the package's own settings (five restarts) and needs `attacks`. Batches go to the device of the model's parameters.
+    the package's own settings (five restarts) and needs `attacks`. Batches go to the model's device.
     `on_attack(name, images)` is called before each batch that an attack is given.
 
     Inputs that are not images (N, C, H, W) are shown to the attacks as such, (N, F) as one column of F pixels: this
@@ -81,6 +81,7 @@ def run(
     without images none either. Raises BadInput for arguments, images, labels or logits that AutoAttack cannot take.
     """
     _check(norm, eps, version, batch_size, attacks)
+    validate.seed(seed)
     validate.images(x, 0.0, 1.0)
     validate.labels(y, len(x))
     x, y = x.detach(), y.detach().to(x.device, torch.long)
@@ -128,7 +129,7 @@ class _Images:
         self.model = model
         self.inner = x.shape[1:]
         self.shape = _image_shape(*x.shape[1:])
-        self.device = tensors[0].device if tensors else x.device
+        self.device = model_state.device_of(model, x.device)
         self.dtype = next((t.dtype for t in tensors if t.is_floating_point()), x.dtype)
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -21,14 +21,14 @@ def carlini_wagner(norm: Norm, steps: int) -> Attack:
 
     Raises MissingExtra without the extra `foolbox` (ℓ2) or `art` (ℓ∞).
     """
-    if norm is L2:
+    if norm == L2:
         return _by_foolbox("L2CarliniWagnerAttack", steps=steps)
     return _by_art("CarliniLInfMethod", max_iter=steps)
 
 
 def deepfool(norm: Norm, steps: int) -> Attack:
     """DeepFool (Moosavi-Dezfooli et al. 2016) in ℓ2 or ℓ∞, by Foolbox with its overshoot of 2 %."""
-    return _by_foolbox("L2DeepFoolAttack" if norm is L2 else "LinfDeepFoolAttack", steps=steps)
+    return _by_foolbox("L2DeepFoolAttack" if norm == L2 else "LinfDeepFoolAttack", steps=steps)
 
 
 def _by_foolbox(name: str, **settings: Any) -> Attack:

@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 
-import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
 from atent_ext.attacks import langevin
 from atent_ext.attacks.langevin import Langevin, last_iterate
-from atent_ext.core import validate
+from atent_ext.core import seeds, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import device_of, evaluating
@@ -51,7 +50,7 @@ def calibrate_gamma(
 def distance(model: Model, x: Tensor, y: Tensor, kernel: Langevin, seed: int = 0) -> float:
     """The mean ℓ2 distance between x and the last iterates of the kernel's chains."""
     device = device_of(model)
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = seeds.generator(seed, device)
     x, y = x.to(device), y.to(device)
     with evaluating(model):
         ends = last_iterate(kernel, model, x, y, cross_entropy, generator)

@@ -298,7 +298,7 @@ def atent(
     start: None is the norm's own.
     """
     _check_norm(norm)
-    linf = norm is LINF
+    linf = norm == LINF
     gamma = (0.0 if linf else 0.05) if gamma is None else gamma
     validate.number("gamma", gamma)
     return Langevin(

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
-from atent_ext.core import validate
+from atent_ext.core import seeds, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import device_of, evaluating
 from atent_ext.data.datasets import Split
@@ -96,10 +96,10 @@ class Certificate:
 def certify(model: nn.Module, x: Tensor, smoothing: Smoothing, seed: int) -> Certificate:
     """Certify one image (...), without the batch's dimension. All draws come from `seed`: give each image its own.
 
-    Raises BadInput if the model's outputs are not finite.
+    Raises BadInput for what is no seed, and if the model's outputs are not finite.
     """
     device = device_of(model)
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = seeds.generator(seed, device)
     with evaluating(model), torch.inference_mode():
         guess = int(_counts(model, x.to(device), smoothing, smoothing.n0, generator).argmax())
         hits = int(_counts(model, x.to(device), smoothing, smoothing.n, generator)[guess])
@@ -119,11 +119,12 @@ def certify_all(
     """Certify every image of `split` in order, after those that are `done`; `report` hears of all after each.
 
     Each image's draws follow from `seed` and its position alone, so that an interrupted call goes on as if it had not
-    been, and the first n images get the same certificates whatever comes after them.
+    been, and the first n images get the same certificates whatever comes after them. Raises BadInput as `certify` does.
     """
-    found = list(done)
+    validate.seed(seed)
+    found, first = list(done), 1_000_003 * int(seed)
     for position in range(len(found), len(split)):
-        found.append(certify(model, split.images[position], smoothing, seed * 1_000_003 + position))
+        found.append(certify(model, split.images[position], smoothing, seeds.derived(first + position)))
         report(found)
     return found
 
@@ -145,7 +146,7 @@ def certified_accuracy(certificates: Sequence[Certificate], labels: Tensor, radi
 def predict(model: nn.Module, x: Tensor, smoothing: Smoothing, seed: int) -> int:
     """The smoothed classifier's answer for one image, from n draws, or ABSTAIN (Cohen et al. 2019, PREDICT)."""
     device = device_of(model)
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = seeds.generator(seed, device)
     with evaluating(model), torch.inference_mode():
         counts = _counts(model, x.to(device), smoothing, smoothing.n, generator)
     (first, second), best = (v.tolist() for v in counts.topk(2))

@@ -1,14 +1,15 @@
 """What the commands share: where they print, and the options that mean the same everywhere."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from atent_ext.core import processes
+
 # Under torchrun every process runs this; the first one speaks.
-console = Console(markup=False, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+console = Console(markup=False, highlight=False, quiet=not processes.is_main())
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.")]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Folder with the data sets [default: $ATENT_DATA].")]

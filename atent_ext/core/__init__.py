@@ -6,8 +6,9 @@ schema        pieces of validated data: Section, Threat, Network, Count
 norms         ℓ∞ and ℓ2 as values: size, projection, random points, steepest direction
 losses        per-example losses
 validate      checks of what users hand in
+seeds         seeds that follow from a user's, generators
 model_state   leave a model as it was found: mode, requires_grad, gradients, device, random state
-processes     whether this is one of several processes, and what they tell each other
+processes     whether this is one of several processes, which one, and what they tell each other
 statistics    intervals and tests for counts of images
 registry      names -> objectives, models, data sets; recipes, protocols, cards as files
 compat        repairs that make neighbouring packages work on today's PyTorch

@@ -14,13 +14,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
-from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atent_ext.core import model_state
 from atent_ext.core.errors import BadInput, MissingExtra
@@ -102,22 +101,16 @@ def _messages(verbose: bool, log_path: str | Path | None) -> Iterator[None]:
             handler.close()
 
 
-def _device_of(model: object) -> torch.device | None:
-    if not isinstance(model, nn.Module):
-        return None
-    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), None)
-
-
 class OriginalSignatures:
     """The original AutoAttack's signatures over pyautoattack's class; `autoattack_class` joins the two.
 
     Everything the original lets users set is there: `attacks_to_run`, `seed`, `epsilon`, `verbose`, `apgd`,
     `apgd_targeted`, `fab`, `square` and their `n_restarts`, `n_iter`, `n_target_classes`, `n_queries`.
 
-    It differs in four points. `device` defaults to None: the device of the model's parameters or, for a model that has
-    none, of the images (the original's "cuda" fails without a GPU). Messages go to the logger "auto-attack": to stdout
-    when `verbose` and no logging is set up, and to `log_path`. The random state, the parameters' gradients and the
-    trace function are what they were afterwards. A `state_path` that exists is refused.
+    It differs in four points. `device` defaults to None: the device of the model's parameters or buffers or, for a
+    model that has neither, of the images (the original's "cuda" fails without a GPU). Messages go to the logger
+    "auto-attack": to stdout when `verbose` and no logging is set up, and to `log_path`. The random state, the
+    parameters' gradients and the trace function are what they were afterwards. A `state_path` that exists is refused.
 
     Raises BadInput for `is_tf_model=True`, for an unknown `version` and for a `state_path` that exists.
     """
@@ -148,7 +141,7 @@ class OriginalSignatures:
         base.__init__(
             model,
             attacks=attacks if attacks or version == "custom" else None,
-            device=_device_of(model) if device is None else device,
+            device=model_state.device_of(model, None) if device is None else device,
             eps=eps,
             norm=norm,
             seed=seed,

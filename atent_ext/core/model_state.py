@@ -2,19 +2,30 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
+from typing import TypeVar, overload
 
 import torch
 from torch import nn
+
+from atent_ext.core import validate
+
+Default = TypeVar("Default", torch.device, None)
+_CPU = torch.device("cpu")
 
 
 def _modules(model: object) -> list[nn.Module]:
     return list(model.modules()) if isinstance(model, nn.Module) else []
 
 
-def device_of(model: object) -> torch.device:
-    """Where the model's parameters are; the CPU for a model that has none."""
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    return next((parameter.device for parameter in parameters), torch.device("cpu"))
+@overload
+def device_of(model: object) -> torch.device: ...
+@overload
+def device_of(model: object, default: Default) -> torch.device | Default: ...
+def device_of(model: object, default: torch.device | None = _CPU) -> torch.device | None:
+    """Where the model's first parameter is, or its first buffer; `default` for a model of neither, or a function."""
+    tensors = chain(model.parameters(), model.buffers()) if isinstance(model, nn.Module) else iter(())
+    return next((tensor.device for tensor in tensors), default)
 
 
 def is_training(model: object) -> bool:
@@ -50,7 +61,11 @@ def frozen(model: object) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global random state for the block; afterwards it is what it was."""
+    """Seed torch's global random state for the block; afterwards it is what it was.
+
+    Raises BadInput for what is no seed.
+    """
+    validate.seed(seed)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

@@ -4,12 +4,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from atent_ext.core import registry
+from atent_ext.core import registry, validate
 from atent_ext.core.norms import NormName
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**validate.SEED_BITS)]
 
 
 class Section(BaseModel):

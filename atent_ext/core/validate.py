@@ -16,6 +16,8 @@ from atent_ext.core.types import Radius
 _ROUNDING = 1e-3
 _LARGEST = 1e15
 """Products of two numbers up to this one, and of their noise, are finite in float32."""
+SEED_BITS = 64
+"""A seed is a whole number of at most so many bits: what torch's generators take."""
 
 
 def radius(name: str, value: Radius) -> None:
@@ -78,6 +80,17 @@ def steps(name: str, value: int) -> None:
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         code: Code = "bad-value" if isinstance(value, Integral) else "bad-type"
         raise BadInput(f"{name} is {value!r}; it must be a whole number >= 1", code=code, field=name)
+
+
+def seed(value: int, name: str = "seed") -> None:
+    """Refuse a seed that is not a whole number from 0 to 2^64 - 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        code: Code = "bad-type"
+    elif not 0 <= value < 2**SEED_BITS:
+        code = "bad-value"
+    else:
+        return
+    raise BadInput(f"{name} is {value!r}; it must be a whole number from 0 to 2^{SEED_BITS} - 1", code=code, field=name)
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

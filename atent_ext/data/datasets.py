@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atent_ext.core import registry, validate
+from atent_ext.core import registry, seeds, validate
 from atent_ext.core.errors import BadInput
 
 TEST, HELD_OUT = "test", "held out of training"
@@ -89,15 +89,16 @@ def home(root: Path | str | None = None) -> Path:
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     """Split off `count` random examples, the classes in proportion: (rest, held out), each in the order of `split`.
 
-    The same seed gives the same examples. Raises BadInput if scikit-learn cannot stratify: each part must have room
-    for every class, and each class two examples.
+    The same seed gives the same examples; of a large one the last 32 bits count. Raises BadInput for what is no seed,
+    and if scikit-learn cannot stratify: each part must have room for every class, and each class two examples.
     """
     from sklearn.model_selection import train_test_split
 
     validate.steps("count", count)
+    validate.seed(seed)
     positions, labels = torch.arange(len(split)).numpy(), split.labels.numpy()
     try:
-        parts = train_test_split(positions, test_size=count, stratify=labels, random_state=seed)
+        parts = train_test_split(positions, test_size=count, stratify=labels, random_state=seeds.derived(seed, 32))
     except ValueError as error:
         raise BadInput(f"cannot hold out {count} of {len(split)} examples with seed {seed}: {error}") from error
     rest, held = (torch.from_numpy(part).sort().values for part in parts)

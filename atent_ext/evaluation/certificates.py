@@ -9,6 +9,7 @@ import torch
 from pydantic import ConfigDict, Field, JsonValue, ValidationError
 
 from atent_ext.certification.smoothing import Certificate, Smoothing, certified_accuracy, certify_all
+from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import explain
 from atent_ext.evaluation.report import About
@@ -42,6 +43,7 @@ def certify(
     Certificates of further images that it holds stay there; `images` and `certified_accuracy` are of the first ones.
     Raises BadInput if `path` holds certificates of another setting or something else, or another process writes there.
     """
+    validate.seed(seed)
     split = subject.test.take(images)
     setting = {key: value for key, value in asdict(smoothing).items() if key != "batch_size"}
     empty = Certified(**subject.about.model_dump(), smoothing=setting, seed=seed)

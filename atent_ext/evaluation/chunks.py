@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 
 from atent_ext.attacks.spec import Note, Outcome
-from atent_ext.core import validate
+from atent_ext.core import seeds, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation.run import worst_case
@@ -33,10 +33,17 @@ class Chunk:
 
 
 def cut(count: int, size: int, seed: int = 0) -> list[Chunk]:
-    """`count` images in chunks of `size`, of which the last may be smaller. Raises BadInput for a size below 1."""
+    """`count` images in chunks of `size`, of which the last may be smaller; chunk k has `seed + k`.
+
+    Raises BadInput for a size below 1 and for what is no seed.
+    """
     validate.steps("chunk", size)
+    validate.seed(seed)
     starts = range(0, count, size)
-    return [Chunk(number, start, min(start + size, count), seed + number) for number, start in enumerate(starts)]
+    return [
+        Chunk(number, start, min(start + size, count), seeds.derived(int(seed) + number))
+        for number, start in enumerate(starts)
+    ]
 
 
 # ---- what chunks found, on all images

@@ -72,7 +72,7 @@ def score(
     Raises BadInput for a folder of another setting, for several processes without a path or without a folder in common,
     and where memory does not reach for a single image.
     """
-    team = processes.processes()
+    team = processes.state()
     if path is None and team.num_processes > 1:
         raise BadInput(
             f"{team.num_processes} processes share the chunks through a folder; give a path, the same to all"
@@ -96,7 +96,7 @@ def score(
             if path is not None:
                 report.save(path)
             journal.discard()
-    return cast(Report, processes.told(team, report))
+    return cast(Report, processes.from_main(team, report))
 
 
 def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting, chunk: int) -> Facts:
@@ -125,7 +125,7 @@ def _begin(
     """The network as it is to be scored and the chunks to do: the main process decides, the others do as it says."""
     images = split.images[: facts["batch_size"]]
     if not team.is_main_process:
-        theirs, missing = processes.told(team, (facts, list[Chunk]()))
+        theirs, missing = processes.from_main(team, (facts, list[Chunk]()))
         prepared = prepare(model, images, theirs["speed"], theirs["folded"])
         return _same(facts | _choice(prepared), theirs, team.process_index, prepared), missing
     earlier = journal.setting() or {"speed": speed, "folded": None}
@@ -133,7 +133,7 @@ def _begin(
     facts = facts | _choice(prepared)
     journal.claim(facts)
     missing = journal.missing()
-    processes.told(team, (facts, missing))
+    processes.from_main(team, (facts, missing))
     return prepared, missing
 
 

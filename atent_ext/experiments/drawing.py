@@ -73,8 +73,7 @@ def draw(
         )
     validate.steps("n", n)
     validate.steps("updates", updates)
-    if not 0 <= seed < 2**32:
-        raise BadInput(f"seed is {seed}; it must lie in [0, 2^32)")
+    validate.seed(seed)
     plots.both(out)
     return _DRAWERS[kind](_Request(runs, out, data_root, index, n, seed, dataset, updates))
 

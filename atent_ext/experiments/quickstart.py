@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from atent_ext.attacks.accuracy import clean_flags
+from atent_ext.core import validate
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet
@@ -44,6 +45,7 @@ def quickstart(
     trained. Goes on where an earlier call with the same settings stopped. Raises BadInput if `out` holds runs of
     other settings and `overwrite` is not given.
     """
+    validate.seed(seed)
     protocol = load_protocol("autoattack")
     digits = datasets.load("digits")
     count = len(digits.test.take(n))  # refuses an impossible n before anything is trained

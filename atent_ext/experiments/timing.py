@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from atent_ext.core import seeds
 from atent_ext.core.model_state import seeded
 from atent_ext.data import datasets
 from atent_ext.experiments.rows import Workshop
@@ -53,7 +54,7 @@ def _stepper(recipe: Recipe, shop: Workshop) -> Callable[[], None]:
     with seeded(recipe.seed):
         model = build_model(recipe, images).to(device).train()
     objective, optimizer = recipe.build_objective(), recipe.optimizer.build(model.parameters())
-    generator = torch.Generator(device).manual_seed(recipe.seed)
+    generator = seeds.generator(recipe.seed, device)
 
     def closure() -> float:
         optimizer.zero_grad()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atent_ext.attacks.langevin import Langevin, input_gradient, walk
-from atent_ext.core import validate
+from atent_ext.core import seeds, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import L2
 from atent_ext.figures import plots
@@ -84,7 +84,7 @@ def samples(setting: Setting, seed: int = 0) -> Tensor:
     validate.steps("chains", setting.chains)
     x = torch.full((setting.chains, 1), setting.x)
     gradient = input_gradient(bumpy, lambda value, _: value, x)
-    chain = walk(setting.kernel, x, gradient, torch.Generator().manual_seed(seed))
+    chain = walk(setting.kernel, x, gradient, seeds.generator(seed))
     return deque(chain, maxlen=1).pop().squeeze(1)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atent_ext.attacks.accuracy import predict
-from atent_ext.core import losses, validate
+from atent_ext.core import losses, seeds, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import gaussian, norm
 from atent_ext.core.schema import Threat
@@ -56,7 +56,7 @@ def directions(
     if not size > 0:
         raise BadInput(f"the attack does not move image {index}; choose another image")
     u = change / size
-    return u, _other(u, threat, torch.Generator().manual_seed(seed)), float(size)
+    return u, _other(u, threat, seeds.generator(seed)), float(size)
 
 
 def _other(u: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atent_ext.attacks.accuracy import clean_flags, predict, robust_flags
 from atent_ext.attacks.langevin import pgd
 from atent_ext.attacks.spec import Setting as AttackSetting
-from atent_ext.core import registry, validate
+from atent_ext.core import registry, seeds, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import seeded
 from atent_ext.core.norms import norm
@@ -112,12 +112,14 @@ def embed(pair: Pair, box: tuple[float, float] = (-10.0, 10.0), seed: int = 0) -
     """
     from sklearn.manifold import TSNE
 
+    validate.seed(seed)
     count = len(pair.labels)
     if count < 20:
         raise BadInput(f"there are {count} images; a t-SNE plane needs at least 20, so ask for 10 or more per class")
     perplexity = min(30.0, (count - 1) / 3)
     flat = pair.images.flatten(1).numpy()
-    found = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed).fit_transform(flat)
+    drawn = seeds.derived(seed, 32)
+    found = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=drawn).fit_transform(flat)
     points = torch.from_numpy(found).float()
     low, high = points.amin(0), points.amax(0)
     scaled = (points - (low + high) / 2) * ((box[1] - box[0]) / (high - low).max()) + sum(box) / 2
@@ -129,7 +131,7 @@ def train(objective: Objective, points: Split, setting: Setting, seed: int = 0) 
     with seeded(seed):
         net = PlaneNet()
     optimizer = torch.optim.SGD(net.parameters(), setting.lr, momentum=0.9)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
     for _ in range(setting.updates):
         batch = torch.randint(len(points), (setting.batch_size,), generator=generator)
         optimizer.zero_grad()

@@ -6,12 +6,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from atent_ext.attacks.accuracy import predict, robust_flags
 from atent_ext.attacks.langevin import last_iterate, pgd
 from atent_ext.attacks.spec import Setting
+from atent_ext.core import seeds
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import device_of, evaluating
@@ -84,7 +84,7 @@ def portrait(model: nn.Module, split: Split, position: int, threat: Threat, step
     x, y = split.images[position : position + 1], split.labels[position : position + 1]
     kernel = pgd(norm(threat.norm), threat.eps, steps)
     device = device_of(model)
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = seeds.generator(seed, device)
     with evaluating(model):
         adversary = last_iterate(kernel, model, x.to(device), y.to(device), cross_entropy, generator).cpu()
     return Portrait(x[0], adversary[0], _verdict(model, x), _verdict(model, adversary))

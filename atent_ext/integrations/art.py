@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from atent_ext.attacks import langevin
-from atent_ext.core import model_state, validate
+from atent_ext.core import model_state, seeds, validate
 from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.core.norms import L2, LINF, Norm
 
@@ -102,6 +102,8 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
         for name in ("eps", "eps_step", "noise", "gamma"):
             if name in ("eps", "noise") or getattr(self, name) is not None:
                 validate.radius(name, getattr(self, name))
+        if self.seed is not None:
+            validate.seed(self.seed)
         if not isinstance(self.targeted, bool):
             raise BadInput(f"targeted is {self.targeted!r}; True or False is needed")
         self.kernel  # noqa: B018 -- building it checks the norm and the clip values
@@ -204,7 +206,7 @@ def class_numbers(y: np.ndarray, count: int, classifier: Any) -> Tensor:
 def seeded_generator(seed: int | None) -> torch.Generator:
     """A generator of that seed, or of one drawn from numpy's global state."""
     drawn = np.random.randint(2**31) if seed is None else seed  # noqa: NPY002 -- ART's own source of randomness
-    return torch.Generator().manual_seed(drawn)
+    return seeds.generator(drawn)
 
 
 def refuse_options(method: str, options: dict[str, Any]) -> None:

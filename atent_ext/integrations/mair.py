@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atent_ext.core import seeds
 from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.core.types import Objective
 
@@ -40,7 +41,7 @@ class ObjectiveTraining:
         base.__init__(rmodel)
         self.objective = objective
         self._raw = _RawInputs(rmodel)
-        self._generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self._generator = None if seed is None else seeds.generator(seed)
 
     def calculate_cost(self, train_data: tuple[Tensor, Tensor], reduction: str = "mean") -> Tensor:
         """The objective's loss on (images (N, ...), labels (N,)), ready for one `backward()`; recorded as "Loss".

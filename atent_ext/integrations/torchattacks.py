@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from atent_ext.attacks.langevin import Langevin, atent, finite, last_iterate
 from atent_ext.core import compat, validate
 from atent_ext.core.losses import cross_entropy
-from atent_ext.core.model_state import evaluating, frozen
+from atent_ext.core.model_state import device_of, evaluating, frozen
 from atent_ext.core.norms import L2, LINF, Norm
 
 compat.neighbour("torchattacks", "torchattacks")
@@ -37,6 +37,7 @@ class _ATENTAttack(Attack):  # type: ignore[misc]
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(type(self).__name__, model)
+        self.device = device_of(model, None)  # torchattacks looks at parameters alone
         self.eps = eps
         self.alpha = alpha
         self.steps = steps

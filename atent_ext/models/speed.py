@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from atent_ext.core.errors import BadInput
-from atent_ext.core.model_state import evaluating, frozen, seeded
+from atent_ext.core.model_state import device_of, evaluating, frozen, seeded
 from atent_ext.core.types import Model
 
 Speed = Literal["plain", "channels-last", "compile", "graphs", "auto"]
@@ -66,8 +66,7 @@ def prepare(model: nn.Module, images: Tensor, speed: str = "channels-last", fold
     unless `speed` is "plain". Raises BadInput for an unknown setting.
     """
     check(speed)
-    device = next((p.device for p in model.parameters()), images.device)
-    images = images.to(device)
+    images = images.to(device_of(model, images.device))
     try:
         mine = copy.deepcopy(model).eval().requires_grad_(False)
     except Exception as error:  # a model may refuse to be copied in any way

@@ -19,6 +19,7 @@ from atent_ext.attacks.accuracy import clean_flags, flags_under, predict
 from atent_ext.attacks.external import Attack
 from atent_ext.attacks.langevin import fgsm, pgd, scored_gradient
 from atent_ext.attacks.restarts import Keep, adversaries
+from atent_ext.core import seeds
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy, margin
 from atent_ext.core.model_state import device_of, evaluating, seeded
@@ -69,8 +70,8 @@ def signs(
     surrogate for the transfer attack is trained on. random: whether the network answers at random, so that one lucky
     draw is no success and only last iterates count. What AutoAttack's Square adds is another sign, `black_box`.
     curve: `n`, `eps`, and `accuracy`: under PGD and under random noise, one number in [0, 1] per eps.
-    The network is attacked in eval mode and comes back as found. Raises BadInput where its gradients are not finite;
-    a network without a gradient cannot be looked at (`soundness.fatal`).
+    The network is attacked in eval mode and comes back as found. Raises BadInput where its gradients are not finite,
+    and for what is no seed; a network without a gradient cannot be looked at (`sanity.fatal`).
     """
     target = _Target(network, split.take(min(IMAGES, len(split))), threat, random, seed, batch_size)
     with seeded(seed):  # for networks that draw
@@ -127,7 +128,7 @@ class _Target:
 
     def chain(self, loss: Loss, eps: float | None, on: nn.Module | None, keep: Keep) -> Attack:
         kernel = pgd(self.norm, self.threat.eps if eps is None else eps, STEPS)
-        generator = torch.Generator(device_of(self.network)).manual_seed(self.seed)
+        generator = seeds.generator(self.seed, device_of(self.network))
 
         def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             return adversaries(kernel, model if on is None else on, x, y, loss, generator, keep=keep)
@@ -140,7 +141,7 @@ class _Target:
 
     def noise(self, eps: float) -> Attack:
         """A random point of the ball."""
-        generator = torch.Generator(device_of(self.network)).manual_seed(self.seed)
+        generator = seeds.generator(self.seed, device_of(self.network))
         return lambda model, x, y: (x + self.norm.random(x, eps, generator)).clamp(0, 1)
 
 
@@ -231,7 +232,7 @@ def surrogate(train: Split, classes: int, seed: int, device: torch.device | str 
         optimizer = torch.optim.Adam(network.parameters(), 1e-3)
         batches = Batches(train.take(min(_TRAINING, len(train))), 64, device=device)
         for epoch in range(_EPOCHS):
-            for batch in batches.epoch(seed + epoch):
+            for batch in batches.epoch(seeds.derived(seed + epoch)):
                 optimizer.zero_grad()
                 cross_entropy(network(batch.images), batch.labels).mean().backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -270,7 +271,7 @@ def black_box(report: Report) -> Sign:
 def radii(threat: Threat, shape: tuple[int, ...]) -> list[float]:
     """Fractions and multiples of eps up to a radius at which every ball holds the gray image, where no network can be
     right about more than one class: 1/2 in ℓ∞, and half the diagonal of the box in ℓ2."""
-    far = max(threat.eps, 0.5 if norm_called(threat.norm) is LINF else 0.5 * math.sqrt(math.prod(shape)))
+    far = max(threat.eps, 0.5 if norm_called(threat.norm) == LINF else 0.5 * math.sqrt(math.prod(shape)))
     others = (round(factor * threat.eps, 12) for factor in (0.5, 1.5, 2))
     return sorted({0.0, threat.eps, far, *(eps for eps in others if eps < far)})
 

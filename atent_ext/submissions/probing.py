@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from atent_ext.attacks.langevin import scored_gradient
-from atent_ext.core import model_state
+from atent_ext.core import model_state, seeds
 from atent_ext.core.losses import margin
 from atent_ext.core.norms import LINF
 from atent_ext.core.types import Loss
@@ -40,7 +40,7 @@ def _drawing(seed: int) -> Iterator[None]:
     try:
         with model_state.seeded(seed):
             random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
+            np.random.seed(seeds.derived(seed, 32))  # noqa: NPY002
             yield
     finally:
         random.setstate(python)
@@ -68,7 +68,7 @@ class Probe:
 
     def answer(self, network: nn.Module, images: Tensor, other_seed: int = 0) -> Tensor:
         """Logits (N, classes), drawn with the seed or another."""
-        with _drawing(self.seed + other_seed), torch.no_grad():
+        with _drawing(seeds.derived(self.seed + other_seed)), torch.no_grad():
             logits: Tensor = network(images)
         return logits
 
@@ -83,7 +83,7 @@ class Probe:
 
     def noisy(self, size: float = VISIBLE) -> Tensor:
         """The images under uniform noise."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = seeds.generator(self.seed)
         noise = size * (2 * torch.rand(self.images.shape, generator=generator) - 1)
         return (self.images + noise.to(self.images)).clamp(0, 1)
 

@@ -50,8 +50,9 @@ def check(
 
     images: (N, ...) in [0, 1], N >= 2, a few dozen are enough; labels: (N,) integers. declared_random: whether the
     network is said to answer at random, which is then no failure (and the contrary is one).
-    Raises BadInput for images and labels that are none; whatever the network does is a check.
+    Raises BadInput for images, labels and a seed that are none; whatever the network does is a check.
     """
+    validate.seed(seed)
     validate.images(images, 0.0, 1.0)
     validate.labels(labels, len(images))
     if len(images) < 2:

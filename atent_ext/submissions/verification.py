@@ -68,7 +68,7 @@ def verify(
     if sanity.fatal(checks):
         return _card(opened, checks, (), {}, None, (), command, time.perf_counter() - begin)
     random = sanity.is_random(checks, opened.submission.random)
-    team = processes.processes()
+    team = processes.state()
     network = opened.network.to(team.device if team.device.type == "cuda" else "cpu")
     network = prepare(network, test.images[:batch_size], speed).model
     if draw is not None and team.is_main_process:

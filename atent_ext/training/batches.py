@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atent_ext.core import registry
+from atent_ext.core import registry, seeds
 from atent_ext.core.errors import BadInput
 from atent_ext.data.datasets import Split
 
@@ -80,7 +80,7 @@ class Batches:
 
         Order and augmentation follow from the seed and the example's place in the batch, whatever the processes.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeds.generator(seed)
         order = torch.randperm(len(self.labels), generator=generator)
         for whole in torch.split(order, self.batch_size):
             yield self._share(whole, generator)

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from atent_ext.attacks.accuracy import predict, robust_flags
 from atent_ext.attacks.langevin import pgd
 from atent_ext.attacks.spec import Setting
-from atent_ext.core import validate
+from atent_ext.core import processes, validate
 from atent_ext.core.errors import BadInput, NonFiniteLoss
 from atent_ext.core.model_state import seeded
 from atent_ext.core.norms import SharedGenerator, norm
@@ -291,13 +290,10 @@ class _Trainer:
 
 
 def _accelerator(precision: str) -> Accelerator:
-    # Where there is no GPU, Accelerate joins the processes of a launcher only if it is told so: else each of them would
-    # train alone, into the same folder.
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    cpu = several and not (torch.cuda.is_available() or torch.xpu.is_available())
     once = DataLoaderConfiguration(split_batches=True)  # a step is one of all processes, and of the schedule, too
     try:
-        return Accelerator(mixed_precision=precision, cpu=cpu, dataloader_config=once)
+        with processes.joining() as cpu:
+            return Accelerator(mixed_precision=precision, cpu=cpu, dataloader_config=once)
     except ValueError as error:  # a device without it, or an earlier run of this process in another precision
         raise BadInput(f"mixed_precision is {precision!r}, which cannot be had here: {error}") from error
 

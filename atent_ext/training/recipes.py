@@ -17,7 +17,7 @@ from torch import Tensor
 
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
-from atent_ext.core.schema import Count, Network, Positive, Section, Share, Threat
+from atent_ext.core.schema import Count, Network, Positive, Section, Seed, Share, Threat
 from atent_ext.core.types import Objective
 from atent_ext.models.speed import Speed
 from atent_ext.training.entropy_sgd import EntropySGD
@@ -113,7 +113,7 @@ class Recipe(Section):
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     speed: Speed = "channels-last"
     validation: Validation
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Recipe":

@@ -1,5 +1,7 @@
 """Minimal-norm attacks on a linear model, whose distance to the boundary is known."""
 
+import copy
+
 import pytest
 import torch
 from problems import LinearTwoClass, attack_spec
@@ -47,6 +49,13 @@ def test_what_they_find_is_little_farther_than_the_boundary(build, norm, steps, 
     share = norm.size(found - split.images) / distances[norm.name]
     assert (share > 0.999).all()
     assert share.median() < 1 + excess
+
+
+@pytest.mark.parametrize(("build", "steps"), [(deepfool, 50), (carlini_wagner, 20)])
+def test_a_copied_norm_gives_the_same_attack(build, steps):
+    model, split, _ = problem(4)
+    found = [build(norm, steps)(model.eval(), split.images, split.labels) for norm in (L2, copy.deepcopy(L2))]
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

@@ -1,4 +1,6 @@
+import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -280,6 +282,14 @@ def test_a_radius_per_example_must_fit_the_batch():
     x, y = small_batch(7)
     with pytest.raises(BadInput, match=r"shape \(7,\), not \(3,\)"):
         last_iterate(pgd(LINF, torch.full((3,), 0.1), 2, 0.1), small_net(), x, y, cross_entropy)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda ball: pickle.loads(pickle.dumps(ball))])
+@pytest.mark.parametrize("ball", [LINF, L2], ids=["Linf", "L2"])
+def test_a_copied_norm_gives_the_same_kernel(ball, copied):
+    assert atent(copied(ball), 0.3, 40) == atent(ball, 0.3, 40)
+    assert pgd(copied(ball), 0.3, 40) == pgd(ball, 0.3, 40)
+    assert copied(atent(ball, 0.3, 40)) == atent(ball, 0.3, 40)
 
 
 def test_unknown_norm():

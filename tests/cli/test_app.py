@@ -29,6 +29,11 @@ def test_version():
     assert (done.returncode, done.stdout.split()[0]) == (0, "atent-ext")
 
 
+def test_a_rank_that_a_shell_has_left_silences_nothing(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert shell("--version").stdout.split()[0] == "atent-ext"
+
+
 def test_recipes_are_listed():
     done = atent("recipes")
     assert done.returncode == 0

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from problems import OnlyBuffers
 from torch import nn
 
 from atent_ext.core import compat
@@ -235,6 +236,7 @@ def test_the_default_device_is_that_of_the_model_or_of_the_images(adapter):
     model, x, y = problem()
     assert adapter(model).device == torch.device("cpu")
     assert adapter(model, device="meta").device == "meta"
+    assert adapter(OnlyBuffers("meta")).device == torch.device("meta")
     function = small(adapter, lambda images: model(images), verbose=False)
     assert function.device is None
     assert torch.equal(function.run_standard_evaluation(x, y), small(adapter, model).run_standard_evaluation(x, y))

@@ -1,4 +1,8 @@
+import ast
+import copy
 import math
+import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ SHAPES = [(1, 1), (3, 5), (2, 2, 3), (4, 1, 2, 3)]
 BOTH = pytest.mark.parametrize("ball", [LINF, L2], ids=["Linf", "L2"])
 PROPERTIES = settings(max_examples=40, deadline=None)
 ROUNDING = 1e-12
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def generator(seed=0):
@@ -89,7 +94,7 @@ def test_projection_in_closed_form(problem):
 def test_steepest_is_the_unit_step_that_a_linear_loss_likes_best(ball, problem, seed):
     gradient, _ = problem
     step = ball.steepest(gradient)
-    dual = gradient.flatten(1).abs().sum(1) if ball is LINF else L2.size(gradient)
+    dual = gradient.flatten(1).abs().sum(1) if ball == LINF else L2.size(gradient)
     torch.testing.assert_close(ball.size(step), torch.ones(len(gradient), dtype=torch.float64))
     torch.testing.assert_close(inner(gradient, step), dual, rtol=1e-12, atol=0)
     rival = ball.project(vectors(seed, gradient.shape), 1.0)
@@ -101,7 +106,7 @@ def test_a_zero_gradient_has_no_direction(ball):
     gradient = torch.tensor([[0.0, 0.0], [3.0, -4.0]])
     step = ball.steepest(gradient)
     assert step[0].tolist() == [0.0, 0.0]
-    assert step[1].tolist() == pytest.approx([1.0, -1.0] if ball is LINF else [0.6, -0.8])
+    assert step[1].tolist() == pytest.approx([1.0, -1.0] if ball == LINF else [0.6, -0.8])
 
 
 @BOTH
@@ -184,3 +189,35 @@ def test_the_norms_by_name():
     assert [(n.name, n.direction, n.start) for n in (LINF, L2)] == [("Linf", "sign", "uniform"), ("L2", "unit", "ball")]
     with pytest.raises(BadInput, match="unknown norm 'linf'; known: Linf, L2"):
         norm("linf")
+
+
+@BOTH
+def test_a_copy_of_a_norm_is_the_same_norm(ball):
+    for twin in (copy.deepcopy(ball), pickle.loads(pickle.dumps(ball))):
+        assert twin == ball
+        assert [other == twin for other in NORMS.values()] == [other.name == ball.name for other in NORMS.values()]
+
+
+def names_of_norms_in(part):
+    return {
+        node.id if isinstance(node, ast.Name) else node.attr
+        for node in ast.walk(part)
+        if isinstance(node, ast.Name | ast.Attribute)
+    } & {"LINF", "L2"}
+
+
+def identity_comparisons(text):
+    """The lines on which a norm is compared by `is`, to which a copy or a pickled norm is another one."""
+    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Compare)]
+    return [
+        node.lineno
+        for node in found
+        if any(isinstance(sign, ast.Is | ast.IsNot) for sign in node.ops) and names_of_norms_in(node)
+    ]
+
+
+def test_norms_are_compared_by_value_everywhere():
+    assert identity_comparisons("a = 1\nb = norm is L2\nc = norms.LINF is not norm\nd = norm == L2") == [2, 3]
+    files = [path for folder in ("atent_ext", "eval", "tests") for path in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 100
+    assert {path: lines for path in files if (lines := identity_comparisons(path.read_text(encoding="utf-8")))} == {}

@@ -433,18 +433,18 @@ def test_the_measured_speed_is_kept(tmp_path, monkeypatch):
 def test_a_process_that_would_score_something_else_is_refused(monkeypatch, tmp_path):
     main = {"speed": "plain", "folded": False}
 
-    def told(_, value):
+    def from_main(_, value):
         facts, missing = value
         return facts | main | {"content_sha256": "another"}, missing
 
-    monkeypatch.setattr(processes, "processes", lambda: team(1, 2))
-    monkeypatch.setattr(processes, "told", told)
+    monkeypatch.setattr(processes, "state", lambda: team(1, 2))
+    monkeypatch.setattr(processes, "from_main", from_main)
     with pytest.raises(BadInput, match=r"process 1 has content_sha256 = '\w+' and the main one 'another'"):
         scoring.score(subject(), protocol("clean"), path=tmp_path / "r.json")
 
 
 def test_several_processes_need_a_folder_in_common(monkeypatch, tmp_path):
-    monkeypatch.setattr(processes, "processes", lambda: team(0, 2))
+    monkeypatch.setattr(processes, "state", lambda: team(0, 2))
     with pytest.raises(BadInput, match="2 processes share the chunks through a folder; give a path"):
         scoring.score(subject(), protocol("clean"))
     journal = Journal(chunks.cut(20, 5), tmp_path)

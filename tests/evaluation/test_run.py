@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from problems import LinearTwoClass, SmallNet, attack_spec
+from problems import LinearTwoClass, OnlyBuffers, SmallNet, attack_spec
 from torch import nn
 
 from atent_ext.attacks import accuracy, autoattack, runners
@@ -146,6 +146,13 @@ def test_predict_is_the_logits_in_eval_mode():
     assert logits.shape == (7, 4)
     assert torch.allclose(logits, model.eval()(images), atol=1e-6)
     assert not logits.requires_grad
+
+
+def test_images_go_to_the_buffers_of_a_network_without_parameters():
+    model = OnlyBuffers("meta")
+    assert accuracy.predict(model, torch.rand(3, *SHAPE)).argmax(1).tolist() == [1, 1, 1]
+    assert autoattack.run(model, torch.rand(3, *SHAPE), torch.ones(3).long(), norm="Linf", eps=0.0).robust.all()
+    assert {device.type for device in model.seen} == {"meta"}
 
 
 # ---- restarts

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from problems import small_batch, small_net
+from problems import OnlyBuffers, small_batch, small_net
 from torch import nn
 
 from atent_ext.attacks.advertorch_style import LinfATENTAttack
@@ -52,6 +52,12 @@ class Stubborn(nn.Module):
     def forward(self, x):
         moved = not self.conv.weight.is_contiguous()
         return self.conv(x).mean((2, 3)) * (1.1 if moved else 1.0)
+
+
+def test_images_go_to_the_buffers_of_a_network_without_parameters():
+    model = OnlyBuffers("meta")
+    assert speed.prepare(model, images()).model.norm.running_mean.is_meta
+    assert model.seen[0].type == "meta"
 
 
 def assert_untouched(model, before):
