@@ -1,4 +1,4 @@
-"""Train and score the zoo of eval/experiments/zoo.yaml, entry by entry; what is there already is not done again.
+"""Train and score the zoo of eval/experiments/zoo.yaml, entry by entry; what is there already is skipped.
 
 python eval/experiments/zoo.py linf-wide-long-eps-0.36 mnist-linf-atent-48 --out zoo        (no name: all)
 """
@@ -31,7 +31,7 @@ Group = Literal["models", "search", "ablation", "cifar10"]
 
 
 class Entry(BaseModel):
-    """A training: a recipe, what is set in it, how many seeds (0, 1, ...), on how many images it is scored.
+    """A training: a recipe, what is set in it, how many seeds (0, 1, ...), and how many images it is scored on.
 
     against: the entries of the file that docs/zoo.md compares it with.
     """
@@ -47,7 +47,7 @@ class Entry(BaseModel):
         return recipes.load(self.recipe, [*self.set, f"seed={seed}"])
 
     def files(self, name: str) -> list[str]:
-        """What the files of the trainings of the entry `name` are called, in the order of the seeds."""
+        """The names of the files of the entry `name`, one a seed."""
         return [name] if self.seeds == 1 else [f"{name}-seed{seed}" for seed in range(self.seeds)]
 
 
@@ -55,39 +55,41 @@ Known = dict[tuple[Group, str], Entry]
 
 
 def entries(file: Path = ZOO) -> Known:
-    """(group, name) -> entry, in the order of the file. Raises BadInput where the file holds anything else."""
+    """(group, name) -> entry, in the order of the file. Raises BadInput for a file that is not one of entries."""
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
         groups = TypeAdapter(dict[Group, dict[str, Entry]]).validate_python(raw)
     except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
-        raise BadInput(f"{file} does not fit: {error}") from None
-    found = {(group, name): entry for group, those in groups.items() for name, entry in those.items()}
-    _check_names(found, file)
-    return found
+        raise BadInput(f"{file} does not fit: {error}", code="unreadable", field="file") from None
+    known = {(group, name): entry for group, members in groups.items() for name, entry in members.items()}
+    _check_names(known, file)
+    return known
 
 
-def _check_names(found: Known, file: Path) -> None:
-    names = [name for _, name in found]
-    seeds = {name: entry.seeds for (_, name), entry in found.items()}
-    for (_, name), entry in found.items():
+def _check_names(known: Known, file: Path) -> None:
+    names = [name for _, name in known]
+    seeds = {name: entry.seeds for (_, name), entry in known.items()}
+    for (_, name), entry in known.items():
         if names.count(name) > 1:
-            raise BadInput(f"{file} has two entries {name}; rename one")
+            raise BadInput(f"{file} has two entries {name}; rename one", code="conflict", field="name")
         for rival in entry.against:
             if rival not in seeds:
-                raise BadInput(f"{file}: {name} is to be compared with {rival}, which is no entry; name one")
+                message = f"{file}: {name} is to be compared with {rival}, which is no entry; name one"
+                raise BadInput(message, code="unknown-name", field="against")
             if entry.seeds != seeds[rival]:
-                raise BadInput(f"{file}: {name} has {entry.seeds} seeds and {rival} {seeds[rival]}; make them alike")
+                message = f"{file}: {name} has {entry.seeds} seeds and {rival} {seeds[rival]}; make them alike"
+                raise BadInput(message, code="conflict", field="seeds")
 
 
 def digest(recipe: recipes.Recipe) -> str:
-    """Of what decides the weights, and so not of the recipe's name."""
+    """A hash of everything that decides the weights; the recipe's name is no part of it."""
     return run_name(recipe).rpartition("-")[2]
 
 
 def train(recipe: recipes.Recipe, known: Known, out: Path) -> Path:
-    """The run folder of a recipe, trained to its end; recipes that decide the same weights share one.
+    """Train a recipe to its end and return its run folder; recipes that decide the same weights share one.
 
-    Where it starts from the run of an entry of `known`, that is trained first.
+    If it starts from the run of an entry of `known`, that entry is trained first.
     """
     folder = RunFolder(out / "runs" / digest(recipe))
     if not finished(folder, recipe):
@@ -103,9 +105,9 @@ def _bases(recipe: recipes.Recipe, known: Known) -> list[recipes.Recipe]:
 
 
 def score(group: Group, name: str, n: int, run: Path, out: Path, batch: int, speed: str) -> None:
-    """Score a run by the command that its group is scored by, unless that was done; never in TF32.
+    """Score a run by the command of its group, without TF32, unless its report is there.
 
-    Raises BadInput where the file at hand is of other weights or another number of images.
+    Raises BadInput for a report of other weights or another number of images.
     """
     target = out / group / (f"{name}.card.json" if group == "models" else f"{name}.json")
     if target.is_file():
@@ -113,24 +115,25 @@ def score(group: Group, name: str, n: int, run: Path, out: Path, batch: int, spe
     target.parent.mkdir(parents=True, exist_ok=True)
     if group == "models":
         folder = out / "submissions" / name
-        shutil.rmtree(folder, ignore_errors=True)  # of an earlier training, or half of one
+        shutil.rmtree(folder, ignore_errors=True)  # it may be of an earlier training, or incomplete
         write_submission(run, folder, authors="The atent-ext authors", license="MIT", name=name)
-        asked = ["verify", str(folder), "--protocol", "zoo"]
+        command = ["verify", str(folder), "--protocol", "zoo"]
     else:
-        asked = ["eval", str(run), *(["--held-out"] if group == "search" else [])]
-    asked += ["--n", str(n), "--batch-size", str(batch), "--chunk", str(batch), "--speed", speed]
+        command = ["eval", str(run), *(["--held-out"] if group == "search" else [])]
+    command += ["--n", str(n), "--batch-size", str(batch), "--chunk", str(batch), "--speed", speed]
     exact = os.environ | {"NVIDIA_TF32_OVERRIDE": "0"}
-    done = subprocess.run([sys.executable, "-m", "atent_ext", *asked, "--out", str(target)], env=exact)
-    if done.returncode:  # it has said why
-        raise typer.Exit(done.returncode)
+    process = subprocess.run([sys.executable, "-m", "atent_ext", *command, "--out", str(target)], env=exact)
+    if process.returncode:  # it has printed why
+        raise typer.Exit(process.returncode)
 
 
 def _check(target: Path, n: int, run: Path) -> None:
-    found = json.loads(target.read_text(encoding="utf-8"))
-    found = found.get("report", found)
+    content = json.loads(target.read_text(encoding="utf-8"))
+    report = content.get("report", content)
     weights = hashlib.sha256(RunFolder(run).weights.read_bytes()).hexdigest()
-    if found["weights_sha256"] != weights or found["results"][0]["n"] != n:
-        raise BadInput(f"{target} is not of {n} images and the weights in {run}; move it away")
+    if report["weights_sha256"] != weights or report["results"][0]["n"] != n:
+        message = f"{target} is not of {n} images and the weights in {run}; move it away"
+        raise BadInput(message, code="other-content", field="out")
 
 
 app = typer.Typer(add_completion=False)
@@ -145,9 +148,11 @@ def main(
     speed: Annotated[str, typer.Option(help="Of the scores: plain, channels-last, ...")] = "channels-last",
 ) -> None:
     known = entries(file)
+    there = [name for _, name in known]
     for name in names or ():
-        if name not in {one for _, one in known}:
-            raise BadInput(f"{name} is no entry of {file.name}; it has: {', '.join(one for _, one in known)}")
+        if name not in there:
+            message = f"{name} is no entry of {file.name}; it has: {', '.join(there)}"
+            raise BadInput(message, code="unknown-name", field="names")
     for (group, name), entry in known.items():
         if not names or name in names:
             for seed, stem in enumerate(entry.files(name)):
