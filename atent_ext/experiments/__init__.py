@@ -8,5 +8,5 @@ timing       studies that measure time
 report       a result as a table in a terminal
 markdown     results as a page
 drawing      the papers' figures by name
-table        reports as a ranked table in Markdown
+runner       train, score, keep what is done: what all experiments call
 """

@@ -1,7 +1,7 @@
 """`atent quickstart`: the five methods trained on handwritten digits, scored by AutoAttack, as a table and pictures."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,16 +12,13 @@ from atent_ext.core import validate
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet
-from atent_ext.evaluation import scoring
 from atent_ext.evaluation.protocol import load_protocol
-from atent_ext.evaluation.report import Report
-from atent_ext.experiments import table
+from atent_ext.evaluation.report import Report, Result
+from atent_ext.experiments.runner import Runner
 from atent_ext.figures import plots
 from atent_ext.storage import files
-from atent_ext.subjects import run_folder
 from atent_ext.training import recipes
-from atent_ext.training.loop import Reporter, fit
-from atent_ext.training.run_folder import RunFolder
+from atent_ext.training.loop import Reporter
 
 METHODS = ("sgd", "pgd-at", "trades", "mart", "atent")
 _SHOWN = 2
@@ -49,18 +46,20 @@ def quickstart(
     protocol = load_protocol("autoattack")
     digits = datasets.load("digits")
     count = len(digits.test.take(n))  # refuses an impossible n before anything is trained
+    runner = Runner(out, reporter=reporter)
     subjects, reports = {}, []
     for method in METHODS:
         recipe = recipes.load(f"digits-linf-{method}", [f"seed={seed}", *overrides])
-        folder = RunFolder(out / "runs" / recipe.name)
-        again = folder.exists() and not overwrite  # a quickstart that was interrupted goes on
-        fit(recipe, digits, folder.path, resume=again, overwrite=overwrite, reporter=reporter)
+        folder = runner.train(recipe, f"runs/{recipe.name}", overwrite=overwrite)
         scoring_begins(recipe.name)
-        subjects[method] = run_folder.from_run(folder.path)
-        reports.append(scoring.score(subjects[method], protocol, n=n, seed=seed, chunk=count))
+        subjects[method] = runner.subject(folder)
+        report = runner.score(
+            subjects[method], protocol, f"scores/{recipe.name}", n=n, seed=seed, chunk=count, overwrite=overwrite
+        )
+        reports.append(report)
     plain = [report.model_dump(mode="json") for report in reports]
     files.write(out / "results.json", json.dumps(plain, indent=1) + "\n")
-    files.write(out / "leaderboard.md", table.markdown(reports))
+    files.write(out / "leaderboard.md", markdown(reports))
     _draw({method: subject.model for method, subject in subjects.items()}, digits, recipe.threat, n, out)
     return reports
 
@@ -80,3 +79,31 @@ def _draw(models: dict[str, nn.Module], digits: DataSet, threat: Threat, n: int 
     }
     title = f"PGD-40 at eps {threat.eps:g} on test digits: predicted class (probability), bold if fooled"
     plots.draw_portraits(rows, digits.classes, title, out / "adversaries.png")
+
+
+def markdown(reports: Sequence[Report]) -> str:
+    """One table of reports that share data, threat model and protocol, best worst case first."""
+    ranked = sorted(reports, key=lambda report: -report.worst.correct)
+    attacks = [result.attack for result in ranked[0].results]
+    lines = ["| rank | model | " + " | ".join(attacks) + " |", "|---|---|" + "---|" * len(attacks)]
+    for rank, report in enumerate(ranked, 1):
+        cells = " | ".join(_cell(result) for result in report.results)
+        lines.append(f"| {rank} | {report.name} | {cells} |")
+    notes = sorted({note for report in ranked for note in report.notes})
+    return "\n".join(["# Leaderboard", "", " ".join([_setting(ranked[0]), *notes]), "", *lines, ""])
+
+
+def _cell(result: Result) -> str:
+    low, high = result.interval95_wilson
+    return f"{100 * result.accuracy:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def _setting(report: Report) -> str:
+    threat = report.threat
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    return (
+        f"Accuracy in % (95 % Wilson interval) on {report.data}, {report.split}, under {threat.norm} eps "
+        f"{threat.eps:g}, protocol {report.protocol}; seed {report.seed}, batches of {report.batch_size}; "
+        f"{versions}. "
+        f"The worst case counts an image only if it stays right under every attack listed. {report.data_note}"
+    ).strip()

@@ -1,9 +1,11 @@
 """`atent reproduce`: a study at a scale, cell by cell, into one JSON file that an interrupted call goes on with."""
 
+import hashlib
 import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def _reproduced(study: Study, shop: Workshop, target: Path, rows: Sequence[str])
             continue
         shop.busy(f"{study.name}: {row.name}")
         if study.kind == "accuracy":
-            _fill(entry, study, row, shop, lambda: _write(result, target))
+            _fill(entry, study, row, shop, target, lambda: _write(result, target))
         elif study.kind == "figure":
             entry["run"] = shop.train(study, row).name
     if study.kind == "times":
@@ -148,7 +150,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _fill(entry: Result, study: Study, row: Row, shop: Workshop, keep: Callable[[], None]) -> None:
+def _fill(entry: Result, study: Study, row: Row, shop: Workshop, target: Path, keep: Callable[[], None]) -> None:
     """The cells of one row; those it holds of the same weights, data and settings are taken as they are."""
     subject, scale = shop.subject(study, row), study.at(shop.scale)
     about = _about(subject, shop, study, row)
@@ -165,8 +167,17 @@ def _fill(entry: Result, study: Study, row: Row, shop: Workshop, keep: Callable[
             cells[column.name] = {"skipped": reason}
         elif cells.get(column.name, {}).get("asked") != asked:
             shop.busy(f"{study.name}: {row.name}, {column.name}")
-            cells[column.name] = measure(subject, column, row, scale, shop.seed, known) | {"asked": asked}
+            runner = replace(shop.runner, out=target.parent)
+            name = f".{target.stem}-{digest(row.name, column.name)}"  # until the cell is in `target`
+            cell = measure(subject, column, row, scale, shop.seed, known, runner, name)
+            cells[column.name] = cell | {"asked": asked}
             keep()
+            (target.parent / f"{name}.json").unlink(missing_ok=True)
+
+
+def digest(*words: str) -> str:
+    """A few letters that stand for words of any kind in a file's name."""
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
 
 
 def _about(subject: Subject, shop: Workshop, study: Study, row: Row) -> Result:

@@ -4,14 +4,14 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from atent_ext.attacks.spec import Outcome, Setting
+from atent_ext.attacks.spec import Outcome
 from atent_ext.certification.intervals import certified_linf
 from atent_ext.certification.smoothing import Certificate, Smoothing, certified_flags, certify_all, l2_radius_for_linf
 from atent_ext.core.errors import BadInput
@@ -19,9 +19,9 @@ from atent_ext.core.model_state import device_of
 from atent_ext.data import datasets
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation.protocol import Protocol
-from atent_ext.evaluation.report import result_of
-from atent_ext.evaluation.run import evaluate
+from atent_ext.evaluation.report import Result, result_of
 from atent_ext.evaluation.scoring import Subject
+from atent_ext.experiments.runner import Runner
 from atent_ext.experiments.study import (
     Certify,
     Column,
@@ -35,9 +35,8 @@ from atent_ext.experiments.study import (
     run_name,
 )
 from atent_ext.subjects import run_folder, weights_file
-from atent_ext.training.loop import Reporter, fit
+from atent_ext.training.loop import Reporter
 from atent_ext.training.recipes import Recipe
-from atent_ext.training.run_folder import RunFolder
 
 Cell = dict[str, Any]
 Certified = dict[tuple[Smoothing, int], list[Certificate]]
@@ -58,6 +57,11 @@ class Workshop:
     reporter: Reporter | None = None
     busy: Callable[[str], None] = lambda text: None
 
+    @property
+    def runner(self) -> Runner:
+        """What trains and scores."""
+        return Runner(self.out, self.root, self.download, self.reporter, self.busy)
+
     def recipe(self, study: Study, row: Row) -> Recipe:
         """The recipe of a row, its starting weights named where it has any."""
         study, row = resolved(study, row)
@@ -75,22 +79,14 @@ class Workshop:
         study, row = resolved(study, row)
         if row.after is not None:
             self.train(study, study.row(row.after))
-        recipe, folder = self.recipe(study, row), RunFolder(self.folder(study, row))
-        if not finished(folder, recipe):
-            images = datasets.load(recipe.dataset, self.root, self.download)
-            fit(recipe, images, folder.path, resume=folder.exists(), reporter=self.reporter)
-        return folder.path
+        recipe = self.recipe(study, row)
+        return self.runner.train(recipe, run_name(recipe)).path
 
     def subject(self, study: Study, row: Row) -> Subject:
         """The network of a row, trained or shipped, and its test images."""
         if row.weights is not None:
             return _shipped(row.weights, self.root, self.download)
         return run_folder.from_run(self.train(study, row), self.root, self.download)
-
-
-def finished(folder: RunFolder, recipe: Recipe) -> bool:
-    """Whether every epoch of the recipe is behind the run."""
-    return len(history(folder.path)) == recipe.epochs and folder.weights.is_file()
 
 
 def history(run: Path) -> list[dict[str, Any]]:
@@ -116,33 +112,41 @@ def images(column: Column, row: Row, scale: Scale) -> int:
     return min(count, row.n or count)
 
 
-def measure(subject: Subject, column: Column, row: Row, scale: Scale, seed: int, known: Certified) -> Cell:
-    """One cell as plain data: the outcome of an attack or of a certification on the first images of the test set.
+def measure(
+    subject: Subject, column: Column, row: Row, scale: Scale, seed: int, known: Certified, runner: Runner, name: str
+) -> Cell:
+    """One cell as plain data: the result of an attack or of a certification on the first images of the test set.
 
-    known: the certificates of this row so far, which columns of several radii share.
+    known: the certificates of this row so far, which columns of several radii share. name: of the file, below the
+    runner's folder, in which an interrupted score is kept until it is done.
     """
-    split = subject.test.take(min(images(column, row, scale), len(subject.test)))
-    model = subject.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    count = min(images(column, row, scale), len(subject.test))
     if column.certify is not None:
-        start = time.perf_counter()
-        if column.certify.by == "intervals":
-            flags, settings = _by_intervals(model, split, column.certify)
-        else:
-            flags, settings = _by_smoothing(model, split, column.certify, scale.certificates, seed, known)
-        return cell(Outcome("certified", "certified", settings, flags, time.perf_counter() - start))
+        return _certified(subject, column.certify, count, scale, seed, known)
     threat = column.threat(subject.threat)
     protocol = Protocol(name=column.name, description="", attacks=(column.spec(subject.threat),))
-    (outcome,) = evaluate(model, split, protocol, Setting(threat, seed, scale.batch_size))
-    return {"threat": threat.model_dump(), **cell(outcome)}
+    under = replace(subject, threat=threat)
+    report = runner.score(under, protocol, name, n=count, seed=seed, batch_size=scale.batch_size)
+    return {"threat": threat.model_dump(), **cell(report.results[0])}
 
 
-def cell(outcome: Outcome) -> Cell:
-    """An outcome as a cell holds it: settings beside figures, notes as texts."""
-    result: Cell = result_of(outcome).model_dump(mode="json", exclude={"kind"})
-    settings, robust_after = result.pop("settings"), result.pop("robust_after")
+def _certified(subject: Subject, asked: Certify, count: int, scale: Scale, seed: int, known: Certified) -> Cell:
+    split, start = subject.test.take(count), time.perf_counter()
+    model = subject.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if asked.by == "intervals":
+        flags, settings = _by_intervals(model, split, asked)
+    else:
+        flags, settings = _by_smoothing(model, split, asked, scale.certificates, seed, known)
+    outcome = Outcome("certified", "certified", settings, flags, time.perf_counter() - start)
+    return cell(result_of(outcome))
+
+
+def cell(result: Result) -> Cell:
+    """A result as a cell holds it: settings beside figures, notes as texts."""
+    plain: Cell = result.model_dump(mode="json", exclude={"kind"})
+    settings, robust_after = plain.pop("settings"), plain.pop("robust_after")
     counts = {"robust_after": robust_after} if robust_after else {}
-    texts = [note["text"] for note in result["notes"]]
-    return {**result, **settings, **counts, "notes": texts}
+    return {**plain, **settings, **counts, "notes": [note.text for note in result.notes]}
 
 
 def _by_smoothing(
