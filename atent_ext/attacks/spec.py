@@ -7,20 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from atent_ext.attacks.names import FIELDS, AttackName
 from atent_ext.attacks.restarts import Keep
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Count, Section, Threat
 from atent_ext.core.statistics import interval
-
-_CHAIN = ("steps", "restarts", "step_size", "keep")
-_APPLY = {
-    "pgd": _CHAIN,
-    "ifgsm": ("steps",),
-    "cw": ("steps",),
-    "deepfool": ("steps",),
-    "atent": (*_CHAIN, "noise", "project"),
-    "autoattack": ("version",),
-}
 
 
 class AttackSpec(Section):
@@ -32,7 +23,7 @@ class AttackSpec(Section):
     ATENT, as in `langevin.atent`. version: of AutoAttack.
     """
 
-    attack: Literal["clean", "fgsm", "ifgsm", "pgd", "atent", "cw", "deepfool", "autoattack"]
+    attack: AttackName
     steps: Count = 40
     restarts: Count = 1
     step_size: Annotated[float, Field(gt=0)] | None = None
@@ -43,7 +34,7 @@ class AttackSpec(Section):
 
     @model_validator(mode="after")
     def _fields_apply(self) -> "AttackSpec":
-        for name in self.model_fields_set - {"attack", *_APPLY.get(self.attack, ())}:
+        for name in self.model_fields_set - {"attack", *FIELDS[self.attack]}:
             raise BadInput(f"{name} does not apply to attack {self.attack!r}; remove it")
         return self
 

@@ -1,10 +1,12 @@
 """What the command line shows: progress bars and tables, on rich."""
 
+from __future__ import annotations
+
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,12 +19,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
-from atent_ext.evaluation.journal import Standing
-from atent_ext.evaluation.scoring import Report
-from atent_ext.training.loop import Metrics
+from atent_ext.core.tables import Table
+
+if TYPE_CHECKING:  # they import torch
+    from atent_ext.evaluation.journal import Standing
+    from atent_ext.evaluation.scoring import Report
+    from atent_ext.training.loop import Metrics
 
 
 class TrainingBar:
@@ -39,7 +43,7 @@ class TrainingBar:
         self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
         self.task = self.progress.add_task("", total=None, now="", visible=False)
 
-    def __enter__(self) -> "TrainingBar":
+    def __enter__(self) -> TrainingBar:
         self.progress.start()
         return self
 
@@ -90,7 +94,7 @@ class ScoringBar:
         self.task = self.progress.add_task("", total=None, now="", due=None)
         self.done: int | None = None
 
-    def __enter__(self) -> "ScoringBar":
+    def __enter__(self) -> ScoringBar:
         self.progress.start()
         return self
 
@@ -132,15 +136,13 @@ def report_table(report: Report) -> Table:
         f"{report['name']} on {report['data']}, {report['split']}; {threat['norm']} eps {threat['eps']:g}, "
         f"protocol {report['protocol']}, seed {report['seed']}"
     )
-    table = Table(title=title, title_justify="left")
-    seconds = "seconds" if report["processes"] == 1 else "process-seconds"
-    for heading in ("attack", "correct", "accuracy", "95 % interval", seconds):
-        table.add_column(heading, justify="left" if heading == "attack" else "right")
+    seconds = "seconds" if report["processes"] == 1 else "process seconds"
+    table = Table("attack", "correct", "accuracy", "95 % interval", seconds, title=title, figures=4)
     for result in report["results"]:
         low, high = result["interval95_wilson"]
         correct = f"{result['correct']}/{result['n']}"
         share = f"{result['accuracy']:.2%}"
-        table.add_row(result["attack"], correct, share, f"{low:.1%} - {high:.1%}", f"{result['seconds']:.1f}")
+        table.add(result["attack"], correct, share, f"{low:.1%} - {high:.1%}", f"{result['seconds']:.1f}")
     return table
 
 
@@ -151,9 +153,9 @@ def certified_table(report: Report) -> Table:
         f"{report['name']} on {report['data']}, the first {report['images']} test images; sigma {used['sigma']:g}, "
         f"n {used['n']}, n0 {used['n0']}, alpha {used['alpha']:g}, seed {report['seed']}"
     )
-    table = Table("ℓ2 radius", "certified accuracy", title=title, title_justify="left")
+    table = Table("ℓ2 radius", "certified accuracy", title=title)
     for radius, accuracy in report["certified_accuracy"].items():
-        table.add_row(radius, f"{accuracy:.1%}")
+        table.add(radius, f"{accuracy:.1%}")
         if accuracy == 0:
             break
     return table
@@ -166,17 +168,34 @@ def board_table(reports: Sequence[Report]) -> Table:
         f"{reports[0]['data']}, {reports[0]['split']}; {threat['norm']} eps {threat['eps']:g}, "
         f"seed {reports[0]['seed']}; accuracy in %"
     )
-    table = Table("model", title=title, title_justify="left")
-    for result in reports[0]["results"]:
-        table.add_column(result["attack"], justify="right")
+    attacks = [result["attack"] for result in reports[0]["results"]]
+    table = Table("model", *attacks, title=title, figures=len(attacks))
     for report in reports:
-        table.add_row(report["name"], *(_percent(result) for result in report["results"]))
+        table.add(report["name"], *(_percent(result) for result in report["results"]))
     return table
 
 
-def notes(reports: Sequence[Report]) -> list[str]:
-    """Everything that the reports' attacks had to say, once."""
-    return sorted({note for report in reports for result in report["results"] for note in result["notes"]})
+def doctor_table(report: Mapping[str, Any]) -> Table:
+    """One row per neighbour: its version, whether it works and for what, what was repaired, how to install it."""
+    where = [f"Python {report['python']}", report["platform"], report["device"]]
+    title = f"atent-ext {report['atent-ext']}: {', '.join(part for part in where if part)}"
+    table = Table("neighbour", "version", "does it work, and what for", title=title)
+    for row in report["neighbours"]:
+        style = {"ok": None, "fails": "red"}.get(row["status"], "dim")
+        table.add(row["neighbour"], row["version"] or "", "\n".join(_described(row)), style=style)
+    return table
+
+
+def _described(row: Mapping[str, Any]) -> Iterator[str]:
+    if row["status"] == "fails":
+        yield f"fails: {row['reason']}"
+        yield f"for {row['use']}"
+    else:
+        yield f"{row['status']}, for {row['use']}"
+    if row["repaired"]:
+        yield f"repaired: {'; '.join(row['repaired'])}"
+    if row["install"]:
+        yield row["install"]
 
 
 def _percent(result: dict[str, Any]) -> str:
