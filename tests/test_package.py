@@ -98,7 +98,7 @@ def test_the_wheel_finds_its_data_without_the_checkout(elsewhere):
 @pytest.mark.integration
 def test_the_wheel_trains_scores_and_writes_the_board_without_the_checkout(elsewhere):
     assert elsewhere("atent", "--version").strip() == f"atent-ext {__version__}"
-    assert "mnist-linf-atent" in elsewhere("atent", "recipes")
+    assert "mnist-linf-atent" in elsewhere("atent", "ls", "recipes")
     assert Path("site", "index.html").as_posix() in elsewhere("atent", "board", "--out", "site")
     small = ("--set", "epochs=1", "--set", "validation.count=50")
     elsewhere("atent", "train", "digits-linf-sgd", *small, "--out", "run")

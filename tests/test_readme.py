@@ -19,7 +19,7 @@ QUICK = "--set epochs=1 --set objective.steps=1 --set validation.count=100"
 # What each command of the README is run with on top; one that is not listed here fails the test.
 SMALLER = {
     "atent quickstart": "--n 10 --set epochs=1 --set batch_size=128",
-    "atent recipes": "",
+    "atent ls recipes": "",
     "atent train mnist-linf-atent --data-root DATA --download": QUICK,
     "atent train mnist-linf-atent-fast --set epochs=2 --seed 1": QUICK,
     "atent train mnist-linf-atent-fast --resume": "",
@@ -32,7 +32,7 @@ SMALLER = {
     "atent plot curve runs/mnist-linf-atent-fast --out curve.png": "--n 4",
     "atent eval model.safetensors --model small-cnn --dataset mnist --eps 0.3 --n 1000": "--n 4",
     "atent certify runs/mnist-linf-atent-fast --sigma 0.25 --n 1000 --images 100": "--n 50 --images 2",
-    "atent zoo": "",
+    "atent ls zoo": "",
     "atent eval mnist-linf-atent --protocol clean --n 1000": "--n 4",
     "atent submission new runs/mnist-linf-atent-fast --out mine --authors 'A. Author' --license MIT": "",
     "atent verify mine --n 500": "--n 4",

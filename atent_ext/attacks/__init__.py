@@ -5,6 +5,7 @@ restarts           several runs of a chain, and which of their points is returne
 advertorch_style   LinfATENTAttack and L2ATENTAttack
 autoattack         AutoAttack on a batch of images
 external           minimal-norm attacks of other libraries
+names              the attacks that a protocol can name, and their fields
 spec               one attack of a protocol: its fields, its setting, its outcome
 specs              the attacks of protocols: each runs itself
 accuracy           which images stay right, re-checked against ball and box

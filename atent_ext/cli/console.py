@@ -1,9 +1,12 @@
 """What the command line shows: progress bars and tables, on rich."""
 
+from __future__ import annotations
+
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -16,13 +19,15 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
-from atent_ext.evaluation.certificates import Certified
-from atent_ext.evaluation.journal import Standing
-from atent_ext.evaluation.report import Report
-from atent_ext.training.loop import Metrics
+from atent_ext.core.tables import Table
+
+if TYPE_CHECKING:  # they import torch
+    from atent_ext.evaluation.certificates import Certified
+    from atent_ext.evaluation.journal import Standing
+    from atent_ext.evaluation.report import Report
+    from atent_ext.training.loop import Metrics
 
 
 class TrainingBar:
@@ -39,7 +44,7 @@ class TrainingBar:
         self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
         self.task = self.progress.add_task("", total=None, now="", visible=False)
 
-    def __enter__(self) -> "TrainingBar":
+    def __enter__(self) -> TrainingBar:
         self.progress.start()
         return self
 
@@ -90,7 +95,7 @@ class ScoringBar:
         self.task = self.progress.add_task("", total=None, now="", due=None)
         self.done: int | None = None
 
-    def __enter__(self) -> "ScoringBar":
+    def __enter__(self) -> ScoringBar:
         self.progress.start()
         return self
 
@@ -132,9 +137,9 @@ def certified_table(report: Certified) -> Table:
         f"{report.name} on {report.data}, the first {report.images} test images; sigma {used['sigma']:g}, "
         f"n {used['n']}, n0 {used['n0']}, alpha {used['alpha']:g}, seed {report.seed}"
     )
-    table = Table("ℓ2 radius", "certified accuracy", title=title, title_justify="left")
+    table = Table("ℓ2 radius", "certified accuracy", title=title)
     for radius, accuracy in report.certified_accuracy.items():
-        table.add_row(radius, f"{accuracy:.1%}")
+        table.add(radius, f"{accuracy:.1%}")
         if accuracy == 0:
             break
     return table
@@ -143,16 +148,34 @@ def certified_table(report: Certified) -> Table:
 def board_table(reports: Sequence[Report]) -> Table:
     """One row per model, one column per attack."""
     first = reports[0]
-    threat = first.threat
-    title = f"{first.data}, {first.split}; {threat.norm} eps {threat.eps:g}, seed {first.seed}; accuracy in %"
-    table = Table("model", title=title, title_justify="left")
-    for result in first.results:
-        table.add_column(result.attack, justify="right")
+    title = (
+        f"{first.data}, {first.split}; {first.threat.norm} eps {first.threat.eps:g}, seed {first.seed}; accuracy in %"
+    )
+    attacks = [result.attack for result in first.results]
+    table = Table("model", *attacks, title=title, figures=len(attacks))
     for report in reports:
-        table.add_row(report.name, *(f"{100 * result.accuracy:.1f}" for result in report.results))
+        table.add(report.name, *(f"{100 * result.accuracy:.1f}" for result in report.results))
     return table
 
 
-def notes(reports: Sequence[Report]) -> list[str]:
-    """Everything that the reports' attacks had to say, once."""
-    return sorted({note for report in reports for note in report.notes})
+def doctor_table(report: Mapping[str, Any]) -> Table:
+    """One row per neighbour: its version, whether it works and for what, what was repaired, how to install it."""
+    where = [f"Python {report['python']}", report["platform"], report["device"]]
+    title = f"atent-ext {report['atent-ext']}: {', '.join(part for part in where if part)}"
+    table = Table("neighbour", "version", "does it work, and what for", title=title)
+    for row in report["neighbours"]:
+        style = {"ok": None, "fails": "red"}.get(row["status"], "dim")
+        table.add(row["neighbour"], row["version"] or "", "\n".join(_described(row)), style=style)
+    return table
+
+
+def _described(row: Mapping[str, Any]) -> Iterator[str]:
+    if row["status"] == "fails":
+        yield f"fails: {row['reason']}"
+        yield f"for {row['use']}"
+    else:
+        yield f"{row['status']}, for {row['use']}"
+    if row["repaired"]:
+        yield f"repaired: {'; '.join(row['repaired'])}"
+    if row["install"]:
+        yield row["install"]

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from rich.table import Table
-
 from atent_ext.core.errors import AtentError
 from atent_ext.core.registry import nearest
 from atent_ext.core.version import __version__
@@ -102,20 +100,6 @@ def healthy(report: Mapping[str, Any]) -> bool:
     bad = [row for row in report["neighbours"] if row["status"] == "fails"]
     missing = [row for row in report["neighbours"] if row["status"] == "not installed"]
     return not bad and all(NEIGHBOURS[row["neighbour"]].extra for row in missing)
-
-
-def table(report: Mapping[str, Any]) -> Table:
-    """The report of `check` for a terminal."""
-    where = [f"Python {report['python']}", report["platform"], report["device"]]
-    title = f"atent-ext {report['atent-ext']}: {', '.join(part for part in where if part)}"
-    shown = Table("neighbour", "version", "works", "repaired", title=title, title_justify="left")
-    shown.add_column("here for", width=36, overflow="fold")  # names and addresses in one piece
-    for row in report["neighbours"]:
-        works = f"fails: {row['reason']}" if row["status"] == "fails" else row["status"]
-        style = {"ok": None, "fails": "red"}.get(row["status"], "dim")
-        repaired, purpose = "; ".join(row["repaired"]), row["install"] or row["use"]
-        shown.add_row(row["neighbour"], row["version"] or "", works, repaired, purpose, style=style)
-    return shown
 
 
 def _row(name: str, status: str, reason: str | None = None, repaired: Sequence[str] = ()) -> Row:

@@ -2,6 +2,8 @@
 
 import signal
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -18,7 +20,16 @@ _INTERRUPTED = 130
 
 
 class Commands(TyperGroup):
-    """Commands that say how to go on where Ctrl-C or SIGTERM ends them."""
+    """Commands that end as described above, and say how to go on where Ctrl-C or SIGTERM ends them.
+
+    `ctx.obj` holds the words of the command line.
+    """
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """Run the command that was asked for and end the process, by SystemExit."""
+        words = list(sys.argv[1:] if args is None else args)
+        with _ended():
+            return super().main(words, *rest, obj=words, **options)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for; raises Interrupted."""
@@ -26,17 +37,23 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             what = str(ctx.invoked_subcommand)
-            told = _GO_ON.get(what, "nothing of it was kept")
-            if "--overwrite" in sys.argv and what in _GO_ON:  # again, it would begin anew
-                told += ", without --overwrite"
-            raise Interrupted(f"{what} was interrupted; {told}") from None
+            how = _GO_ON.get(what, "nothing of it was kept")
+            if "--overwrite" in ctx.obj and what in _GO_ON:  # again, it would begin anew
+                how += ", without --overwrite"
+            raise Interrupted(f"{what} was interrupted; {how}") from None
 
 
 def run(app: typer.Typer) -> None:
-    """Run the command line and end the process."""
+    """Run an app of other commands and end the process in the same way."""
+    with _ended():
+        app()
+
+
+@contextmanager
+def _ended() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does
     try:
-        app()
+        yield
     except (AtentError, OSError) as error:
         print(f"atent: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(_INTERRUPTED if isinstance(error, Interrupted) else 2)

@@ -10,6 +10,8 @@ seeds         seeds that follow from a user's, generators
 model_state   leave a model as it was found: mode, requires_grad, gradients, device, random state
 processes     whether this is one of several processes, which one, and what they tell each other
 statistics    intervals and tests for counts of images
+fraction      numbers written as 8/255
+tables        tables for terminals in which nothing is cut
 registry      names -> objectives, models, data sets; recipes, protocols, cards as files
 compat        repairs that make neighbouring packages work on today's PyTorch
 """

@@ -102,7 +102,9 @@ def entries(kind: str) -> dict[str, str]:
 
 
 def packages(kind: str) -> dict[str, str]:
-    """Name -> the package that registers it, for the entries of a kind that are not ours."""
+    """Name -> the package that registers it, for the entries and recipes ("recipe") that are not ours."""
+    if kind == "recipe":
+        return _recipe_packages()
     own, group = _KINDS[kind]
     return {point.name: point.dist.name if point.dist else "?" for point in _points(group) if point.name not in own}
 
@@ -167,6 +169,14 @@ def _faults_of(kind: str, group: str) -> Iterator[str]:
         for name, path in _yaml(folder).items():
             if known[name] != path and not name.startswith("_"):
                 yield f"{_package(point)} brings a {kind} {name!r}, but {known[name]} counts; rename it"
+
+
+def _recipe_packages() -> dict[str, str]:
+    known, found = files("recipe"), dict[str, str]()
+    for point in _points(_PACKAGES["recipe"]):
+        package = point.dist.name if point.dist else "?"
+        found |= {name: package for name, path in _yaml(_package_folder(point)).items() if known[name] == path}
+    return found
 
 
 def _points(group: str) -> Iterator[EntryPoint]:

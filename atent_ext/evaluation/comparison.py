@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
 
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Section
 from atent_ext.core.statistics import holm, paired
+from atent_ext.core.tables import Table
 from atent_ext.evaluation.report import Report
 
 LEVEL = 0.05
@@ -47,16 +47,11 @@ class Comparison(Section):
     def table(self) -> Table:
         """One row a pair."""
         title = f"{self.attack} on the same {self.n} images; win and loss at {LEVEL:.0%}, corrected by Holm"
-        table = Table(title=title, title_justify="left")
-        table.add_column("a", overflow="fold")
-        table.add_column("b", overflow="fold")
-        for heading in ("a alone", "b alone", "p", "p (Holm)"):
-            table.add_column(heading, justify="right")
-        table.add_column("a is")
+        table = Table("a", "b", "a alone", "b alone", "p", "p (Holm)", "a is", title=title)
+        words = {"win": "better", "tie": "not significantly different", "loss": "worse"}
         for pair in self.pairs:
-            counts = str(pair.a_alone), str(pair.b_alone)
-            words = {"win": "better", "tie": "not told apart", "loss": "worse"}
-            table.add_row(pair.a, pair.b, *counts, f"{pair.p:.2g}", f"{pair.p_holm:.2g}", words[pair.verdict])
+            counts = str(pair.a_alone), str(pair.b_alone), f"{pair.p:.2g}", f"{pair.p_holm:.2g}"
+            table.add(pair.a, pair.b, *counts, words[pair.verdict])
         return table
 
     def to_json(self) -> str:

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from atent_ext.attacks.spec import Kind, Note, Outcome
@@ -21,6 +20,7 @@ from atent_ext.core.errors import BadInput
 from atent_ext.core.registry import nearest
 from atent_ext.core.schema import Section, Share, Threat, explain
 from atent_ext.core.statistics import interval
+from atent_ext.core.tables import Table
 from atent_ext.storage import files
 
 VERSION = 2
@@ -204,14 +204,12 @@ class Report(About):
             f"{self.name} on {self.data}, {self.split}; {self.threat.norm} eps {self.threat.eps:g}, "
             f"protocol {self.protocol}, seed {self.seed}"
         )
-        table = Table(title=title, title_justify="left")
-        seconds = "seconds" if self.processes == 1 else "process-seconds"
-        for heading in ("attack", "correct", "accuracy", "95 % interval", seconds):
-            table.add_column(heading, justify="left" if heading == "attack" else "right")
+        seconds = "seconds" if self.processes == 1 else "process seconds"
+        table = Table("attack", "correct", "accuracy", "95 % interval", seconds, title=title, figures=4)
         for result in self.results:
             low, high = result.interval95_wilson
             counts = f"{result.correct}/{result.n}", f"{result.accuracy:.2%}", f"{low:.1%} - {high:.1%}"
-            table.add_row(result.attack, *counts, f"{result.seconds:.1f}")
+            table.add(result.attack, *counts, f"{result.seconds:.1f}")
         return table
 
     def __rich__(self) -> Table:

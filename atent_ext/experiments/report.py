@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from rich.table import Table
-
+from atent_ext.core.tables import Table
 from atent_ext.experiments import study as studies
 
 Result = dict[str, Any]
@@ -15,7 +14,7 @@ def listing() -> Table:
     table = Table("name", "what it is", "scales")
     for name in studies.names():
         study = studies.load(name)
-        table.add_row(name, study.title, ", ".join(scale for scale in studies.SCALES if scale in study.scales))
+        table.add(name, study.title, ", ".join(scale for scale in studies.SCALES if scale in study.scales))
     return table
 
 
@@ -41,12 +40,11 @@ def cells(result: Result) -> Iterator[tuple[str, str, float | None, dict[str, An
 
 
 def _accuracies(result: Result) -> Table:
-    table = Table("row", "column", title=heading(result), title_justify="left")
-    for name in ("paper", "ours", "95 % interval", "difference", "images"):
-        table.add_column(name, justify="right", no_wrap=True)
+    figures = ("paper", "ours", "95 % interval", "difference", "images")
+    table = Table("row", "column", *figures, title=heading(result), figures=len(figures))
     before = ""
     for row, column, paper, cell in cells(result):
-        table.add_row("" if row == before else row, column, *described(paper, cell, result["scale"] != "smoke"))
+        table.add("" if row == before else row, column, *described(paper, cell, result["scale"] != "smoke"))
         before = row
     return table
 
@@ -62,23 +60,20 @@ def described(paper: float | None, cell: dict[str, Any], compare: bool) -> tuple
 
 
 def _times(result: Result) -> Table:
-    table = Table("row", title=heading(result), title_justify="left")
-    for name in ("seconds a step", "ratio", "range", "paper's ratio", "rounds"):
-        table.add_column(name, justify="right")
+    figures = ("seconds a step", "ratio", "range", "paper's ratio", "rounds")
+    table = Table("row", *figures, title=heading(result), figures=len(figures))
     for row in result["rows"]:
         step, ratio, paper = row["seconds_a_step"], row["ratio"], row["paper_ratio"]
         spread = f"{ratio['least']:.2f} - {ratio['most']:.2f}"
         theirs = f"{paper:.2f}" if paper else ""
-        table.add_row(
-            row["name"], f"{step['median']:.4f}", f"{ratio['median']:.2f}", spread, theirs, str(step["rounds"])
-        )
+        table.add(row["name"], f"{step['median']:.4f}", f"{ratio['median']:.2f}", spread, theirs, str(step["rounds"]))
     return table
 
 
 def _figure(result: Result) -> Table:
-    table = Table("file", title=heading(result), title_justify="left")
+    table = Table("file", title=heading(result))
     for name in result.get("files", []):
-        table.add_row(name)
+        table.add(name)
     return table
 
 

@@ -45,9 +45,9 @@ class Runner:
         resume = folder.exists() and not overwrite
         return fit(recipe, images, folder.path, resume=resume, overwrite=overwrite, reporter=self.reporter)
 
-    def subject(self, folder: RunFolder) -> Subject:
-        """The network of a run folder and its test images."""
-        return run_folder.from_run(folder.path, self.root, self.download)
+    def subject(self, folder: RunFolder, held_out: bool = False) -> Subject:
+        """The network of a run folder and its test images, or those that the run held out of training."""
+        return run_folder.from_run(folder.path, self.root, self.download, held_out)
 
     def score(
         self,
@@ -59,6 +59,7 @@ class Runner:
         seed: int = 0,
         batch_size: int = 250,
         chunk: int | None = None,
+        speed: str = "channels-last",
         overwrite: bool = False,
     ) -> Report:
         """The report of a subject, in the file `out`/`name`.json; one that is there and of this setting is returned.
@@ -72,8 +73,16 @@ class Runner:
             seed=seed,
             batch_size=batch_size,
             chunk=chunk,
+            speed=speed,
             path=self.out / f"{name}.json",
             overwrite=overwrite,
             busy=self.busy,
             progress=self.progress,
         )
+
+
+def finished(folder: RunFolder, recipe: Recipe) -> bool:
+    """Whether the run folder holds as many epochs as the recipe asks for."""
+    metrics = folder.path / "metrics.jsonl"
+    done = len(metrics.read_text(encoding="utf-8").splitlines()) if metrics.is_file() else 0
+    return done == recipe.epochs and folder.weights.is_file()

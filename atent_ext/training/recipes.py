@@ -1,13 +1,11 @@
-"""Recipes: a training run as validated data, read from registry/recipes/*.yaml.
+"""Recipes: a training run as validated data, read from registry/recipes/*.yaml by `recipe_files`.
 
-A recipe is checked whole before anything runs. A file may name a `base` file beside it (`_name.yaml`), whose fields it
-overrides one by one.
+A recipe is checked whole before anything runs.
 """
 
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -20,7 +18,9 @@ from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Count, Network, Positive, Section, Seed, Share, Threat
 from atent_ext.core.types import Objective
 from atent_ext.models.speed import Speed
+from atent_ext.training import recipe_files
 from atent_ext.training.entropy_sgd import EntropySGD
+from atent_ext.training.recipe_files import names as names
 
 
 class Optimizer(Section):
@@ -159,10 +159,7 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
 
     Raises BadInput for an unknown recipe or field, naming the nearest, and for a value that does not fit.
     """
-    raw = _read(_locate(name))
-    for override in overrides:
-        _override(raw, override)
-    return parse(raw, name)
+    return parse(recipe_files.read(name, overrides), name)
 
 
 def parse(raw: Mapping[str, Any], source: str) -> Recipe:
@@ -176,63 +173,6 @@ def parse(raw: Mapping[str, Any], source: str) -> Recipe:
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML text that `load` reads back."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def names() -> list[str]:
-    """The names of all shipped recipes."""
-    return [name for name in registry.files("recipe") if not name.startswith("_")]
-
-
-def _locate(name: str) -> Path:
-    if name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise BadInput(f"there is no recipe file {name}")
-        return Path(name)
-    shipped = registry.files("recipe")
-    if name not in shipped:
-        raise registry.nearest("recipe", name, names())
-    return shipped[name]
-
-
-def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that does not exist
-        raise BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise BadInput(f"{path} holds no fields; a recipe is a mapping of names to values")
-    base = raw.pop("base", None)
-    if base is None:
-        return raw
-    beside, above = (path.parent / f"{base}.yaml").resolve(), (*above, path.resolve())
-    if beside in above or beside.parent != path.parent.resolve() or not beside.is_file():
-        raise BadInput(f"{path}: base is {base!r}; it must name another recipe file beside it, without .yaml")
-    return _merge(_read(beside, above), raw)
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise BadInput(f"--set {override!r} is not of the form key=value")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise BadInput(f"--set {override!r}: the value is not YAML") from None
-    *parents, last = path.split(".")
-    section = raw
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise BadInput(f"--set {override!r}: {parent} has no fields")
-    section[last] = value
 
 
 def _explain(error: ValidationError, kind: Any, prefix: str = "") -> str:

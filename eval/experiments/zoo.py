@@ -4,7 +4,6 @@ python eval/experiments/zoo.py linf-wide-long-eps-0.36 mnist-linf-atent-48 --out
 """
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -18,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from atent_ext.cli import exit
 from atent_ext.core.errors import BadInput
-from atent_ext.data import datasets
-from atent_ext.experiments.rows import finished
+from atent_ext.evaluation.protocol import load_protocol
+from atent_ext.experiments.runner import Runner, finished
 from atent_ext.experiments.study import run_name
+from atent_ext.submissions.cards import read_card
 from atent_ext.submissions.folder import new as write_submission
 from atent_ext.training import recipes
-from atent_ext.training.loop import fit
 from atent_ext.training.run_folder import RunFolder
 
 ZOO = Path(__file__).resolve().with_suffix(".yaml")
@@ -86,17 +85,18 @@ def digest(recipe: recipes.Recipe) -> str:
     return run_name(recipe).rpartition("-")[2]
 
 
-def train(recipe: recipes.Recipe, known: Known, out: Path) -> Path:
+def train(recipe: recipes.Recipe, known: Known, runner: Runner) -> RunFolder:
     """Train a recipe to its end and return its run folder; recipes that decide the same weights share one.
 
     If it starts from the run of an entry of `known`, that entry is trained first.
     """
-    folder = RunFolder(out / "runs" / digest(recipe))
-    if not finished(folder, recipe):
-        for base in _bases(recipe, known):
-            train(base, known, out)
-        fit(recipe, datasets.load(recipe.dataset), folder.path, resume=folder.exists())
-    return folder.path
+    name = f"runs/{digest(recipe)}"
+    folder = RunFolder(runner.out / name)
+    if finished(folder, recipe):
+        return folder
+    for base in _bases(recipe, known):
+        train(base, known, runner)
+    return runner.train(recipe, name)
 
 
 def _bases(recipe: recipes.Recipe, known: Known) -> list[recipes.Recipe]:
@@ -104,35 +104,38 @@ def _bases(recipe: recipes.Recipe, known: Known) -> list[recipes.Recipe]:
     return [base for base in (entry.load() for entry in known.values()) if digest(base) == run]
 
 
-def score(group: Group, name: str, n: int, run: Path, out: Path, batch: int, speed: str) -> None:
-    """Score a run by the command of its group, without TF32, unless its report is there.
+def score(group: Group, name: str, n: int, run: RunFolder, runner: Runner, batch: int, speed: str) -> None:
+    """Score a run as its group is scored, unless its report is there: the models by `atent verify`.
 
-    Raises BadInput for a report of other weights or another number of images.
+    Raises BadInput for a report of other weights, images or settings.
     """
-    target = out / group / (f"{name}.card.json" if group == "models" else f"{name}.json")
+    if group == "models":
+        return _verify(name, n, run, runner.out, batch, speed)
+    subject = runner.subject(run, held_out=group == "search")
+    protocol = load_protocol("autoattack")
+    runner.score(subject, protocol, f"{group}/{name}", n=n, batch_size=batch, chunk=batch, speed=speed)
+
+
+def _verify(name: str, n: int, run: RunFolder, out: Path, batch: int, speed: str) -> None:
+    target = out / "models" / f"{name}.card.json"
     if target.is_file():
         return _check(target, n, run)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if group == "models":
-        folder = out / "submissions" / name
-        shutil.rmtree(folder, ignore_errors=True)  # it may be of an earlier training, or incomplete
-        write_submission(run, folder, authors="The atent-ext authors", license="MIT", name=name)
-        command = ["verify", str(folder), "--protocol", "zoo"]
-    else:
-        command = ["eval", str(run), *(["--held-out"] if group == "search" else [])]
-    command += ["--n", str(n), "--batch-size", str(batch), "--chunk", str(batch), "--speed", speed]
-    exact = os.environ | {"NVIDIA_TF32_OVERRIDE": "0"}
-    process = subprocess.run([sys.executable, "-m", "atent_ext", *command, "--out", str(target)], env=exact)
+    folder = out / "submissions" / name
+    shutil.rmtree(folder, ignore_errors=True)  # it may be of an earlier training, or incomplete
+    write_submission(run.path, folder, authors="The atent-ext authors", license="MIT", name=name)
+    command = ["verify", str(folder), "--protocol", "zoo", "--n", str(n), "--out", str(target)]
+    command += ["--batch-size", str(batch), "--chunk", str(batch), "--speed", speed]
+    process = subprocess.run([sys.executable, "-m", "atent_ext", *command])
     if process.returncode:  # it has printed why
         raise typer.Exit(process.returncode)
 
 
-def _check(target: Path, n: int, run: Path) -> None:
-    content = json.loads(target.read_text(encoding="utf-8"))
-    report = content.get("report", content)
-    weights = hashlib.sha256(RunFolder(run).weights.read_bytes()).hexdigest()
-    if report["weights_sha256"] != weights or report["results"][0]["n"] != n:
-        message = f"{target} is not of {n} images and the weights in {run}; move it away"
+def _check(target: Path, n: int, run: RunFolder) -> None:
+    report = read_card(target).report
+    weights = hashlib.sha256(run.weights.read_bytes()).hexdigest()
+    if report is None or report.weights_sha256 != weights or report.n != n:
+        message = f"{target} is not of {n} images and the weights in {run.path}; move it away"
         raise BadInput(message, code="other-content", field="out")
 
 
@@ -147,6 +150,8 @@ def main(
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch and a chunk of the scores.")] = 250,
     speed: Annotated[str, typer.Option(help="Of the scores: plain, channels-last, ...")] = "channels-last",
 ) -> None:
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # read by CUDA when it starts, here and in `atent verify`
+    runner = Runner(out)
     known = entries(file)
     there = [name for _, name in known]
     for name in names or ():
@@ -156,7 +161,7 @@ def main(
     for (group, name), entry in known.items():
         if not names or name in names:
             for seed, stem in enumerate(entry.files(name)):
-                score(group, stem, entry.n, train(entry.load(seed), known, out), out, batch, speed)
+                score(group, stem, entry.n, train(entry.load(seed), known, runner), runner, batch, speed)
 
 
 if __name__ == "__main__":

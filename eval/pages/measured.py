@@ -15,6 +15,7 @@ from zoo import Entry, Group, Known, digest, entries
 
 from atent_ext.core.errors import BadInput
 from atent_ext.core.statistics import interval, paired
+from atent_ext.evaluation import report as typed_report
 from atent_ext.experiments.markdown import CONFIDENCE, SIGNIFICANT
 from atent_ext.leaderboard.ranking import eps_text
 from atent_ext.training import recipes
@@ -42,7 +43,7 @@ def _reports(group: Group, name: str, entry: Entry) -> list[Report]:
     """Raises BadInput for a report of another recipe than the entry's; a card does not hold its recipe."""
     if group == "models":
         card = read_card(name)
-        return [card["report"]] if card else []
+        return [plain(card["report"], name)] if card else []
     paths = [REPORTS / group / f"{stem}.json" for stem in entry.files(name)]
     scored = {seed: path for seed, path in enumerate(paths) if path.is_file()}
     for seed, path in scored.items():
@@ -52,11 +53,25 @@ def _reports(group: Group, name: str, entry: Entry) -> list[Report]:
                 code="other-content",
                 field="recipe",
             )
-    return [read(path) for path in scored.values()]
+    return [read_report(path) for path in scored.values()]
 
 
 def read(path: Path) -> Report:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_report(path: Path) -> Report:
+    return plain(read(path), str(path))
+
+
+def plain(raw: Any, source: str) -> Report:
+    """A report of any version as these pages read it: settings beside figures, notes as texts."""
+    typed = typed_report.Report.parse(raw, source)
+    results = [
+        {**one.settings, **one.model_dump(exclude={"settings", "notes"}), "notes": [note.text for note in one.notes]}
+        for one in typed.results
+    ]
+    return typed.model_dump(mode="json") | {"split": typed.split, "results": results}
 
 
 def read_card(name: str) -> Report | None:
@@ -258,7 +273,7 @@ def gains(scored: Reports, known: Mapping[str, Entry]) -> dict[tuple[str, str], 
 def between() -> dict[str, Report]:
     """Name -> report, of eval/results/zoo/between/: reports, and evaluations that were stopped, as their chunks."""
     folder = REPORTS / "between"
-    whole = {path.stem: read(path) for path in sorted(folder.glob("*.json")) if "-zoo-" not in path.stem}
+    whole = {path.stem: read_report(path) for path in sorted(folder.glob("*.json")) if "-zoo-" not in path.stem}
     for path in sorted(folder.glob("*-zoo-setting.json")):
         name = path.stem.removesuffix("-zoo-setting")
         chunks = [read(chunk) for chunk in folder.glob(f"{name}-zoo-*-*.json")]
