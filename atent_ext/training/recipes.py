@@ -17,6 +17,7 @@ from torch import Tensor
 
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
+from atent_ext.core.immutable import frozen
 from atent_ext.core.schema import Count, Network, Positive, Section, Share, Threat
 from atent_ext.core.types import Objective
 from atent_ext.models.speed import Speed
@@ -119,7 +120,8 @@ class Recipe(Section):
     def _names_exist(self) -> "Recipe":
         objective = self.build_objective()
         # As the objective took them: PyYAML reads 1e-3 as a text, and only an equal recipe may resume a run.
-        self.objective.update({key: getattr(objective, key) for key in self.objective if key != "name"})
+        taken = {key: value if key == "name" else getattr(objective, key) for key, value in self.objective.items()}
+        self.__dict__["objective"] = frozen(taken)
         for field, needed in (("norm", self.threat.norm), ("box", (0.0, 1.0))):
             if getattr(objective, field, needed) != needed:
                 raise BadInput(
