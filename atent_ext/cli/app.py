@@ -68,7 +68,12 @@ def recipes() -> None:
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A name from `atent recipes`, or a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. objective.steps=10.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="key=value, e.g. objective.steps=10; an objective.eps equal to threat.eps follows it."
+        ),
+    ] = None,
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
@@ -87,7 +92,7 @@ def train(
     from atent_ext.training.run_folder import RunFolder
 
     changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
-    chosen = all_recipes.load(recipe, changes)
+    chosen = all_recipes.load(recipe, changes, lambda text: console.print(f"note: {text}", soft_wrap=True))
     folder = out or Path("runs") / chosen.name
     if resume and not changes:  # the options of the first call need not be given again
         stored = RunFolder(folder).to_resume()

@@ -1,11 +1,11 @@
 """Recipes: a training run as validated data, read from registry/recipes/*.yaml.
 
 A recipe is checked whole before anything runs. A file may name a `base` file beside it (`_name.yaml`), whose fields it
-overrides one by one.
+overrides one by one; what follows such a change, or is refused, is the same as for `--set` (`overrides`).
 """
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -22,6 +22,7 @@ from atent_ext.core.schema import Count, Network, Positive, Section, Share, Thre
 from atent_ext.core.types import Objective
 from atent_ext.models.speed import Speed
 from atent_ext.training.entropy_sgd import EntropySGD
+from atent_ext.training.overrides import merge, override
 
 
 class Optimizer(Section):
@@ -125,7 +126,8 @@ class Recipe(Section):
         for field, needed in (("norm", self.threat.norm), ("box", (0.0, 1.0))):
             if getattr(objective, field, needed) != needed:
                 raise BadInput(
-                    f"objective.{field} is {getattr(objective, field)!r}, but the threat model's is {needed!r}"
+                    f"objective.{field} is {getattr(objective, field)!r}, but the threat model's is {needed!r}; "
+                    "give both the same"
                 )
         if self.optimizer.name == "entropy-sgd" and self.mixed_precision == "fp16":
             raise BadInput("mixed_precision is 'fp16', whose scaled steps Entropy-SGD cannot take; choose bf16 or no")
@@ -156,15 +158,28 @@ class Recipe(Section):
             raise BadInput(_explain(error, kind, "objective.")) from None
 
 
-def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
+def load(name: str, overrides: Iterable[str] = (), notice: Callable[[str], None] = lambda text: None) -> Recipe:
     """The recipe `name` (or the YAML file at that path), with `key.subkey=value` overrides applied.
 
-    Raises BadInput for an unknown recipe or field, naming the nearest, and for a value that does not fit.
+    Where an override changes threat.eps alone, an objective.eps that was equal to it follows; its step_size stays.
+    notice: hears what follows, and what an override leaves without effect.
+    Raises BadInput for an unknown recipe or field, naming the nearest, for a value that does not fit, and for an
+    override that contradicts what stays: threat.eps where objective.eps is another radius, threat.norm without
+    threat.eps, model.name where model.arguments are another network's.
     """
-    raw = _read(_locate(name))
-    for override in overrides:
-        _override(raw, override)
-    return parse(raw, name)
+    overrides = tuple(overrides)
+    raw, notices = override(_read(_locate(name)), overrides)
+    recipe = parse(raw, name)
+    for text in (*notices, *(_never_reached(recipe) if overrides else ())):
+        notice(text)
+    return recipe
+
+
+def _never_reached(recipe: Recipe) -> Iterator[str]:
+    schedule, epochs = recipe.schedule, recipe.epochs
+    late = [milestone for milestone in schedule.milestones if milestone >= epochs]
+    if schedule.name == "multi-step" and late:
+        yield f"schedule.milestones {late} lie beyond the {epochs} epochs: the learning rate is not lowered there"
 
 
 def parse(raw: Mapping[str, Any], source: str) -> Recipe:
@@ -209,32 +224,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     beside, above = (path.parent / f"{base}.yaml").resolve(), (*above, path.resolve())
     if beside in above or beside.parent != path.parent.resolve() or not beside.is_file():
         raise BadInput(f"{path}: base is {base!r}; it must name another recipe file beside it, without .yaml")
-    return _merge(_read(beside, above), raw)
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise BadInput(f"--set {override!r} is not of the form key=value")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise BadInput(f"--set {override!r}: the value is not YAML") from None
-    *parents, last = path.split(".")
-    section = raw
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise BadInput(f"--set {override!r}: {parent} has no fields")
-    section[last] = value
+    return merge(_read(beside, above), raw)
 
 
 def _explain(error: ValidationError, kind: Any, prefix: str = "") -> str:
