@@ -114,9 +114,10 @@ def _number(text: str) -> float:
 @app.command("eval")
 def evaluate(
     subject: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="A run folder, a weights file (.safetensors, .pt, .pth), a name of `atent zoo`, or robustbench:NAME."
+            help="A run folder, a weights file (.safetensors, .pt, .pth), a name of `atent zoo`, or robustbench:NAME. "
+            "Where a folder is called like a model: ./NAME is the folder, zoo:NAME the model."
         ),
     ],
     protocol: Annotated[str, typer.Option(help="autoattack, autoattack+atent, zoo, pgd, quick, clean.")] = "autoattack",
@@ -154,7 +155,7 @@ def evaluate(
 
     chosen = load_protocol(protocol)
     loaded = subjects.load(subject, model, dataset, norm, eps, data_root, download, model_dir, held_out)
-    target = out or scoring.default_path(subject, loaded, chosen, n, seed or 0)
+    target = out or scoring.default_path(Path(subject), loaded, chosen, n, seed or 0)
     if target.is_dir():
         raise BadInput(f"--out {target} is a folder; name the JSON file to write")
     with ScoringBar(console) as bar:
