@@ -8,7 +8,7 @@ import typer
 
 from atent_ext import subjects
 from atent_ext.cli import exit, submissions
-from atent_ext.cli.options import DataRoot, Download, Out, Seed, console
+from atent_ext.cli.options import Changes, DataRoot, Download, Out, Seed, console, notice
 from atent_ext.core.errors import BadInput
 from atent_ext.core.version import __version__
 from atent_ext.subjects import run_folder
@@ -68,12 +68,7 @@ def recipes() -> None:
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A name from `atent recipes`, or a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="key=value, e.g. objective.steps=10; an objective.eps equal to threat.eps follows it."
-        ),
-    ] = None,
+    overrides: Changes = None,
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
@@ -92,7 +87,7 @@ def train(
     from atent_ext.training.run_folder import RunFolder
 
     changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
-    chosen = all_recipes.load(recipe, changes, lambda text: console.print(f"note: {text}", soft_wrap=True))
+    chosen = all_recipes.load(recipe, changes, notice)
     folder = out or Path("runs") / chosen.name
     if resume and not changes:  # the options of the first call need not be given again
         stored = RunFolder(folder).to_resume()
@@ -126,6 +121,9 @@ def evaluate(
         bool, typer.Option("--held-out", help="Score on the images that the run held out of training instead.")
     ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Score anew where --out is there, of this setting or of another one.")
+    ] = False,
     model: Annotated[str | None, typer.Option(help="For a weights file: the network's registry name.")] = None,
     dataset: Annotated[str | None, typer.Option(help="For a weights file or robustbench:NAME: the data set.")] = None,
     norm: Annotated[str | None, typer.Option(help="Linf or L2 [default for a run: its recipe's].")] = None,
@@ -147,7 +145,7 @@ def evaluate(
 ) -> None:
     """Score a trained model on test images: clean accuracy, attacks, and their worst case.
 
-    The same command goes on with an evaluation that was interrupted; the processes of torchrun share one.
+    The same command goes on with an interrupted evaluation and shows a finished one; torchrun's processes share one.
     """
     from atent_ext.cli.console import ScoringBar, report_table
     from atent_ext.evaluation import scoring
@@ -158,6 +156,7 @@ def evaluate(
     target = out or scoring.default_path(Path(subject), loaded, chosen, n, seed or 0)
     if target.is_dir():
         raise BadInput(f"--out {target} is a folder; name the JSON file to write")
+    finished = target.exists() and not overwrite  # then the report is this one, or refused
     with ScoringBar(console) as bar:
         report = scoring.score(
             loaded,
@@ -168,12 +167,14 @@ def evaluate(
             chunk=chunk,
             speed=speed,
             path=target,
+            overwrite=overwrite,
             busy=bar.busy,
             progress=bar.standing,
         )
     console.print(report_table(report))
     _print_notes([report])
-    console.print(f"written: {target}", soft_wrap=True)
+    written = "written earlier, and nothing was scored (--overwrite scores anew)" if finished else "written"
+    console.print(f"{written}: {target}", soft_wrap=True)
 
 
 @app.command()
@@ -250,6 +251,7 @@ def quickstart(
             overwrite=overwrite,
             reporter=bar,
             scoring_begins=bar.scoring,
+            notice=notice,
         )
     console.print(board_table(reports))
     _print_notes(reports)

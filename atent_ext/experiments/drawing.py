@@ -1,5 +1,6 @@
 """The figures of both papers by name: `draw` reads run folders, draws, and returns the files that it wrote."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,9 @@ def draw(
     "probabilities". n: test images of "curve"; images per class of "plane", as far as there are. seed: of all random
     draws. dataset, updates: of "plane" alone: "digits" or "mnist", and the optimizer steps of each net. "plane" and
     "density" also write their numbers to the `.json` beside `out`. Returns what was written, `out` first.
-    Raises BadInput for an unknown kind, a folder that holds no run, runs that do not fit together, or values out of
-    range; nothing is written then.
+    Pictures, and the numbers of such a figure, are replaced where they are there.
+    Raises BadInput for an unknown kind, a folder that holds no run, runs that do not fit together, values out of range,
+    or a `.json` there that holds anything but such numbers, the scores of an evaluation say; nothing is written then.
     """
     from atent_ext.figures import plots
 
@@ -74,7 +76,26 @@ def draw(
     if not 0 <= seed < 2**32:
         raise BadInput(f"seed is {seed}; it must lie in [0, 2^32)")
     plots.both(out)
+    if kind in _WITHOUT_RUNS:
+        _check_numbers(out.with_suffix(".json"), kind)
     return _DRAWERS[kind](_Request(runs, out, data_root, index, n, seed, dataset, updates))
+
+
+def _check_numbers(path: Path, kind: str) -> None:
+    """Raise BadInput where a file lies that holds anything but the numbers of this kind of figure."""
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or found.get("figure") != kind:
+        raise BadInput(
+            f"{path} is there, and it does not hold the numbers of a figure {kind!r}, which go there; name another "
+            "--out",
+            code="exists",
+            field="out",
+        )
 
 
 def _history(request: _Request) -> list[Path]:

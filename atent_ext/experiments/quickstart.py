@@ -11,7 +11,7 @@ from atent_ext.attacks.accuracy import clean_flags
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet
-from atent_ext.evaluation import scoring
+from atent_ext.evaluation import earlier, scoring
 from atent_ext.evaluation.protocol import load_protocol
 from atent_ext.evaluation.scoring import Report
 from atent_ext.experiments import table
@@ -37,26 +37,37 @@ def quickstart(
     overwrite: bool = False,
     reporter: Reporter | None = None,
     scoring_begins: Callable[[str], None] = lambda name: None,
+    notice: Callable[[str], None] = lambda text: None,
 ) -> list[Report]:
     """Train, score and draw into `out`; returns one report per method.
 
     `n`: score on the first n test digits (None: all). `scoring_begins` hears the name of each recipe once it is
-    trained. Goes on where an earlier call with the same settings stopped. Raises BadInput if `out` holds runs of
-    other settings and `overwrite` is not given.
+    trained, `notice` what `recipes.load` has to say of the overrides. Goes on where an earlier call with the same
+    settings stopped; scores that are there already are taken as they are. Raises BadInput if `out` holds runs or
+    scores of other settings and `overwrite` is not given.
     """
     protocol = load_protocol("autoattack")
     digits = datasets.load("digits")
     count = len(digits.test.take(n))  # refuses an impossible n before anything is trained
+    results = out / "results.json"
+    if overwrite:
+        results.unlink(missing_ok=True)
+    known = {report["name"]: report for report in earlier.read_all(results)}
     subjects, reports = {}, []
     for method in METHODS:
-        recipe = recipes.load(f"digits-linf-{method}", [f"seed={seed}", *overrides])
+        recipe = recipes.load(f"digits-linf-{method}", [f"seed={seed}", *overrides], notice)
         folder = RunFolder(out / "runs" / recipe.name)
         again = folder.exists() and not overwrite  # a quickstart that was interrupted goes on
         fit(recipe, digits, folder.path, resume=again, overwrite=overwrite, reporter=reporter)
         scoring_begins(recipe.name)
         subjects[method] = run_folder.from_run(folder.path)
-        reports.append(scoring.score(subjects[method], protocol, n=n, seed=seed, chunk=count))
-    files.write(out / "results.json", json.dumps(reports, indent=1) + "\n")
+        report = known.get(recipe.name)
+        if report is None:
+            report = scoring.score(subjects[method], protocol, n=n, seed=seed, chunk=count)
+        else:
+            scoring.require_same(report, str(results), subjects[method], protocol, n=n, seed=seed, chunk=count)
+        reports.append(report)
+    files.write(results, json.dumps(reports, indent=1) + "\n")
     files.write(out / "leaderboard.md", table.markdown(reports))
     _draw({method: subject.model for method, subject in subjects.items()}, digits, recipe.threat, n, out)
     return reports

@@ -1,6 +1,7 @@
 """Training: recipes as data, one loop for every objective, run folders that an interrupted training goes on in.
 
 recipes       a run as validated data, read from registry/recipes
+overrides     changes of a recipe, and the fields that depend on them
 loop          the training loop, `fit`
 batches       order, augmentation and shares of batches
 run_folder    what a run leaves on disk, and where it is resumed
