@@ -36,13 +36,18 @@ def verify(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch; the random draws follow it.")] = 250,
     chunk: Annotated[int | None, typer.Option(min=1, help="As of `atent eval`.")] = None,
     speed: Annotated[str, typer.Option(help="plain, channels-last, compile, graphs or auto.")] = "channels-last",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Measure anew where the card is there, of this setting or another one.")
+    ] = False,
     data_root: DataRoot = None,
 ) -> None:
     """Check a submission, score it, compare it with what it claims, and write its card. No code of it is run.
 
-    The same command goes on with a verification that was interrupted.
+    The same command goes on with a verification that was interrupted, and shows the card of one that is finished. A
+    card of something else stays; delete it, and not the report beside it, to write it anew from the same scores.
     """
     from atent_ext.cli.console import ScoringBar, report_table
+    from atent_ext.core import processes
     from atent_ext.figures import gallery
     from atent_ext.storage import files
     from atent_ext.submissions import cards
@@ -54,6 +59,7 @@ def verify(
         raise BadInput(f"{target} lies among the registry's cards, and files of the scoring would, too; move it later")
     for file in (target, target.with_suffix(".png")):
         files.replaceable(file)
+    finished = None if overwrite else cards.find_card(target)
     opened = read(folder, data_root)
 
     def draw(network: Any, test: Any, classes: Sequence[str]) -> None:
@@ -72,21 +78,25 @@ def verify(
             batch_size=batch_size,
             chunk=chunk,
             speed=speed,
+            card=finished,
+            overwrite=overwrite,
             draw=draw,
             command=_command(sys.argv[1:]),
             busy=bar.busy,
             progress=bar.standing,
         )
-    cards.write_card(card, target)
+    if finished is None and processes.processes().is_main_process:
+        cards.write_card(card, target)
+    written = "written" if finished is None else "written earlier, and nothing was measured (--overwrite measures anew)"
     if card.report:
         console.print(report_table(card.report))
     for line in _said(card):
         console.print(line, soft_wrap=True)
     if not card.report:
-        console.print(f"written: {target}; the network cannot be scored, and the registry takes no such card")
+        console.print(f"{written}: {target}; the network cannot be scored, and the registry takes no such card")
         raise typer.Exit(1)
     picture = target.with_suffix(".png").name
-    console.print(f"written: {target} and {picture}; the card's place is registry/cards/{card.place}", soft_wrap=True)
+    console.print(f"{written}: {target} and {picture}; the card's place is registry/cards/{card.place}", soft_wrap=True)
 
 
 def _card_of(folder: Path) -> Path:
