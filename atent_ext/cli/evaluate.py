@@ -25,9 +25,10 @@ def _number(text: str) -> float:
 
 def evaluate(
     subject: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="A run folder, a weights file (.safetensors, .pt, .pth), a name of `atent ls zoo`, robustbench:NAME."
+            help="A run folder, a weights file (.safetensors, .pt, .pth), a name of `atent ls zoo`, robustbench:NAME. "
+            "Where a folder is called like a model: ./NAME is the folder, zoo:NAME the model."
         ),
     ],
     protocol: Annotated[str, typer.Option(help="autoattack, autoattack+atent, zoo, pgd, quick, clean.")] = "autoattack",
@@ -36,6 +37,9 @@ def evaluate(
         bool, typer.Option("--held-out", help="Score on the images that the run held out of training instead.")
     ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Score anew where --out is there, of this setting or of another one.")
+    ] = False,
     model: Annotated[str | None, typer.Option(help="For a weights file: the network's registry name.")] = None,
     dataset: Annotated[str | None, typer.Option(help="For a weights file or robustbench:NAME: the data set.")] = None,
     norm: Annotated[str | None, typer.Option(help="Linf or L2 [default for a run: its recipe's].")] = None,
@@ -57,7 +61,7 @@ def evaluate(
 ) -> None:
     """Score a trained model on test images: clean accuracy, attacks, and their worst case.
 
-    The same command goes on with an evaluation that was interrupted; the processes of torchrun share one.
+    The same command goes on with an interrupted evaluation and shows a finished one; torchrun's processes share one.
     """
     from atent_ext import subjects
     from atent_ext.cli.console import ScoringBar
@@ -66,9 +70,10 @@ def evaluate(
 
     chosen = load_protocol(protocol)
     loaded = subjects.load(subject, model, dataset, norm, eps, data_root, download, model_dir, held_out)
-    target = out or scoring.default_path(subject, loaded, chosen, n, seed or 0)
+    target = out or scoring.default_path(Path(subject), loaded, chosen, n, seed or 0)
     if target.is_dir():
         raise BadInput(f"--out {target} is a folder; name the JSON file to write")
+    finished = target.exists() and not overwrite  # then the report is this one, or refused
     with ScoringBar(console) as bar:
         report = scoring.score(
             loaded,
@@ -79,12 +84,14 @@ def evaluate(
             chunk=chunk,
             speed=speed,
             path=target,
+            overwrite=overwrite,
             busy=bar.busy,
             progress=bar.standing,
         )
     print_table(report.table())
     print_notes([report])
-    print_line(f"written: {target}")
+    written = "written earlier, and nothing was scored (--overwrite scores anew)" if finished else "written"
+    print_line(f"{written}: {target}")
 
 
 def certify(

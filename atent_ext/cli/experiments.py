@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from atent_ext.cli.options import DataRoot, Download, Seed, console, print_line, print_notes, print_table
+from atent_ext.cli.options import (
+    Changes,
+    DataRoot,
+    Download,
+    Seed,
+    console,
+    notice,
+    print_line,
+    print_notes,
+    print_table,
+)
 from atent_ext.core.errors import BadInput
 
 
@@ -19,7 +29,7 @@ def quickstart(
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("quickstart"),
     seed: Seed = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")] = False,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, for all five recipes.")] = None,
+    overrides: Changes = None,
     n: Annotated[int, typer.Option("--n", min=1, max=360, help="Score on the first N of the 360 test digits.")] = 200,
 ) -> None:
     """Train SGD, PGD-AT, TRADES, MART and ATENT on digits, score them by AutoAttack, write table and pictures."""
@@ -35,6 +45,7 @@ def quickstart(
             overwrite=overwrite,
             reporter=bar,
             scoring_begins=bar.scoring,
+            notice=notice,
         )
     print_table(board_table(reports))
     print_notes(reports)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:  # it imports torch
 # Under torchrun every process runs this; the first one speaks.
 console = Console(markup=False, emoji=False, highlight=False, quiet=not processes.is_main())
 
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value, e.g. objective.steps=10; an objective.eps equal to threat.eps follows it."),
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.")]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Folder with the data sets [default: $ATENT_DATA].")]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision fetch missing data.")]
@@ -42,3 +46,8 @@ def print_notes(reports: "Sequence[Report]") -> None:
 def print_json(content: Any) -> None:
     """Print plain data as one JSON document."""
     print(json.dumps(content, indent=1, default=str))
+
+
+def notice(text: str) -> None:
+    """Print what a user has to know of what was asked for."""
+    print_line(f"note: {text}")

@@ -35,13 +35,18 @@ def verify(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch; the random draws follow it.")] = 250,
     chunk: Annotated[int | None, typer.Option(min=1, help="As of `atent eval`.")] = None,
     speed: Annotated[str, typer.Option(help="plain, channels-last, compile, graphs or auto.")] = "channels-last",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Measure anew where the card is there, of this setting or another one.")
+    ] = False,
     data_root: DataRoot = None,
 ) -> None:
     """Check a submission, score it, compare it with what it claims, and write its card. No code of it is run.
 
-    The same command goes on with a verification that was interrupted.
+    The same command goes on with a verification that was interrupted, and shows the card of one that is finished. A
+    card of something else stays; delete it, and not the report beside it, to write it anew from the same scores.
     """
     from atent_ext.cli.console import ScoringBar
+    from atent_ext.core import processes
     from atent_ext.figures import gallery
     from atent_ext.storage import files
     from atent_ext.submissions import cards
@@ -53,6 +58,7 @@ def verify(
         raise BadInput(f"{target} lies among the registry's cards, and files of the scoring would, too; move it later")
     for file in (target, target.with_suffix(".png")):
         files.replaceable(file)
+    finished = None if overwrite else cards.find_card(target)
     opened = read(folder, data_root)
 
     def draw(network: Any, test: Any, classes: Sequence[str]) -> None:
@@ -71,21 +77,25 @@ def verify(
             batch_size=batch_size,
             chunk=chunk,
             speed=speed,
+            card=finished,
+            overwrite=overwrite,
             draw=draw,
             command=_command(ctx.obj),
             busy=bar.busy,
             progress=bar.standing,
         )
-    cards.write_card(card, target)
+    if finished is None and processes.is_main():
+        cards.write_card(card, target)
+    written = "written" if finished is None else "written earlier, and nothing was measured (--overwrite measures anew)"
     if card.report:
         print_table(card.report.table())
     for line in card_text.remarks(card.model_dump()):
         print_line(line)
     if not card.report:
-        print_line(f"written: {target}; the network cannot be scored, and the registry takes no such card")
+        print_line(f"{written}: {target}; the network cannot be scored, and the registry takes no such card")
         raise typer.Exit(1)
     picture = target.with_suffix(".png").name
-    print_line(f"written: {target} and {picture}; the card's place is registry/cards/{card.place}")
+    print_line(f"{written}: {target} and {picture}; the card's place is registry/cards/{card.place}")
 
 
 def _card_of(folder: Path) -> Path:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from atent_ext.cli.options import DataRoot, Download, Out, Seed, console, print_line
+from atent_ext.cli.options import Changes, DataRoot, Download, Out, Seed, console, notice, print_line
 
 
 def add(app: typer.Typer) -> None:
@@ -15,7 +15,7 @@ def add(app: typer.Typer) -> None:
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A name from `atent ls recipes`, or a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. objective.eps=8/255.")] = None,
+    overrides: Changes = None,
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
@@ -34,7 +34,7 @@ def train(
     from atent_ext.training.run_folder import RunFolder
 
     changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
-    chosen = all_recipes.load(recipe, changes)
+    chosen = all_recipes.load(recipe, changes, notice)
     folder = out or Path("runs") / chosen.name
     if resume and not changes:  # the options of the first call need not be given again
         stored = RunFolder(folder).to_resume()

@@ -2,6 +2,7 @@
 
 errors        every error that is raised on purpose; each has a code, and the field that is wrong
 types         the protocols that the packages meet in; shapes and value ranges
+immutable     dicts and lists that do not change
 schema        pieces of validated data: Section, Threat, Network, Count
 norms         ℓ∞ and ℓ2 as values: size, projection, random points, steepest direction
 losses        per-example losses

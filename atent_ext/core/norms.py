@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from atent_ext.core.errors import BadInput
+from atent_ext.core.literals import NormName as NormName
 from atent_ext.core.types import Radius
 
-NormName = Literal["Linf", "L2"]
 Direction = Literal["sign", "unit", "unit-or-random", "raw"]
 Start = Literal["uniform", "ball", "corner", "blocks", "near", "clean"]
 

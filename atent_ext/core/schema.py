@@ -1,10 +1,13 @@
 """Pieces of validated data that recipes, protocols, cards and reports share."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Self
 
 from atent_ext.core import registry, validate
+from atent_ext.core.immutable import frozen
 from atent_ext.core.norms import NormName
 
 Positive = Annotated[float, Field(gt=0)]
@@ -14,9 +17,21 @@ Seed = Annotated[int, Field(ge=0, lt=2**validate.SEED_BITS)]
 
 
 class Section(BaseModel):
-    """Base of all parts: unknown fields are refused, values do not change."""
+    """Base of all parts: unknown fields are refused, values do not change, however deep they lie.
+
+    Dicts and lists inside of it raise TypeError where they are changed, so that copies may share them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _does_not_change(self) -> Self:
+        self.__dict__.update({name: frozen(value) for name, value in self.__dict__.items()})
+        return self
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields replaced, which are not validated; what it is given may be changed afterwards."""
+        return super().model_copy(update=frozen(dict(update or {})), deep=deep)
 
 
 class Threat(Section):

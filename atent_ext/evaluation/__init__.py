@@ -6,6 +6,7 @@ chunks         an evaluation in chunks that processes share; makes each chunk's 
 journal        the records of finished chunks, which an interrupted evaluation goes on with
 scoring        from a subject to a report; the class Subject
 report         what was measured, typed and versioned
+earlier        a report that lies where another is to go
 in_memory      score a network that is at hand: `atent_ext.evaluate`
 comparison     are two networks different? `atent_ext.compare`
 certificates   certificates of a subject's images, in one file

@@ -46,27 +46,52 @@ class Journal:
         self._discarded = False
         self._memory: dict[str, Record] = {}
 
-    def setting(self) -> Record | None:
-        """What the chunks in the folder were scored under; None without chunks. Raises BadInput if that is unknown."""
+    def setting(self, overwrite: bool = False) -> Record | None:
+        """What the chunks in the folder were scored under; None without chunks.
+
+        Where that is unknown, `overwrite` removes them; without it BadInput is raised.
+        """
         if self.folder is None or not any(self.folder.glob("[0-9]*.json")):
             return None
         found = self._read(_SETTING)
+        if found is None and not overwrite:
+            raise BadInput(
+                f"{self.folder} holds chunks and no whole {_SETTING}; delete it, or name another --out",
+                code="unreadable",
+            )
         if found is None:
-            raise BadInput(f"{self.folder} holds chunks and no whole {_SETTING}; delete it, or name another --out")
+            self.clear()
         return found
 
-    def claim(self, setting: Record) -> None:
-        """Begin, or go on with the chunks of the same setting. Raises BadInput that names what differs."""
+    def has(self, setting: Record) -> bool:
+        """Whether the folder is that of this setting."""
+        return not differences(self._read(_SETTING), json.loads(json.dumps(setting)))
+
+    def claim(self, setting: Record, overwrite: bool = False) -> None:
+        """Begin, or go on with the chunks of the same setting.
+
+        Those of another setting are removed by `overwrite`; without it BadInput names what differs.
+        """
         setting = json.loads(json.dumps(setting))
-        stored = self.setting()
-        if stored is None:
-            return self._write(_SETTING, setting)
-        old, new = _flat(stored), _flat(setting)
-        for name in (name for name in {**new, **old} if old.get(name) != new.get(name)):
+        stored = self.setting(overwrite)
+        changes = [] if stored is None else differences(stored, setting)
+        if changes and not overwrite:
             raise BadInput(
-                f"{self.folder} holds chunks scored with {name} = {old.get(name)!r}, not {new.get(name)!r}; "
-                "name another --out to keep them, or delete the folder to start anew"
+                f"{self.folder} holds chunks scored with {changes[0]}; name another --out to keep them, or delete the "
+                "folder to start anew, as --overwrite does",
+                code="other-content",
+                field=changes[0].name,
             )
+        if changes:
+            self.clear()
+        if changes or stored is None:
+            self._write(_SETTING, setting)
+
+    def clear(self) -> None:
+        """Remove all chunks; the folder stays, with whoever has it."""
+        for file in () if self.folder is None else sorted(self.folder.glob("[0-9]*.json")):
+            file.unlink()
+        self._memory.clear()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -136,8 +161,7 @@ class Journal:
     def discard(self) -> None:
         """Remove the folder, the setting last: whatever a kill leaves of it can be gone on with."""
         if self.folder is not None:
-            for file in self.folder.glob("[0-9]*.json"):
-                file.unlink()
+            self.clear()
             shutil.rmtree(self.folder)
             self._discarded = True  # whatever lies there from now on is another process's
 
@@ -155,6 +179,25 @@ class Journal:
             self._memory[name] = record
         else:
             files.write(self.folder / name, json.dumps(record, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A part of a setting, "protocol.attacks.1.steps" say, that is `new` where it was `old`."""
+
+    name: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.name} = {self.old!r}, not {self.new!r}"
+
+
+def differences(old: Any, new: Any) -> list[Difference]:
+    """What differs between two settings of plain data, in the order of `new`; a part that is not there is None."""
+    before, after = _flat(old), _flat(new)
+    pairs = {name: (before.get(name), after.get(name)) for name in {**after, **before}}
+    return [Difference(name, *pair) for name, pair in pairs.items() if pair[0] != pair[1]]
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

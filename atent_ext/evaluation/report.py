@@ -90,7 +90,8 @@ class Report(About):
     """What was measured of one model under one protocol.
 
     part, n, total: the first `n` of the `total` images of this part of the data set. smaller_batches: chunk number ->
-    batch size, where memory ran out. prepared: what was done to run the network faster.
+    batch size, where memory ran out. prepared: what was done to run the network faster. protocol_attacks: the fields
+    of the protocol's attacks. content_sha256: of weights, images and labels. Reports of older versions lack some.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -104,6 +105,8 @@ class Report(About):
     seed: int
     batch_size: int
     chunk: int | None = None
+    protocol_attacks: tuple[dict[str, JsonValue], ...] | None = None
+    content_sha256: str | None = None
     versions: dict[str, str | None] = Field(default_factory=dict)
     smaller_batches: dict[str, int] = Field(default_factory=dict)
     speed: str | None = None

@@ -19,7 +19,7 @@ from atent_ext.core.schema import Threat
 from atent_ext.core.version import __version__
 from atent_ext.data import datasets
 from atent_ext.data.datasets import Split
-from atent_ext.evaluation import chunks, engine
+from atent_ext.evaluation import chunks, earlier, engine
 from atent_ext.evaluation.chunks import Chunk
 from atent_ext.evaluation.journal import Journal, Record, Standing, outcomes, smaller_batches
 from atent_ext.evaluation.protocol import Protocol
@@ -58,6 +58,7 @@ def score(
     speed: str = "channels-last",
     device: torch.device | None = None,
     path: Path | None = None,
+    overwrite: bool = False,
     busy: Callable[[str], None] = lambda text: None,
     progress: Callable[[Standing], None] = lambda standing: None,
 ) -> Report:
@@ -69,8 +70,10 @@ def score(
     call with the same setting goes on with the others. Several processes of torchrun or `accelerate launch` share the
     chunks through that folder; each returns the report. In the first one `busy` hears what is being done, and
     `progress` how far all are.
-    Raises BadInput for a folder of another setting, for several processes without a path or without a folder in common,
-    and where memory does not reach for a single image.
+    A report of the same setting that lies at `path` is returned as it is, and nothing is scored; one of another setting
+    stays and is refused. overwrite: score in either case, and replace the report, and chunks of another setting.
+    Raises BadInput for a report or a folder of another setting, which names what differs, for several processes without
+    a path or without a folder in common, and where memory does not reach for a single image.
     """
     team = processes.state()
     if path is None and team.num_processes > 1:
@@ -79,24 +82,86 @@ def score(
         )
     if path is not None:
         files.replaceable(path)
+    plan = _plan(subject, protocol, n, seed, batch_size, chunk, team, device, busy)
+    model = subject.model.to(plan.device)
+    journal = Journal(plan.chunks, None if path is None else path.with_name(f"{path.name}.chunks"))
+    report: Report | None = None
+    with journal.held() if team.is_main_process else nullcontext():
+        if path is not None and not overwrite:
+            finished = _finished(path, model, plan, journal, speed, team)
+            if finished is not None:
+                return finished
+        prepared, missing = _begin(model, plan, journal, speed, team, overwrite)
+        engine.share(prepared.model, plan.split, protocol, plan.setting, journal, missing, team, progress)
+        if team.is_main_process:
+            report = _report(subject, protocol, plan.facts, prepared, journal.collect(), team.num_processes)
+            if path is not None:
+                report.save(path)
+            journal.discard()
+    return cast(Report, processes.from_main(team, report))
+
+
+def require_same(
+    report: Report,
+    source: str,
+    subject: Subject,
+    protocol: Protocol,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    batch_size: int = 250,
+    chunk: int | None = None,
+    speed: str = "channels-last",
+) -> None:
+    """Raise BadInput, which names what differs, unless `score` of the other arguments would give this report again.
+
+    source: what holds the report, for the error.
+    """
+    plan = _plan(subject, protocol, n, seed, batch_size, chunk, processes.state())
+    _require(report, source, subject.model.to(plan.device), plan, speed)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is asked for: the images and their chunks, the setting, and `facts`, what decides the flags as plain data.
+
+    How the network is run is not in `facts` yet.
+    """
+
+    split: Split
+    chunks: list[Chunk]
+    setting: Setting
+    facts: Facts
+
+    @property
+    def device(self) -> str:
+        """Where the network is scored."""
+        return str(self.facts["device"])
+
+    @property
+    def sample(self) -> Tensor:
+        """The images that the network is prepared on."""
+        return self.split.images[: self.setting.batch_size]
+
+
+def _plan(
+    subject: Subject,
+    protocol: Protocol,
+    n: int | None,
+    seed: int,
+    batch_size: int,
+    chunk: int | None,
+    team: PartialState,
+    device: torch.device | None = None,
+    busy: Callable[[str], None] = lambda text: None,
+) -> _Plan:
     split = subject.test.take(n)
     if device is None:
         device = team.device if team.device.type == "cuda" else torch.device("cpu")
     size = _CHUNK.get(device.type, _CHUNK["cpu"]) if chunk is None else chunk
     pieces = chunks.cut(len(split), size, seed)
-    journal = Journal(pieces, None if path is None else path.with_name(f"{path.name}.chunks"))
     setting = Setting(subject.threat, seed, min(batch_size, size), busy)
-    facts = _facts(subject, split, protocol, setting, size) | {"device": device.type}
-    report: Report | None = None
-    with journal.held() if team.is_main_process else nullcontext():
-        prepared, missing = _begin(subject.model.to(device), split, journal, facts, speed, team)
-        engine.share(prepared.model, split, protocol, setting, journal, missing, team, progress)
-        if team.is_main_process:
-            report = _report(subject, protocol, facts, prepared, journal.collect(), team.num_processes)
-            if path is not None:
-                report.save(path)
-            journal.discard()
-    return cast(Report, processes.from_main(team, report))
+    return _Plan(split, pieces, setting, _facts(subject, split, protocol, setting, size) | {"device": device.type})
 
 
 def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting, chunk: int) -> Facts:
@@ -119,19 +184,44 @@ def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting,
     }
 
 
+def _finished(
+    path: Path, model: nn.Module, plan: _Plan, journal: Journal, speed: str, team: PartialState
+) -> Report | None:
+    """The report of this setting at `path`, None where there is no file: the main process looks.
+
+    Raises BadInput for a file that is anything else.
+    """
+    report = earlier.read(path) if team.is_main_process else None
+    if report is not None:
+        facts = _require(report, str(path), model, plan, speed)
+        # What a kill left that came between the report and the end.
+        if journal.has(facts):
+            journal.discard()
+    return processes.from_main(team, report)
+
+
+def _require(report: Report, source: str, model: nn.Module, plan: _Plan, speed: str) -> Facts:
+    """The facts of a report that is the plan's. Raises BadInput for any other, before the network is prepared if so."""
+    known = earlier.setting(report)
+    earlier.require(known, plan.facts, source)
+    chosen = known["speed"] if speed == "auto" else speed
+    facts = plan.facts | _choice(prepare(model, plan.sample, chosen, known["folded"]))
+    earlier.require(known, facts, source)
+    return facts
+
+
 def _begin(
-    model: nn.Module, split: Split, journal: Journal, facts: Facts, speed: str, team: PartialState
+    model: nn.Module, plan: _Plan, journal: Journal, speed: str, team: PartialState, overwrite: bool
 ) -> tuple[Prepared, list[Chunk]]:
     """The network as it is to be scored and the chunks to do: the main process decides, the others do as it says."""
-    images = split.images[: facts["batch_size"]]
     if not team.is_main_process:
-        theirs, missing = processes.from_main(team, (facts, list[Chunk]()))
-        prepared = prepare(model, images, theirs["speed"], theirs["folded"])
-        return _same(facts | _choice(prepared), theirs, team.process_index, prepared), missing
-    earlier = journal.setting() or {"speed": speed, "folded": None}
-    prepared = prepare(model, images, earlier["speed"] if speed == "auto" else speed, earlier["folded"])
-    facts = facts | _choice(prepared)
-    journal.claim(facts)
+        theirs, missing = processes.from_main(team, (plan.facts, list[Chunk]()))
+        prepared = prepare(model, plan.sample, theirs["speed"], theirs["folded"])
+        return _same(plan.facts | _choice(prepared), theirs, team.process_index, prepared), missing
+    before = journal.setting(overwrite) or {"speed": speed, "folded": None}
+    prepared = prepare(model, plan.sample, before["speed"] if speed == "auto" else speed, before["folded"])
+    facts = plan.facts | _choice(prepared)
+    journal.claim(facts, overwrite)
     missing = journal.missing()
     processes.from_main(team, (facts, missing))
     return prepared, missing
@@ -154,7 +244,7 @@ def _same(mine: Facts, theirs: Facts, process: int, prepared: Prepared) -> Prepa
 def _report(
     subject: Subject, protocol: Protocol, facts: Facts, prepared: Prepared, records: list[Record], processes: int
 ) -> Report:
-    same = {key: facts[key] for key in ("threat", "seed", "batch_size", "chunk", "versions")}
+    same = {key: facts[key] for key in ("content_sha256", "threat", "seed", "batch_size", "chunk", "versions")}
     threads = torch.get_num_threads()
     return Report(
         **subject.about.model_dump(),
@@ -162,6 +252,7 @@ def _report(
         n=facts["n"],
         total=facts["test_images"],
         protocol=protocol.name,
+        protocol_attacks=tuple(facts["protocol"]["attacks"]),
         **same,
         smaller_batches=smaller_batches(records),
         speed=prepared.speed,

@@ -60,8 +60,9 @@ def draw(
     "probabilities". n: test images of "curve"; images per class of "plane", as far as there are. seed: of all random
     draws. dataset, updates: of "plane" alone: "digits" or "mnist", and the optimizer steps of each net. "plane" and
     "density" also write their numbers to the `.json` beside `out`. Returns what was written, `out` first.
-    Raises BadInput for an unknown kind, a folder that holds no run, runs that do not fit together, or values out of
-    range; nothing is written then.
+    Pictures, and the numbers of such a figure, are replaced where they are there.
+    Raises BadInput for an unknown kind, a folder that holds no run, runs that do not fit together, values out of range,
+    or a `.json` there that holds anything but such numbers, the scores of an evaluation say; nothing is written then.
     """
     from atent_ext.figures import plots
 
@@ -75,7 +76,26 @@ def draw(
     validate.steps("updates", updates)
     validate.seed(seed)
     plots.both(out)
+    if kind in _WITHOUT_RUNS:
+        _check_numbers(out.with_suffix(".json"), kind)
     return _DRAWERS[kind](_Request(runs, out, data_root, index, n, seed, dataset, updates))
+
+
+def _check_numbers(path: Path, kind: str) -> None:
+    """Raise BadInput where a file lies that holds anything but the numbers of this kind of figure."""
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or found.get("figure") != kind:
+        raise BadInput(
+            f"{path} is there, and it does not hold the numbers of a figure {kind!r}, which go there; name another "
+            "--out",
+            code="exists",
+            field="out",
+        )
 
 
 def _history(request: _Request) -> list[Path]:

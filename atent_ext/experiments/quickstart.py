@@ -35,12 +35,14 @@ def quickstart(
     overwrite: bool = False,
     reporter: Reporter | None = None,
     scoring_begins: Callable[[str], None] = lambda name: None,
+    notice: Callable[[str], None] = lambda text: None,
 ) -> list[Report]:
     """Train, score and draw into `out`; returns one report per method.
 
     `n`: score on the first n test digits (None: all). `scoring_begins` hears the name of each recipe once it is
-    trained. Goes on where an earlier call with the same settings stopped. Raises BadInput if `out` holds runs of
-    other settings and `overwrite` is not given.
+    trained, `notice` what `recipes.load` has to say of the overrides. Goes on where an earlier call with the same
+    settings stopped; scores that are there already are taken as they are. Raises BadInput if `out` holds runs or
+    scores of other settings and `overwrite` is not given.
     """
     validate.seed(seed)
     protocol = load_protocol("autoattack")
@@ -49,7 +51,7 @@ def quickstart(
     runner = Runner(out, reporter=reporter)
     subjects, reports = {}, []
     for method in METHODS:
-        recipe = recipes.load(f"digits-linf-{method}", [f"seed={seed}", *overrides])
+        recipe = recipes.load(f"digits-linf-{method}", [f"seed={seed}", *overrides], notice)
         folder = runner.train(recipe, f"runs/{recipe.name}", overwrite=overwrite)
         scoring_begins(recipe.name)
         subjects[method] = runner.subject(folder)

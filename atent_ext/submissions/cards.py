@@ -242,6 +242,20 @@ def read_card(path: Path) -> Card:
     return _parsed(Card, raw, path)
 
 
+def find_card(path: Path) -> Card | None:
+    """The card that lies where one is to be written; None where nothing does. Raises BadInput for anything else."""
+    if not path.exists():
+        return None
+    try:
+        return read_card(path)
+    except BadInput as error:
+        raise BadInput(
+            f"there is no room for the card: {error}; name another --out, or give --overwrite to replace it",
+            code="exists",
+            field="out",
+        ) from None
+
+
 def _deep(value: Any, most: int) -> bool:
     if not isinstance(value, dict | list):
         return False

@@ -3,17 +3,20 @@
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
+from accelerate import PartialState
 from torch import nn
 
 from atent_ext.attacks.spec import Kind
 from atent_ext.core import processes
 from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet, Split
-from atent_ext.evaluation import scoring
-from atent_ext.evaluation.journal import Standing
+from atent_ext.evaluation import earlier, scoring
+from atent_ext.evaluation.journal import Standing, differences
 from atent_ext.evaluation.protocol import Protocol, load_protocol
 from atent_ext.evaluation.report import About, Report, Result
 from atent_ext.evaluation.scoring import Subject
@@ -22,6 +25,7 @@ from atent_ext.submissions import masking, sanity
 from atent_ext.submissions.cards import Card, Check, Claim, Sign, Submission, Verdict
 from atent_ext.submissions.folder import Opened
 
+T = TypeVar("T")
 CHECKED = 64
 """Images that the network is checked on."""
 _ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +46,8 @@ def verify(
     batch_size: int = 250,
     chunk: int | None = None,
     speed: str = "channels-last",
+    card: Card | None = None,
+    overwrite: bool = False,
     draw: Callable[[nn.Module, Split, Sequence[str]], None] | None = None,
     command: str = "",
     busy: Callable[[str], None] = lambda text: None,
@@ -52,55 +58,134 @@ def verify(
     dataset: the name to load the data set by, None for the submission's; `npz:FILE` for the lossless part of CIFAR-10,
     say. protocol: a name, or a protocol; its AutoAttack becomes the "rand" version where the network is found to answer
     at random. out: the file for the report of the scores, whose finished chunks lie beside it, so that the same call
-    goes on after a kill; no place for it is below registry/cards. draw: called once with the network, the images and
-    the names of their classes, before any attack, in the first process alone. command: what the card is to name.
+    goes on after a kill; no place for it is below registry/cards. card: what lies where the card is to go. If it is of
+    this submission and setting, it is returned and nothing is measured. overwrite: measure anew, whatever lies there or
+    at `out`. draw: called once with the network, the images and the names of their classes, before any attack, in the
+    first process alone. command: what the card is to name.
     n, seed, batch_size, chunk, speed, progress: as in `scoring.score`. busy hears what is being done.
-    Several processes share the scores, and each looks for the signs.
+    Several processes share the scores; checks, signs and the card are those of the first, and each returns that card.
     Where a check is fatal, nothing is scored, and signs, verdicts, report and curve are empty.
-    Raises BadInput for data that is not there or not to be had so, and for what `scoring.score` refuses.
+    Raises BadInput for data that is not there or not to be had so, for a card or a report of something else, before any
+    attack and with what differs, and for what `scoring.score` refuses.
     """
     begin = time.perf_counter()
     plan = load_protocol(protocol) if isinstance(protocol, str) else protocol
     images = datasets.load(dataset or opened.submission.dataset, data_root, download)
-    test = images.test.take(n)
-    busy("checks")
-    checks = _checks(opened, images.test, seed)
-    if sanity.fatal(checks):
-        return _card(opened, checks, (), {}, None, (), command, time.perf_counter() - begin)
-    random = sanity.is_random(checks, opened.submission.random)
     team = processes.state()
-    network = opened.network.to(team.device if team.device.type == "cuda" else "cpu")
-    network = prepare(network, test.images[:batch_size], speed).model
-    if draw is not None and team.is_main_process:
-        busy("gallery")
-        draw(network, test, images.classes)
-    signs, curve = masking.signs(
-        network,
-        test,
-        opened.submission.threat,
-        train=images.train,
-        classes=len(images.classes),
-        random=random,
-        seed=seed,
-        batch_size=batch_size,
-        busy=busy,
-    )
-    looked = time.perf_counter() - begin
+    setting: dict[str, Any] = {"n": n, "seed": seed, "batch_size": batch_size, "chunk": chunk, "speed": speed}
+    job = _Job(opened, images, images.test.take(n), plan, setting, busy)
+    lying = (None, None) if overwrite else (card, out)
+    inspection = _in_main(team, lambda: _inspect(job, *lying, draw))
+    if inspection.finished is not None:
+        return inspection.finished
+    seconds = time.perf_counter() - begin
+    random, checks = inspection.random, inspection.checks
+    if sanity.fatal(checks):
+        return _in_main(team, lambda: _card(opened, checks, (), {}, None, (), command, seconds))
     report = scoring.score(
-        _subject(opened, images, test),
-        fitting(plan, random),
-        n=n,
-        seed=seed,
-        batch_size=batch_size,
-        chunk=chunk,
-        speed=speed,
+        job.subject,
+        job.fitting(random),
+        **setting,
         path=out,
+        overwrite=overwrite,
         busy=busy,
         progress=progress,
     )
-    signs = (*signs, masking.black_box(report))
+    signs = (*inspection.signs, masking.black_box(report))
     judged = verdicts(opened.submission.claims, report, random)
-    return _card(opened, checks, signs, curve, report, judged, command, looked + _seconds(report))
+    seconds += _seconds(report)
+    return _in_main(team, lambda: _card(opened, checks, signs, inspection.curve, report, judged, command, seconds))
+
+
+# ---- what the main process does alone, before the scores
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is asked for. test: the images to be scored. setting: the arguments of `scoring.score` by their names."""
+
+    opened: Opened
+    images: DataSet
+    test: Split
+    protocol: Protocol
+    setting: dict[str, Any]
+    busy: Callable[[str], None]
+
+    @property
+    def subject(self) -> Subject:
+        """What is scored."""
+        return _subject(self.opened, self.images, self.test)
+
+    def fitting(self, random: bool) -> Protocol:
+        """The protocol for a network that answers at random or does not."""
+        return fitting(self.protocol, random)
+
+
+@dataclass(frozen=True)
+class _Inspection:
+    """What was found before the scores. finished: the card that lay there, of this very submission and setting."""
+
+    checks: tuple[Check, ...]
+    random: bool
+    signs: tuple[Sign, ...] = ()
+    curve: masking.Curve = field(default_factory=dict)
+    finished: Card | None = None
+
+
+def _in_main(team: PartialState, work: Callable[[], T]) -> T:
+    """What `work` returns in the main process, in every process."""
+    return processes.from_main(team, cast(T, work() if team.is_main_process else None))
+
+
+def _inspect(
+    job: _Job, card: Card | None, out: Path | None, draw: Callable[[nn.Module, Split, Sequence[str]], None] | None
+) -> _Inspection:
+    """Checks and signs. Raises BadInput where `card`, or the report at `out`, is of something else."""
+    opened, seed, batch_size = job.opened, job.setting["seed"], job.setting["batch_size"]
+    job.busy("checks")
+    checks = _checks(opened, job.images.test, seed)
+    random = sanity.is_random(checks, opened.submission.random)
+    if card is not None:
+        _require_same(card, job, checks, random)
+        return _Inspection(checks, random, finished=card)
+    if sanity.fatal(checks):
+        return _Inspection(checks, random)
+    report = None if out is None else earlier.read(out)
+    if report is not None:
+        scoring.require_same(report, str(out), job.subject, job.fitting(random), **job.setting)
+    device = processes.state().device
+    network = opened.network.to(device if device.type == "cuda" else "cpu")
+    network = prepare(network, job.test.images[:batch_size], job.setting["speed"]).model
+    if draw is not None:
+        job.busy("gallery")
+        draw(network, job.test, job.images.classes)
+    signs, curve = masking.signs(
+        network,
+        job.test,
+        opened.submission.threat,
+        train=job.images.train,
+        classes=len(job.images.classes),
+        random=random,
+        seed=seed,
+        batch_size=batch_size,
+        busy=job.busy,
+    )
+    return _Inspection(checks, random, signs, curve)
+
+
+def _require_same(card: Card, job: _Job, checks: tuple[Check, ...], random: bool) -> None:
+    """Raise BadInput, which names what differs, unless the card is of this submission, measured by this setting."""
+    source = f"the card of {card.submission.name}"
+    held = _identity(card.submission, card.weights.get("sha256"), card.checks)
+    asked = _identity(job.opened.submission, job.opened.sha256, checks)
+    earlier.refuse(differences(held, asked), source)
+    if card.report:
+        scoring.require_same(card.report, source, job.subject, job.fitting(random), **job.setting)
+
+
+def _identity(submission: Submission, sha256: Any, checks: Sequence[Check]) -> dict[str, Any]:
+    fatal = [check.name for check in sanity.fatal(checks)]
+    return {"weights_sha256": sha256, "submission": submission.model_dump(mode="json"), "fatal": fatal}
 
 
 def _checks(opened: Opened, test: Split, seed: int) -> tuple[Check, ...]:

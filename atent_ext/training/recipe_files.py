@@ -4,7 +4,7 @@ A file may name a `base` file beside it (`_name.yaml`), whose fields it override
 torch, so that recipes are listed quickly; `recipes` validates what is read here.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,11 +13,9 @@ import yaml
 
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
-from atent_ext.core.fraction import fraction
+from atent_ext.training.overrides import merge, override
 
 Parser: TypeAlias = Callable[[Path], dict[str, Any]]
-_TEXTS = ("name", "description", "differs", "dataset", "init_from")
-"""Fields in which 1/2 is a text: `name` of every section, and those of a recipe that take any text."""
 
 
 def names() -> list[str]:
@@ -31,10 +29,12 @@ def read(name: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     A value is YAML; a number may be written as a fraction, 8/255. Raises BadInput for an unknown recipe, naming the
     nearest, for a file that is not YAML, a base that is not there, and an override of another form.
     """
-    raw = _merged(_locate(name))
-    for override in overrides:
-        _override(raw, override)
-    return raw
+    return overridden(name, overrides)[0]
+
+
+def overridden(name: str, overrides: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    """What `read` returns, and what a user has to know of the overrides, in words (`overrides.override`)."""
+    return override(_merged(_locate(name)), overrides)
 
 
 def every() -> Iterator[tuple[str, dict[str, Any] | BadInput]]:
@@ -79,31 +79,4 @@ def _merged(path: Path, parsed: Parser = _parsed, above: tuple[Path, ...] = ()) 
     beside, above = (path.parent / f"{base}.yaml").resolve(), (*above, path.resolve())
     if beside in above or beside.parent != path.parent.resolve() or not beside.is_file():
         raise BadInput(f"{path}: base is {base!r}; it must name another recipe file beside it, without .yaml")
-    return _merge(_merged(beside, parsed, above), raw)
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise BadInput(f"--set {override!r} is not of the form key=value")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise BadInput(f"--set {override!r}: the value is not YAML") from None
-    *parents, last = path.split(".")
-    if isinstance(value, str) and last not in _TEXTS and (number := fraction(text, path)) is not None:
-        value = number
-    section = raw
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise BadInput(f"--set {override!r}: {parent} has no fields")
-    section[last] = value
+    return merge(_merged(beside, parsed, above), raw)

@@ -4,7 +4,7 @@ A recipe is checked whole before anything runs.
 """
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal, cast
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
+from atent_ext.core.immutable import frozen
 from atent_ext.core.schema import Count, Network, Positive, Section, Seed, Share, Threat
 from atent_ext.core.types import Objective
 from atent_ext.models.speed import Speed
@@ -119,11 +120,13 @@ class Recipe(Section):
     def _names_exist(self) -> "Recipe":
         objective = self.build_objective()
         # As the objective took them: PyYAML reads 1e-3 as a text, and only an equal recipe may resume a run.
-        self.objective.update({key: getattr(objective, key) for key in self.objective if key != "name"})
+        taken = {key: value if key == "name" else getattr(objective, key) for key, value in self.objective.items()}
+        self.__dict__["objective"] = frozen(taken)
         for field, needed in (("norm", self.threat.norm), ("box", (0.0, 1.0))):
             if getattr(objective, field, needed) != needed:
                 raise BadInput(
-                    f"objective.{field} is {getattr(objective, field)!r}, but the threat model's is {needed!r}"
+                    f"objective.{field} is {getattr(objective, field)!r}, but the threat model's is {needed!r}; "
+                    "give both the same"
                 )
         if self.optimizer.name == "entropy-sgd" and self.mixed_precision == "fp16":
             raise BadInput("mixed_precision is 'fp16', whose scaled steps Entropy-SGD cannot take; choose bf16 or no")
@@ -154,12 +157,28 @@ class Recipe(Section):
             raise BadInput(_explain(error, kind, "objective.")) from None
 
 
-def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
+def load(name: str, overrides: Iterable[str] = (), notice: Callable[[str], None] = lambda text: None) -> Recipe:
     """The recipe `name` (or the YAML file at that path), with `key.subkey=value` overrides applied.
 
-    Raises BadInput for an unknown recipe or field, naming the nearest, and for a value that does not fit.
+    Where an override changes threat.eps alone, an objective.eps that was equal to it follows; its step_size stays.
+    notice: hears what follows, and what an override leaves without effect.
+    Raises BadInput for an unknown recipe or field, naming the nearest, for a value that does not fit, and for an
+    override that contradicts what stays: threat.eps where objective.eps is another radius, threat.norm without
+    threat.eps, model.name where model.arguments are another network's.
     """
-    return parse(recipe_files.read(name, overrides), name)
+    overrides = tuple(overrides)
+    raw, notices = recipe_files.overridden(name, overrides)
+    recipe = parse(raw, name)
+    for text in (*notices, *(_never_reached(recipe) if overrides else ())):
+        notice(text)
+    return recipe
+
+
+def _never_reached(recipe: Recipe) -> Iterator[str]:
+    schedule, epochs = recipe.schedule, recipe.epochs
+    late = [milestone for milestone in schedule.milestones if milestone >= epochs]
+    if schedule.name == "multi-step" and late:
+        yield f"schedule.milestones {late} lie beyond the {epochs} epochs: the learning rate is not lowered there"
 
 
 def parse(raw: Mapping[str, Any], source: str) -> Recipe:

@@ -434,6 +434,8 @@ def test_a_process_that_would_score_something_else_is_refused(monkeypatch, tmp_p
     main = {"speed": "plain", "folded": False}
 
     def from_main(_, value):
+        if value is None:  # there is no finished report
+            return None
         facts, missing = value
         return facts | main | {"content_sha256": "another"}, missing
 

@@ -68,12 +68,51 @@ def test_a_file_that_is_not_the_cards_is_refused(copied):
         atent_ext.load(BEST)
 
 
-def test_of_cards_under_several_threat_models_one_is_asked_for(copied, monkeypatch):
+@pytest.fixture
+def no_data(monkeypatch):
+    monkeypatch.setattr(datasets, "load", lambda *_: SimpleNamespace(test=None, name="mnist", note=""))
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_name_that_is_a_model_and_a_path_says_how_to_say_each(no_data, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    for known in (BEST, f"zoo:{BEST}"):
+        assert subjects.load(known).about["name"] == BEST
+    assert "does not exist" in str(refusal(f"./{BEST}"))
+    (tmp_path / BEST).mkdir() if kind == "folder" else (tmp_path / BEST).touch()
+    for both in (BEST, Path(BEST)):
+        error = refusal(both)
+        assert (error.code, error.field) == ("conflict", "subject")
+        assert f"{BEST} is a {kind} here and a model of the zoo; say ./{BEST} for the {kind}, or zoo:{BEST}" in str(
+            error
+        )
+    assert subjects.load(f"zoo:{BEST}").about["name"] == BEST
+    said = "there is no recipe.yaml in it" if kind == "folder" else "a weights file needs --model, --dataset and --eps"
+    for path in (f"./{BEST}", f"{tmp_path}/{BEST}", tmp_path / BEST, *([f"{BEST}/"] if kind == "folder" else [])):
+        assert said in str(refusal(path))
+
+
+def test_a_prefix_names_a_zoo_and_a_separator_a_path(no_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "there is no model 'mnist-linf-atnet' in the zoo" in str(refusal("zoo:mnist-linf-atnet"))
+    assert "drop --model and --dataset" in str(refusal(f"zoo:{BEST}", model="small-cnn"))
+    assert refusal(f"zoo:{BEST}", held_out=True).field == "held_out"
+    for prefix in ("zoo:", "robustbench:"):
+        (tmp_path / f"{prefix}{BEST}").mkdir()
+        assert "there is no recipe.yaml in it" in str(refusal(f"./{prefix}{BEST}"))
+
+
+def refusal(*arguments, **options):
+    with pytest.raises(BadInput) as error:
+        subjects.load(*arguments, **options)
+    return error.value
+
+
+def test_of_cards_under_several_threat_models_one_is_asked_for(copied, no_data):
     (card, *_), _ = zoo.find(BEST)
     threat = Threat(norm="L2", eps=2.0)
     other = card.model_copy(update={"submission": card.submission.model_copy(update={"threat": threat})})
     cards.write_card(other, copied / "card" / other.place)
-    monkeypatch.setattr(datasets, "load", lambda *_: SimpleNamespace(test=None, name="mnist", note=""))
     assert set(map(type, atent_ext.load(BEST).children())) == {torch.nn.Sequential}
     with pytest.raises(BadInput, match=f"^{BEST} has cards under L2 2, Linf 0.3; give --norm and --eps$"):
         subjects.load(Path(BEST))
@@ -133,8 +172,9 @@ def test_names_that_are_not_in_the_zoo_are_refused(tmp_path, monkeypatch):
         (["nowhere", "--held-out"], "nowhere does not exist"),
     ):
         commands.refused(commands.atent("eval", *arguments), said)
-    (tmp_path / BEST).mkdir()  # a folder of that name is what the user means
-    commands.refused(commands.atent("eval", BEST, "--held-out"), "recipe.yaml")
+    (tmp_path / BEST).mkdir()
+    commands.refused(commands.atent("eval", BEST), f"./{BEST} for the folder, or zoo:{BEST} for the model")
+    commands.refused(commands.atent("eval", f"./{BEST}", "--held-out"), "recipe.yaml")
 
 
 # ---- docs/zoo.md and the script that trains

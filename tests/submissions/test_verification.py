@@ -159,6 +159,38 @@ def test_what_cannot_be_scored_is_not(opened, monkeypatch, answer, name):
     assert card.weights["sha256"] == opened.sha256
 
 
+def test_a_card_of_a_network_that_cannot_be_scored_is_not_one_of_one_that_can(opened, card):
+    broken = answering(opened, lambda net, x: torch.nan * net(x))
+    unscored = verify(broken)
+    assert verify(broken, card=unscored) is unscored
+    with pytest.raises(BadInput) as error:
+        verify(opened, card=unscored)
+    assert (error.value.code, error.value.field) == ("other-content", "fatal.0")
+    assert "the card of plain was made with fatal.0 = 'finite logits', not None; give --overwrite" in str(error.value)
+    with pytest.raises(BadInput, match=r"fatal\.0 = None, not 'finite logits'"):
+        verify(broken, card=card, seed=3)
+
+
+def test_a_card_of_this_setting_is_returned_and_any_other_refused(opened, card, tmp_path, monkeypatch):
+    cards.write_card(card, tmp_path / "card.json")
+    held = cards.read_card(tmp_path / "card.json")
+    monkeypatch.setattr(masking, "signs", lambda *_, **__: pytest.fail("signs were looked for"))
+    assert verify(opened, card=held, seed=3, command="other") is held
+    for change, field in (
+        ({"seed": 4}, "seed"),
+        ({"n": N - 1}, "n"),
+        ({"chunk": 7}, "chunk"),
+        ({"protocol": CHEAP.model_copy(update={"attacks": CHEAP.attacks[:2]})}, "protocol.attacks.2.attack"),
+    ):
+        with pytest.raises(BadInput) as error:
+            verify(opened, card=held, **{"seed": 3} | change)
+        assert (error.value.code, error.value.field) == ("other-content", field)
+    other = replace(opened, sha256="0" * 64)
+    with pytest.raises(BadInput) as error:
+        verify(other, card=held, seed=3)
+    assert error.value.field == "weights_sha256"
+
+
 def test_signs_reach_the_card(opened):
     card = verify(answering(opened, lambda net, x: net((16 * x).round() / 16)))
     assert [one.name for one in card.checks if one.passed is False] == ["nonzero gradient"]

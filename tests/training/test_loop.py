@@ -138,7 +138,7 @@ CASES = {
     "trades": ("trades",),
     "mart": ("mart",),
     "atent": ("atent",),
-    "atent in ℓ2": ("atent", "objective.norm=L2", "threat.norm=L2"),
+    "atent in ℓ2": ("atent", "objective.norm=L2", "threat.norm=L2", "threat.eps=0.15"),
     "ema": ("pgd-at", "ema=0.9"),
     "adam": ("sgd", "optimizer.name=adam", "optimizer.lr=1e-3"),
     "constant": ("sgd", "schedule.name=constant"),

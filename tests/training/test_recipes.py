@@ -236,6 +236,29 @@ def test_parse_leaves_its_input_alone():
     assert raw["objective"]["step_size"] == "1e-3"
 
 
+# ---- what recipes share
+
+
+def test_recipes_do_not_change_each_other():
+    one, other = (recipes.load("mnist-linf-atent-best") for _ in range(2))
+    copied = one.model_copy(update={"epochs": 3})
+    for recipe in (one, other, copied):
+        for part in (recipe.objective, recipe.model.arguments, recipe.optimizer.arguments):
+            with pytest.raises(TypeError, match="does not change"):
+                part["steps"] = 99
+    assert one == other == recipes.load("mnist-linf-atent-best")
+    assert copied.objective == one.objective
+
+
+def test_checking_a_recipe_changes_nothing_that_was_given():
+    raw = recipes.load("digits-linf-atent").model_dump()
+    raw["objective"] |= {"step_size": "1e-3", "box": [0, 1]}
+    before = recipes.parse(raw, "mine")
+    raw["model"]["arguments"]["dropout"] = raw["objective"]["box"][0] = 0.5
+    assert before.model.arguments == {}
+    assert (before.objective["box"], before.objective["step_size"]) == ((0.0, 1.0), 0.001)
+
+
 # ---- overrides
 
 
