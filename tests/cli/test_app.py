@@ -1,6 +1,7 @@
 """The command line, run as a user runs it."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -287,9 +288,22 @@ def test_a_loss_that_explodes_is_one_line(tmp_path):
 
 def test_a_process_refuses_bad_input_the_same_way():
     refused(shell("train", "digits-linf-atnt"), "digits-linf-atnt", "digits-linf-atent")
-    unknown = shell("train", "--fast")
+
+
+def test_an_unknown_option_is_refused_without_a_traceback():
+    unknown = atent("train", "--fast")
     assert unknown.returncode == 2
+    assert "No such option: --fast" in unknown.stderr
     assert "Traceback" not in unknown.stderr
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("atent_ext.training.loop.fit", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    done = atent("train", "digits-linf-sgd", "--out", tmp_path / "run")
+    assert done.returncode == 130
+    assert done.stderr == "atent: train was interrupted; go on with the same command and --resume\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_quickstart_prints_the_table(tmp_path, monkeypatch):

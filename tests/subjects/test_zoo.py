@@ -147,15 +147,10 @@ def test_the_cards_clean_flags_are_reproduced(name, data_root):
     assert "".join("01"[flag] for flag in flags.tolist()) == clean["flags"]
 
 
-def atent(*arguments, cwd):
-    command = [sys.executable, "-m", "atent_ext", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240)
-
-
 @pytest.mark.data
-@pytest.mark.integration
-def test_eval_takes_a_name(tmp_path, data_root):
-    done = atent("eval", BEST, "--protocol", "quick", "--n", "20", "--data-root", str(data_root), cwd=tmp_path)
+def test_eval_takes_a_name(tmp_path, data_root, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = commands.atent("eval", BEST, "--protocol", "quick", "--n", 20, "--data-root", data_root)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob(f"runs/{BEST}-*/eval-quick-Linf-0.3-n20-seed0.json")
     report, card = json.loads(path.read_text()), zoo.find(BEST)[0][0]
