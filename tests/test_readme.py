@@ -52,12 +52,12 @@ INSTALLATION = ("pip ", "python ", "v/bin/")  # .ci/run does these
 PREAMBLE = """
 import torch
 from atent_ext import data
-from atent_ext.models import SmallCNN
+from atent_ext.models.networks import SmallCNN
 torch.manual_seed(0)
 split = data.load("mnist").test
-x, y = split.images[:4], split.labels[:4]
+x, y = images, labels = split.images[:4], split.labels[:4]
 loader = [(x, y)]
-model = SmallCNN(dropout=0.0)
+model, another_model = SmallCNN(dropout=0.0), SmallCNN(dropout=0.0)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 """
 
