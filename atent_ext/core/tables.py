@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table as RichTable
+from rich.text import Text
 
 _NARROW = 6
 """Characters that a column keeps however little room there is."""
@@ -33,12 +34,12 @@ class Table:
         """Draw the table for the width at hand."""
         frame = 3 * len(self.headings) + 1
         widths = self._widths(options.max_width - frame)
-        drawn = RichTable(title=self.title or None, title_justify="left")
+        drawn = RichTable(title=Text(self.title) if self.title else None, title_justify="left")
         for place, (heading, width) in enumerate(zip(self.headings, widths, strict=True)):
             right = place >= len(self.headings) - self.figures
             drawn.add_column(heading, width=width, overflow="fold", justify="right" if right else "left")
         for row, style in zip(self.rows, self.styles, strict=True):
-            drawn.add_row(*row, style=style)
+            drawn.add_row(*map(Text, row), style=style)
         yield from console.render(drawn, options.update(max_width=max(options.max_width, sum(widths) + frame)))
 
     def _widths(self, room: int) -> list[int]:
