@@ -13,7 +13,7 @@ from rich import console
 from atent_ext.attacks.spec import Note, Outcome
 from atent_ext.core.errors import BadInput
 from atent_ext.evaluation.report import Report, Result, result_of
-from atent_ext.experiments import table
+from atent_ext.experiments.quickstart import markdown
 from atent_ext.leaderboard import check, ranking
 from atent_ext.submissions import cards
 
@@ -86,9 +86,13 @@ FIGURES = ("attack", "correct", "n", "accuracy", "seconds", "flags")
 
 
 def test_the_committed_reports_are_found():
-    found = {path for path, _ in OLD}
-    assert {path for path in FILES if "cards" in path.parts} <= found
-    assert len([path for path in found if "zoo" in path.parts]) > 50
+    assert len([path for path, _ in OLD if "zoo" in path.parts]) > 50
+    cards = [json.loads(path.read_text(encoding="utf-8")) for path in FILES if "cards" in path.parts]
+    assert len(cards) >= 43
+    for raw in (card["report"] for card in cards):
+        found = Report.parse(raw, "it")
+        assert (raw["version"], json.loads(found.to_json()).keys()) == (2, {*raw, "protocol_attacks", "content_sha256"})
+        assert [result.flags for result in found.results] == [result["flags"] for result in raw["results"]]
 
 
 @pytest.mark.parametrize("raw", [raw for _, raw in OLD], ids=[path.stem for path, _ in OLD])
@@ -343,7 +347,7 @@ def test_a_report_of_an_attack_that_nobody_has_is_read_listed_and_ranked(tmp_pat
     report.save(tmp_path / "r.json")
     assert Report.load(tmp_path / "r.json") == report
     assert "Nobody-9" in str(report)
-    assert "Nobody-9" in table.markdown([report, made.report])
+    assert "Nobody-9" in markdown([report, made.report])
     folder = sample_cards.write(tmp_path / "cards", made.model_copy(update={"report": report}))
     (entry,) = ranking.read(folder)[0].entries
     assert entry.report == report == cards.read_card(entry.path).report

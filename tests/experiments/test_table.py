@@ -2,7 +2,7 @@ import reports
 from reports import result
 
 from atent_ext.attacks.spec import Note
-from atent_ext.experiments import table
+from atent_ext.experiments.quickstart import markdown
 
 
 def report(name, clean, worst, note=""):
@@ -16,7 +16,7 @@ def report(name, clean, worst, note=""):
 
 
 def test_rows_are_ranked_by_the_worst_case():
-    text = table.markdown([report("a", 198, 100), report("b", 180, 150), report("c", 199, 20, "Square skipped.")])
+    text = markdown([report("a", 198, 100), report("b", 180, 150), report("c", 199, 20, "Square skipped.")])
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert rows == [
         "| rank | model | clean | worst case |",
@@ -27,7 +27,7 @@ def test_rows_are_ranked_by_the_worst_case():
 
 
 def test_the_setting_is_said():
-    text = table.markdown([report("a", 198, 100), report("b", 190, 90, "Square skipped.")])
+    text = markdown([report("a", 198, 100), report("b", 190, 90, "Square skipped.")])
     for part in (
         "Linf eps 0.15",
         "protocol autoattack",
