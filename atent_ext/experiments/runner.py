@@ -10,7 +10,7 @@ from pathlib import Path
 
 from atent_ext.data import datasets
 from atent_ext.evaluation import scoring
-from atent_ext.evaluation.journal import Standing
+from atent_ext.evaluation.journal import Progress
 from atent_ext.evaluation.protocol import Protocol
 from atent_ext.evaluation.report import Report
 from atent_ext.evaluation.scoring import Subject
@@ -33,7 +33,7 @@ class Runner:
     download: bool = False
     reporter: Reporter | None = None
     busy: Callable[[str], None] = lambda text: None
-    progress: Callable[[Standing], None] = lambda standing: None
+    progress: Callable[[Progress], None] = lambda current: None
 
     def train(self, recipe: Recipe, name: str, *, overwrite: bool = False) -> RunFolder:
         """The run folder `out`/`name` of a recipe, trained to its end; a finished run is left as it is.
