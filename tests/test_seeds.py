@@ -82,7 +82,7 @@ USES = {
         SUBJECT, SMOOTHING, folder / "c.json", 2, seed, lambda count: None
     ),
     "evaluation.chunks.cut": lambda seed, _: chunks.cut(6, 2, seed),
-    "evaluation.run.evaluate": lambda seed, _: run.evaluate(NETWORK, FEW, CLEAN, Setting(LINF_THREAT, seed)),
+    "evaluation.run.run_protocol": lambda seed, _: run.run_protocol(NETWORK, FEW, CLEAN, Setting(LINF_THREAT, seed)),
     "evaluation.scoring.score": lambda seed, _: scoring.score(SUBJECT, CLEAN, seed=seed, chunk=3),
     "experiments.drawing.draw": lambda seed, folder: drawing.draw(
         "plane", [], folder / "d.png", n=10, updates=1, seed=seed

@@ -24,8 +24,8 @@ from rich.text import Text
 from atent_ext.core.tables import Table
 
 if TYPE_CHECKING:  # they import torch
+    from atent_ext.evaluation import journal
     from atent_ext.evaluation.certificates import Certified
-    from atent_ext.evaluation.journal import Standing
     from atent_ext.evaluation.report import Report
     from atent_ext.training.loop import Metrics
 
@@ -106,18 +106,18 @@ class ScoringBar:
         """Show what is being done."""
         self.progress.update(self.task, now=text)
 
-    def standing(self, standing: Standing) -> None:
+    def progress_to(self, current: journal.Progress) -> None:
         """Show how many chunks are done and how long the others will take, which runs down by the clock in between."""
-        if self.done == standing.done:
+        if self.done == current.done:
             return
-        left = standing.left
+        left = current.left
         due = None if left is None else time.monotonic() + left
-        self.progress.update(self.task, total=standing.chunks, completed=standing.done, due=due)
-        begun, self.done = self.done is None, standing.done
-        if left is not None and (begun or (left and not self.terminal)):
-            said = "going on where it stopped: " if begun else ""
-            said += f"{standing.done} of {standing.chunks} chunks are done, about {_clock(left)} left"
-            self.progress.console.print(said, highlight=False, soft_wrap=True)
+        self.progress.update(self.task, total=current.chunks, completed=current.done, due=due)
+        first, self.done = self.done is None, current.done
+        if left is not None and (first or (left and not self.terminal)):
+            text = "going on where it stopped: " if first else ""
+            text += f"{current.done} of {current.chunks} chunks are done, about {_clock(left)} left"
+            self.progress.console.print(text, highlight=False, soft_wrap=True)
 
 
 class _TimeLeft(ProgressColumn):

@@ -86,7 +86,7 @@ def evaluate(
             path=target,
             overwrite=overwrite,
             busy=bar.busy,
-            progress=bar.standing,
+            progress=bar.progress_to,
         )
     print_table(report.table())
     print_notes([report])

@@ -70,7 +70,7 @@ def reproduce(
     from atent_ext.cli.console import TrainingBar
     from atent_ext.experiments import report, study
     from atent_ext.experiments.reproduce import reproduce as run
-    from atent_ext.experiments.rows import Workshop
+    from atent_ext.experiments.rows import Context
 
     if show:
         print_table(report.listing())
@@ -81,8 +81,8 @@ def reproduce(
     chosen.at(scale)
     target = out / f"{name}-{scale}.json"
     with TrainingBar(console) as bar:
-        shop = Workshop(scale, out / "runs", seed or 0, data_root, download, bar, bar.busy)  # type: ignore[arg-type]
-        result = run(chosen, shop, target, rows or ())
+        context = Context(scale, out / "runs", seed or 0, data_root, download, bar, bar.busy)  # type: ignore[arg-type]
+        result = run(chosen, context, target, rows or ())
     print_table(report.table(result))
     for label in ("differs", "notes"):
         if result[label]:

@@ -82,7 +82,7 @@ def verify(
             draw=draw,
             command=_command(ctx.obj),
             busy=bar.busy,
-            progress=bar.standing,
+            progress=bar.progress_to,
         )
     if finished is None and processes.is_main():
         cards.write_card(card, target)

@@ -1,4 +1,4 @@
-"""`atent certify`: the certificates of a subject's test images in one file, which an interrupted call goes on with."""
+"""`atent certify`: certificates of a subject's test images in one JSON file, from which an interrupted call resumes."""
 
 import json
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from atent_ext.evaluation.scoring import Subject
 from atent_ext.storage import files, locks
 
 _SHARES = 17
-"""Radii of the curve: quarters of sigma, from 0 on."""
+"""Number of radii of the curve: multiples of sigma / 4, starting at 0."""
 
 
 class Certified(About):
     """Certificates of the first test images.
 
-    images: how many `certified_accuracy` (ℓ2 radius -> share in [0, 1]) is of; `certificates` may hold more.
+    certified_accuracy: ℓ2 radius -> share in [0, 1] of the first `images` images. certificates: may hold more images.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -38,10 +38,11 @@ class Certified(About):
 def certify(
     subject: Subject, smoothing: Smoothing, path: Path, images: int, seed: int, progress: Callable[[int], None]
 ) -> Certified:
-    """Certify the first `images` test images into the JSON file `path`, written after each; goes on with what it holds.
+    """Certify the first `images` test images. The JSON file `path` is written after each image; a call resumes from it.
 
-    Certificates of further images that it holds stay there; `images` and `certified_accuracy` are of the first ones.
-    Raises BadInput if `path` holds certificates of another setting or something else, or another process writes there.
+    Certificates of further images in the file stay there; `images` and `certified_accuracy` are of the first `images`.
+    progress: called with the number of certified images. Raises BadInput if `path` holds certificates of another
+    setting or other content, or if another process writes there.
     """
     validate.seed(seed)
     split = subject.test.take(images)
@@ -71,19 +72,19 @@ def certify(
     return reported(certificates)
 
 
-def _certified(path: Path, asked: Certified) -> list[Certificate]:
-    """The certificates that a file holds, none if it is not there. Raises BadInput if they are of another setting."""
+def _certified(path: Path, current: Certified) -> list[Certificate]:
+    """The certificates in a file; none if there is no file. Raises BadInput if they are of another setting."""
     if not path.exists():
         return []
     try:
         old = Certified.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        words = explain(error, Certified) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
-        reason = " ".join(words.split())
+        text = explain(error, Certified) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+        reason = " ".join(text.split())
         message = f"{path} is no report of `atent certify` ({reason[:200]}); name another file"
-        raise BadInput(message, code="unreadable") from None
+        raise BadInput(message, code="unreadable", field="path") from None
     for key in ("weights_sha256", "data", "smoothing", "seed"):
-        was, now = getattr(old, key), getattr(asked, key)
+        was, now = getattr(old, key), getattr(current, key)
         if was != now:
             message = f"{path} holds another {key}: {was!r}, not {now!r}; name another file"
             raise BadInput(message, code="other-content", field=key)

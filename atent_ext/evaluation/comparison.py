@@ -1,4 +1,4 @@
-"""Is one network more robust than another? McNemar's exact test on the flags of the same images."""
+"""Compare models on the same images by McNemar's exact test."""
 
 import json
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from atent_ext.core.tables import Table
 from atent_ext.evaluation.report import Report
 
 LEVEL = 0.05
-"""Level of the tests, of all pairs together."""
+"""Significance level: the family-wise error rate over all pairs."""
 
 
 class Pair(Section):
-    """One pair of reports: images right under the attack by both, by `a` alone, by `b` alone, by neither.
+    """One pair of reports: how many images are correct under the attack for both, for `a` or `b` alone, for neither.
 
     p: McNemar's exact two-sided p-value; p_holm: corrected for the number of pairs (Holm 1979). verdict: of `a`
     against `b`, "tie" where p_holm is not below 0.05.
@@ -37,7 +37,7 @@ class Pair(Section):
 
 
 class Comparison(Section):
-    """All pairs of some reports under one attack, on the same `n` images. notes: what else differs between them."""
+    """All pairs of reports under one attack, on the same `n` images. notes: other differences between the reports."""
 
     attack: str
     n: int
@@ -45,7 +45,7 @@ class Comparison(Section):
     notes: tuple[str, ...] = ()
 
     def table(self) -> Table:
-        """One row a pair."""
+        """One row per pair."""
         title = f"{self.attack} on the same {self.n} images; win and loss at {LEVEL:.0%}, corrected by Holm"
         table = Table("a", "b", "a alone", "b alone", "p", "p (Holm)", "a is", title=title)
         words = {"win": "better", "tie": "not significantly different", "loss": "worse"}
@@ -71,10 +71,11 @@ class Comparison(Section):
 
 
 def compare(*reports: Report | Path | str, attack: str = "worst_case") -> Comparison:
-    """Compare reports of the same images, pair by pair, under one attack.
+    """Compare every pair of reports under one attack, by McNemar's exact test with Holm's correction.
 
-    attack: the name of an attack, or a kind of result: "worst_case", "autoattack", "clean". Raises BadInput for fewer
-    than two reports, for reports of different images or threat models, and where one lacks the attack.
+    reports: reports, or paths of their JSON files. attack: the name of an attack, or a kind of result: "worst_case",
+    "autoattack", "clean". Raises BadInput for fewer than two reports, for reports of different images or threat
+    models, and for a report without the attack.
     """
     if len(reports) < 2:
         message = f"{len(reports)} report is given; a comparison needs at least two"
@@ -127,13 +128,13 @@ def _same_images(a: Report, b: Report, attack: str) -> None:
 
 
 def _names(reports: Sequence[Report]) -> list[str]:
-    """The models' names, numbered where two are alike."""
+    """The names of the models; equal names are numbered."""
     names = [report.name for report in reports]
     return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
 def _differences(reports: Sequence[Report], attack: str) -> list[str]:
-    """What differs besides the network and can move flags."""
+    """Differences other than the model that can change flags."""
     first, notes = reports[0], []
     for field in ("protocol", "seed", "chunk", "batch_size", "versions"):
         values = [getattr(report, field) for report in reports]

@@ -1,4 +1,4 @@
-"""A report that lies where another one is to be written: of the same setting it is taken as it is, else it stays."""
+"""An existing report at the path of a new one: reuse it if the setting is the same, else refuse to replace it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,11 +25,11 @@ _SETTING = {
 }
 REMEDY = "give --overwrite to replace it, or name another --out"
 _NAMED = 3
-"""How many differences an error names."""
+"""The most differences that an error names."""
 
 
 def read(path: Path) -> Report | None:
-    """The report in a file; None where no file is. Raises BadInput for a file that is anything else."""
+    """The report in a file; None if there is no file. Raises BadInput for a file that is not a report."""
     if not path.exists():
         return None
     try:
@@ -40,7 +40,7 @@ def read(path: Path) -> Report | None:
 
 
 def setting(report: Report) -> dict[str, Any]:
-    """What decided the flags of a report, as `scoring` calls it; what an older report does not say is None."""
+    """The setting of a report, with the keys of the facts in `scoring`; None for what an older report lacks."""
     return {
         **report.model_dump(mode="json", include=_SETTING),
         "protocol": {"name": report.protocol, "attacks": report.protocol_attacks},
@@ -50,18 +50,18 @@ def setting(report: Report) -> dict[str, Any]:
 
 
 def require(before: Mapping[str, Any], facts: Mapping[str, Any], source: str) -> None:
-    """Raise BadInput, which names what differs, unless the setting `before`, of a report in `source`, is `facts`.
+    """Raise BadInput, which names what differs, unless the setting `before`, of the report in `source`, equals `facts`.
 
-    What `facts` do not hold yet, such as the speed that is chosen, is not compared.
+    Keys that `facts` lack, such as a speed that is not chosen yet, are not compared.
     """
-    asked = {key: facts[key] for key in before if key in facts}
-    asked["protocol"] = {key: facts["protocol"][key] for key in before["protocol"]}
-    plain = json.loads(json.dumps([{key: before[key] for key in asked}, asked]))
+    expected = {key: facts[key] for key in before if key in facts}
+    expected["protocol"] = {key: facts["protocol"][key] for key in before["protocol"]}
+    plain = json.loads(json.dumps([{key: before[key] for key in expected}, expected]))
     refuse(differences(*plain), source)
 
 
 def refuse(changes: Sequence[Difference], source: str) -> None:
-    """Raise BadInput if there are changes; it names the first ones. The content is named where nothing else differs."""
+    """Raise BadInput if there are changes; it names the first ones, and the content hash only if it alone changed."""
     named = [change for change in changes if change.name != _CONTENT] or changes
     if named:
         more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""

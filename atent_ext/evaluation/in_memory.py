@@ -1,4 +1,4 @@
-"""The public call `atent_ext.evaluate`: score any network that is at hand, by the engine of `atent eval`."""
+"""The public call `atent_ext.evaluate`: score a model in memory with the engine of `atent eval`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from atent_ext.core.norms import norm as norm_called
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
 from atent_ext.data.datasets import Split
-from atent_ext.evaluation.journal import Standing
+from atent_ext.evaluation.journal import Progress
 from atent_ext.evaluation.protocol import Protocol, load_protocol
 from atent_ext.evaluation.report import About, Report
 from atent_ext.evaluation.scoring import Subject, score
@@ -39,19 +39,19 @@ def evaluate(
     out: Path | str | None = None,
     classes: int | Sequence[str] | None = None,
     name: str | None = None,
-    progress: Callable[[Standing], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Report:
-    """Score a network under a protocol: clean accuracy, attacks, and their worst case, with the flag of every image.
+    """Score a model under a protocol: clean accuracy, attacks, and their worst case, with a flag for every image.
 
-    model: images (N, ...) in [0, 1] to logits (N, classes); put a normalisation into it. images: (N, ...), a tensor or
-    an array of floats in [0, 1]. labels: (N,) whole numbers in [0, classes). norm: "Linf" or "L2"; eps: the radius in
-    units of the images, 8/255 say. protocol: a name of `atent ls protocols`, a YAML file, or a `Protocol`. n: the first
-    n images (None: all). chunk: images that are scored and kept together (None: 100, on a GPU 250); chunk k has the
+    model: maps images (N, ...) in [0, 1] to logits (N, classes); a normalisation must be part of it. images: (N, ...),
+    a tensor or an array of floats in [0, 1]. labels: (N,) whole numbers in [0, classes). norm: "Linf" or "L2". eps:
+    the radius in units of the images, for example 8/255. protocol: a name of `atent ls protocols`, a YAML file, or a
+    `Protocol`. n: the first n images (None: all). chunk: images per chunk (None: 100, on a GPU 250); chunk k has the
     seed `seed + k`. speed: as in `models.speed`. device: where to compute (None: where the model is). out: a JSON file
-    to write; the same call then goes on where it was interrupted. classes: how many classes there are, or their names,
-    to be checked against labels and logits. name: what the report calls the model. progress: called after each chunk.
+    to write; the same call then resumes after an interruption. classes: the number of classes, or their names, checked
+    against labels and logits. name: the name of the model in the report. progress: called after each chunk.
 
-    The model comes back as it was found: mode, requires_grad, gradients, device, dtype.
+    The mode, requires_grad, gradients, device and dtype of the model are restored afterwards.
     Raises BadInput for images outside [0, 1], for labels of another type, range or length, for an eps that looks like
     0-255, for logits of another shape, and for an `out` of other weights, images, protocol, seed or settings.
     """
@@ -59,7 +59,7 @@ def evaluate(
     plan = load_protocol(protocol) if isinstance(protocol, str) else protocol
     threat = _threat(norm, eps, test)
     place = model_state.device_of(model) if device is None else torch.device(device)
-    with _left_as_found(model, place):
+    with _restored(model, place):
         _check_logits(model, test, place, classes)
         about = About(
             name=name or type(model).__name__,
@@ -77,12 +77,12 @@ def evaluate(
             speed=speed,
             device=place,
             path=None if out is None else Path(out),
-            progress=progress or (lambda standing: None),
+            progress=progress or (lambda current: None),
         )
 
 
 @contextmanager
-def _left_as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
+def _restored(model: nn.Module, device: torch.device) -> Iterator[None]:
     before = model_state.device_of(model)
     with model_state.kept(model):
         try:
@@ -104,7 +104,7 @@ def _split(images: Array, labels: Array, dtype: torch.dtype) -> Split:
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
-    """What images are computed in: float64 for a network in float64, else float32."""
+    """The dtype of the computation: float64 for a model in float64, else float32."""
     tensors = (*model.parameters(), *model.buffers())
     double = any(tensor.dtype is torch.float64 for tensor in tensors)
     return torch.float64 if double else torch.float32
@@ -126,8 +126,8 @@ def _check_logits(model: nn.Module, test: Split, device: torch.device, classes: 
         logits = model(test.images[:2].to(device))
     validate.logits(logits, min(2, len(test)))
     count = int(logits.shape[1])
-    asked = count if classes is None else classes if isinstance(classes, int) else len(classes)
-    if asked != count:
-        message = f"classes is {asked}, and the model has {count} logits; give the classes of the model"
+    expected = count if classes is None else classes if isinstance(classes, int) else len(classes)
+    if expected != count:
+        message = f"classes is {expected}, and the model has {count} logits; give the classes of the model"
         raise BadInput(message, code="conflict", field="classes")
     validate.labels(test.labels, len(test), count)

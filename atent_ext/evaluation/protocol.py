@@ -1,4 +1,4 @@
-"""Protocols: which attacks are run, in which order; files of eval/protocols/, of other packages, or of the user."""
+"""Protocols: the attacks to run, in order. Files of eval/protocols/, of other packages, or of the user."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ _SUFFIXES = (".yaml", ".yml")
 
 
 class Protocol(Section):
-    """What is measured, in order."""
+    """The attacks that are run, in order."""
 
     name: str
     description: str
@@ -23,9 +23,9 @@ class Protocol(Section):
 
 
 def load_protocol(name: str) -> Protocol:
-    """The protocol `name`, ours or another package's, or the one in a YAML file at that path.
+    """The protocol called `name`, of this or another package, or the protocol in the YAML file at the path `name`.
 
-    Raises BadInput with the nearest name if there is none, and for a file that holds no protocol.
+    Raises BadInput with the nearest known name for an unknown name, and for a file that is not a valid protocol.
     """
     if name.endswith(_SUFFIXES):
         path = Path(name)
@@ -45,4 +45,5 @@ def load_protocol(name: str) -> Protocol:
         message = f"protocol {name} is not YAML: {' '.join(str(error).split())}"
         raise BadInput(message, code="unreadable", field="protocol") from None
     except ValidationError as error:
-        raise BadInput(f"protocol {name}: {explain(error, Protocol)}", field="protocol") from None
+        message = f"protocol {name}: {explain(error, Protocol)}"
+        raise BadInput(message, code="bad-value", field="protocol") from None

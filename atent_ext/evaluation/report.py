@@ -1,6 +1,6 @@
-"""The report: what was measured of a model, by which attacks, on which images, with which settings.
+"""The report: the results of a model under a protocol, with the images and settings.
 
-One typed, versioned record that evaluations write and that cards, the leaderboard, papers, bundles and pages read.
+One typed, versioned record. Evaluations write it; cards, the leaderboard, papers, bundles and pages read it.
 """
 
 import io
@@ -25,7 +25,7 @@ from atent_ext.storage import files
 
 VERSION = 2
 _MOST = 100_000_000
-"""Test images."""
+"""The most test images of a report."""
 _SPLIT = re.compile(r"(?P<part>.+), the first (?P<n>\d+) of (?P<total>\d+)")
 
 
@@ -42,11 +42,11 @@ def _in_one_line(text: str) -> str:
 
 
 class Result(Section):
-    """The result of one attack, or of all together: counts, accuracy in [0, 1], 95 % Wilson interval, flags.
+    """The result of one attack, or of the worst case: counts, accuracy in [0, 1], 95 % Wilson interval, flags.
 
-    kind: what it is; attack: its name for readers; settings: of the attack. flags: a text of n digits, 1 where the
-    image stayed right. robust_after: images right before any attack and after each, for AutoAttack. seconds: of all
-    processes together.
+    kind: what it measures. attack: its display name. settings: of the attack. flags: a string of n digits, 1 for an
+    image that is classified correctly under the attack. robust_after: for AutoAttack, the correct images before any
+    attack and after each. seconds: the total of all processes.
     """
 
     kind: Kind
@@ -73,7 +73,7 @@ class Result(Section):
 
     @property
     def over(self) -> str:
-        """For a worst case: the names of its attacks."""
+        """The names of the attacks of a worst case."""
         return str(self.settings.get("over", ""))
 
     @property
@@ -106,11 +106,12 @@ class About(Section):
 
 
 class Report(About):
-    """What was measured of one model under one protocol.
+    """The results of one model under one protocol.
 
     part, n, total: the first `n` of the `total` images of this part of the data set. smaller_batches: chunk number ->
-    batch size, where memory ran out. prepared: what was done to run the network faster. protocol_attacks: the fields
-    of the protocol's attacks. content_sha256: of weights, images and labels. Reports of older versions lack some.
+    batch size, for chunks that ran out of memory. prepared: what was changed to run the model faster.
+    protocol_attacks: the fields of the protocol's attacks. content_sha256: of weights, images and labels. Reports of
+    older versions lack some fields.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -142,7 +143,7 @@ class Report(About):
 
     @property
     def split(self) -> str:
-        """The images in words."""
+        """A description of the images."""
         return f"{self.part}, the first {self.n} of {self.total}"
 
     def of_kind(self, kind: Kind) -> Result | None:
@@ -161,7 +162,7 @@ class Report(About):
         return found[0]
 
     def accuracy(self, name: str) -> float:
-        """The accuracy in [0, 1] under an attack, as `result` finds it."""
+        """The accuracy in [0, 1] under an attack; `name` as in `result`."""
         return self.result(name).accuracy
 
     def flags(self, name: str) -> Tensor:
@@ -175,7 +176,7 @@ class Report(About):
 
     @property
     def worst_case(self) -> float:
-        """The accuracy in [0, 1] over all that was measured: an image counts if it stayed right under every attack."""
+        """The worst-case accuracy in [0, 1]: an image counts if it is classified correctly under every attack."""
         return self.worst.accuracy
 
     @property
@@ -190,7 +191,7 @@ class Report(About):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader has to know besides the figures, each text once."""
+        """The texts of all notes, without duplicates."""
         return tuple(dict.fromkeys(note.text for result in self.results for note in result.notes))
 
     def to_json(self) -> str:
@@ -198,24 +199,26 @@ class Report(About):
         return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
 
     def save(self, path: Path | str) -> None:
-        """Write the report as JSON, whole or not at all. Raises NotWritten where the system refuses."""
+        """Write the report as a JSON file, atomically. Raises NotWritten if that fails."""
         files.write(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: Path | str) -> "Report":
-        """The report in a JSON file, also one that an older version wrote. Raises BadInput for anything else."""
+        """The report in a JSON file, also of an older version. Raises BadInput if it is missing or not a report."""
         try:
             raw = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise BadInput(f"{path} cannot be read ({error.strerror}); name a report", code="missing") from None
+            message = f"{path} cannot be read ({error.strerror}); name a report"
+            raise BadInput(message, code="missing", field="path") from None
         except (ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise BadInput(f"{path} is no report of `atent eval` ({reason})", code="unreadable") from None
+            message = f"{path} is no report of `atent eval` ({reason})"
+            raise BadInput(message, code="unreadable", field="path") from None
         return cls.parse(raw, str(path))
 
     @classmethod
     def parse(cls, raw: Any, source: str) -> "Report":
-        """The report in plain data; `source` names it in errors."""
+        """The report in plain data. source: its name in errors. Raises BadInput for data that are not a report."""
         if not isinstance(raw, Mapping):
             raise BadInput(f"{source} is no report of `atent eval`: it holds no fields", code="unreadable")
         try:
@@ -225,7 +228,7 @@ class Report(About):
             raise BadInput(" ".join(message.split())[:1000], code="unreadable") from None
 
     def table(self) -> Table:
-        """One row per attack: correct, accuracy, 95 % interval, seconds of all processes together."""
+        """One row per attack: correct, accuracy, 95 % interval, total seconds of all processes."""
         title = (
             f"{self.name} on {self.data}, {self.split}; {self.threat.norm} eps {self.threat.eps:g}, "
             f"protocol {self.protocol}, seed {self.seed}"
@@ -257,7 +260,7 @@ class Report(About):
 
 
 def result_of(outcome: Outcome) -> Result:
-    """An outcome with its counts, accuracy and interval."""
+    """An outcome as a result, with counts, accuracy and interval."""
     right, count = int(outcome.flags.sum()), len(outcome.flags)
     return Result(
         kind=outcome.kind,
@@ -274,7 +277,7 @@ def result_of(outcome: Outcome) -> Result:
     )
 
 
-# ---- reports of version 1, which had settings beside figures and plain texts as notes
+# ---- reports of version 1: settings were next to the counts, notes were plain texts
 
 _FIELDS = {"attack", "correct", "n", "accuracy", "interval95_wilson", "robust_after", "seconds", "notes", "flags"}
 _KINDS: Mapping[str, Kind] = {"clean": "clean", "worst case": "worst_case", "certified": "certified"}

@@ -1,4 +1,4 @@
-"""From a run folder or a weights file to a report: everything that a reader needs to know about each number."""
+"""From a subject to a report: plan the chunks, resume, score, and record everything that decides the flags."""
 
 import importlib.metadata
 import platform
@@ -22,23 +22,23 @@ from atent_ext.data import datasets
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation import chunks, earlier, engine
 from atent_ext.evaluation.chunks import Chunk
-from atent_ext.evaluation.journal import Journal, Record, Standing, outcomes, smaller_batches
+from atent_ext.evaluation.journal import Journal, Progress, Record, outcomes, smaller_batches
 from atent_ext.evaluation.protocol import Protocol
 from atent_ext.evaluation.report import About, Report, result_of
 from atent_ext.models.speed import Prepared, prepare
 from atent_ext.storage import files
 
 Facts = dict[str, Any]
-"""What decides the flags of an evaluation, as plain data."""
+"""Everything that decides the flags of an evaluation, as plain data."""
 _CHUNK = {"cpu": 100, "cuda": 250}
-"""Images in a chunk: enough to keep the device busy, few enough that an interruption costs minutes."""
+"""Images per chunk: enough to use the device fully, few enough that an interruption costs only minutes."""
 
 
 @dataclass(frozen=True)
 class Subject:
     """A model, the images it is scored on, the threat model, and `about`: where each comes from.
 
-    part: what the images are of their data set, `data.TEST` or `data.HELD_OUT`.
+    part: which part of the data set the images are, `datasets.TEST` or `datasets.HELD_OUT`.
     """
 
     model: nn.Module
@@ -61,26 +61,25 @@ def score(
     path: Path | None = None,
     overwrite: bool = False,
     busy: Callable[[str], None] = lambda text: None,
-    progress: Callable[[Standing], None] = lambda standing: None,
+    progress: Callable[[Progress], None] = lambda current: None,
 ) -> Report:
     """Run `protocol` on the first `n` test images (None: all), in chunks of `chunk` images (None: 100, on a GPU 250).
 
-    It is computed on `device` (None: this process's GPU if there is one). Chunk k is scored with `seed + k`, in batches
-    of at most `batch_size`, by the network as `speed.prepare` makes it.
-    With a `path` the report is written there; until then the finished chunks lie in the folder `path`.chunks, and a
-    call with the same setting goes on with the others. Several processes of torchrun or `accelerate launch` share the
-    chunks through that folder; each returns the report. In the first one `busy` hears what is being done, and
-    `progress` how far all are.
-    A report of the same setting that lies at `path` is returned as it is, and nothing is scored; one of another setting
-    stays and is refused. overwrite: score in either case, and replace the report, and chunks of another setting.
-    Raises BadInput for a report or a folder of another setting, which names what differs, for several processes without
-    a path or without a folder in common, and where memory does not reach for a single image.
+    device: where to compute (None: this process's GPU if there is one). Chunk k is scored with `seed + k`, in batches
+    of at most `batch_size`, with the model that `speed.prepare` returns.
+    path: the JSON file of the report. Until it is written, the finished chunks are in the folder `path`.chunks, and a
+    call with the same setting resumes from them. Several processes of torchrun or `accelerate launch` share the chunks
+    through that folder; each returns the report. Only the main process calls `busy` (a text: the current attack) and
+    `progress` (the finished chunks of all processes).
+    If `path` already holds a report of the same setting, it is returned and nothing is scored. overwrite: score anyway,
+    and replace a report or chunks of another setting.
+    Raises BadInput for a report or a folder of another setting (the message names what differs), for several processes
+    without a path or without a common folder, and if memory runs out with a batch of one image.
     """
     team = processes.state()
     if path is None and team.num_processes > 1:
-        raise BadInput(
-            f"{team.num_processes} processes share the chunks through a folder; give a path, the same to all"
-        )
+        message = f"{team.num_processes} processes share the chunks through a folder; give a path, the same to all"
+        raise BadInput(message, code="missing", field="path")
     if path is not None:
         files.replaceable(path)
     plan = _plan(subject, protocol, n, seed, batch_size, chunk, team, device, busy)
@@ -114,9 +113,9 @@ def require_same(
     chunk: int | None = None,
     speed: str = "channels-last",
 ) -> None:
-    """Raise BadInput, which names what differs, unless `score` of the other arguments would give this report again.
+    """Raise BadInput, which names what differs, unless `score` with the other arguments would give the same report.
 
-    source: what holds the report, for the error.
+    source: the name of the report's file, for the error.
     """
     plan = _plan(subject, protocol, n, seed, batch_size, chunk, processes.state())
     _require(report, source, subject.model.to(plan.device), plan, speed)
@@ -124,9 +123,9 @@ def require_same(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is asked for: the images and their chunks, the setting, and `facts`, what decides the flags as plain data.
+    """The images and their chunks, the setting, and `facts`, which decide the flags, as plain data.
 
-    How the network is run is not in `facts` yet.
+    `facts` lack `speed` and `folded`, which are known once the model is prepared.
     """
 
     split: Split
@@ -136,12 +135,12 @@ class _Plan:
 
     @property
     def device(self) -> str:
-        """Where the network is scored."""
+        """The device type to score on."""
         return str(self.facts["device"])
 
     @property
     def sample(self) -> Tensor:
-        """The images that the network is prepared on."""
+        """The images that the model is prepared on."""
         return self.split.images[: self.setting.batch_size]
 
 
@@ -166,10 +165,10 @@ def _plan(
 
 
 def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting, chunk: int) -> Facts:
-    """What decides the flags, as plain data."""
-    # Buffers besides: a normalisation may be left out of the state dict.
-    held = [*subject.model.state_dict().values(), *subject.model.buffers()]
-    weights = [value for value in held if isinstance(value, Tensor)]
+    """Everything that decides the flags, as plain data."""
+    # Buffers too: the state dict may lack those of a normalisation.
+    tensors = [*subject.model.state_dict().values(), *subject.model.buffers()]
+    weights = [value for value in tensors if isinstance(value, Tensor)]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "pyautoattack")}
     return {
         **subject.about.model_dump(include={"weights_sha256", "model", "data"}),
@@ -188,21 +187,21 @@ def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting,
 def _finished(
     path: Path, model: nn.Module, plan: _Plan, journal: Journal, speed: str, team: PartialState
 ) -> Report | None:
-    """The report of this setting at `path`, None where there is no file: the main process looks.
+    """The report of this setting at `path`; None if there is no file. Only the main process reads it.
 
-    Raises BadInput for a file that is anything else.
+    Raises BadInput for a file with other content.
     """
     report = earlier.read(path) if team.is_main_process else None
     if report is not None:
         facts = _require(report, str(path), model, plan, speed)
-        # What a kill left that came between the report and the end.
+        # Left by a kill after the report was written.
         if journal.has(facts):
             journal.discard()
     return processes.from_main(team, report)
 
 
 def _require(report: Report, source: str, model: nn.Module, plan: _Plan, speed: str) -> Facts:
-    """The facts of a report that is the plan's. Raises BadInput for any other, before the network is prepared if so."""
+    """The facts of a report that matches the plan. Raises BadInput for any other, early if it can."""
     known = earlier.setting(report)
     earlier.require(known, plan.facts, source)
     chosen = known["speed"] if speed == "auto" else speed
@@ -214,7 +213,7 @@ def _require(report: Report, source: str, model: nn.Module, plan: _Plan, speed: 
 def _begin(
     model: nn.Module, plan: _Plan, journal: Journal, speed: str, team: PartialState, overwrite: bool
 ) -> tuple[Prepared, list[Chunk]]:
-    """The network as it is to be scored and the chunks to do: the main process decides, the others do as it says."""
+    """The prepared model and the missing chunks. The main process decides; the others use its choices."""
     if not team.is_main_process:
         theirs, missing = processes.from_main(team, (plan.facts, list[Chunk]()))
         prepared = prepare(model, plan.sample, theirs["speed"], theirs["folded"])
@@ -233,11 +232,13 @@ def _choice(prepared: Prepared) -> Facts:
 
 
 def _same(mine: Facts, theirs: Facts, process: int, prepared: Prepared) -> Prepared:
-    """Raise BadInput if this process would score something else than the main one."""
+    """Raise BadInput if the facts of this process differ from those of the main process."""
     for name in (name for name in mine if mine[name] != theirs[name]):
         raise BadInput(
             f"process {process} has {name} = {mine[name]!r} and the main one {theirs[name]!r}; "
-            "give all processes the same files and packages"
+            "give all processes the same files and packages",
+            code="conflict",
+            field=name,
         )
     return prepared
 
@@ -266,7 +267,7 @@ def _report(
 
 
 def default_path(subject: Path, loaded: Subject, protocol: Protocol, n: int | None, seed: int) -> Path:
-    """Where a report goes: into the run folder, or for other subjects into runs/; named after its setting."""
+    """The default path of a report: in the run folder, for other subjects in runs/; its name states the setting."""
     count = len(loaded.test) if n is None else n
     protocol_name = re.sub(r"[^\w.+ -]", "-", protocol.name)  # of a file, it may say anything
     protocol_name += "" if loaded.part == datasets.TEST else "-held-out"

@@ -1,4 +1,4 @@
-"""docs/results.md: every committed result beside the paper's numbers, and how ATENT fares under AutoAttack."""
+"""docs/results.md: all committed results with the numbers of the papers, and comparisons of ATENT under AutoAttack."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,15 +10,16 @@ from atent_ext.experiments.report import Result, described
 
 SIGNIFICANT = 0.05
 CONFIDENCE = 0.95
-"""Of the intervals: those of `core.statistics.interval`."""
+"""The confidence level of `core.statistics.interval`."""
 OURS = ("ATENT", "DESGD")
 
 
 @dataclass(frozen=True)
 class Duel:
-    """Two rows under one AutoAttack column, on the same images: how many each alone gets right, McNemar's exact p.
+    """Two rows in one AutoAttack column, on the same images, compared by McNemar's exact test.
 
-    defended: whether the rival was trained against an attack.
+    alone: images that only ours, and only the rival, classifies correctly. p: of the test. defended: whether the rival
+    was trained against an attack.
     """
 
     where: str
@@ -31,16 +32,16 @@ class Duel:
 
     @property
     def verdict(self) -> str:
-        """Wins, loses, or ties where the difference is not significant (McNemar's exact test)."""
+        """wins or loses; ties if the difference is not significant."""
         if self.p >= SIGNIFICANT:
             return "ties"
         return "wins" if self.alone[0] > self.alone[1] else "loses"
 
 
 def duels(results: Sequence[Result]) -> Iterator[Duel]:
-    """Each of our methods against each other row, in every AutoAttack column that both were measured in.
+    """Each of our methods against each other row, in every AutoAttack column that both have.
 
-    A network that was trained against an attack is compared only in the norm it was trained for.
+    A model that was trained against an attack is compared only in the norm it was trained for.
     """
     for result in (result for result in results if result["kind"] == "accuracy"):
         for column in result["columns"]:
@@ -71,7 +72,7 @@ def _duel(where: str, ours: Result, rival: Result, mine: str, theirs: str) -> Du
 
 
 def page(results: Sequence[Result], figures: Sequence[str] = (), first: Sequence[str] = ()) -> str:
-    """The whole page. `figures`: paths of pictures, relative to it. `first`: sections to begin with, in Markdown."""
+    """The page as Markdown. figures: paths of pictures, relative to the page. first: Markdown sections at the top."""
     head = [_TITLE, *first, *_summary(list(duels(results)))]
     parts = [*head, *(line for result in results for line in _section(result))]
     pictures = [f"![{name.rpartition('/')[2].partition('.')[0]}]({name})" for name in figures]
@@ -88,10 +89,10 @@ several are named.
 """
 
 
-def _summary(found: Sequence[Duel]) -> list[str]:
+def _summary(pairs: Sequence[Duel]) -> list[str]:
     lines = ["## The papers' tables: where ATENT and DESGD win, tie and lose under AutoAttack", ""]
     for method in OURS:
-        own = [duel for duel in found if duel.ours.startswith(method)]
+        own = [duel for duel in pairs if duel.ours.startswith(method)]
         lines += _record(f"**{method}** against the other adversarial methods", [d for d in own if d.defended])
         lines += _record(f"**{method}** against plain training and Entropy-SGD", [d for d in own if not d.defended])
     return [*lines, "", _COMPARISONS]
@@ -104,12 +105,12 @@ differences are significant. Longer trainings and more images are in [zoo.md](zo
 """
 
 
-def _record(who: str, found: Sequence[Duel]) -> list[str]:
-    count = {verdict: sum(duel.verdict == verdict for duel in found) for verdict in ("wins", "ties", "loses")}
-    if not found:
+def _record(who: str, pairs: Sequence[Duel]) -> list[str]:
+    count = {verdict: sum(duel.verdict == verdict for duel in pairs) for verdict in ("wins", "ties", "loses")}
+    if not pairs:
         return [f"- {who}: not measured."]
-    head = f"- {who}: wins {count['wins']}, ties {count['ties']}, loses {count['loses']} of {len(found)}."
-    return [head, *(f"  - {duel.verdict}: {_sentence(duel)}" for duel in found)]
+    head = f"- {who}: wins {count['wins']}, ties {count['ties']}, loses {count['loses']} of {len(pairs)}."
+    return [head, *(f"  - {duel.verdict}: {_sentence(duel)}" for duel in pairs)]
 
 
 def _sentence(duel: Duel) -> str:
@@ -131,7 +132,7 @@ def _section(result: Result) -> list[str]:
 
 
 def _remarks(result: Result) -> Iterator[tuple[str, str]]:
-    """Why a row is quoted, what it is, and the notes of its cells."""
+    """(row and columns, text): the notes of the rows and of their cells."""
     for row in result["rows"]:
         if row["quoted"] or row["note"]:
             yield row["name"], row["quoted"] or row["note"]

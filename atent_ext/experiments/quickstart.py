@@ -1,4 +1,4 @@
-"""`atent quickstart`: the five methods trained on handwritten digits, scored by AutoAttack, as a table and pictures."""
+"""`atent quickstart`: train five methods on handwritten digits, score them with AutoAttack, draw table and pictures."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from atent_ext.training.loop import Reporter
 METHODS = ("sgd", "pgd-at", "trades", "mart", "atent")
 _SHOWN = 2
 SCORED = 200
-"""How many of the 360 test digits are scored by default: with all of them two cores need more than four minutes."""
+"""Test digits scored by default, of 360: all of them take two cores more than four minutes."""
 
 
 def quickstart(
@@ -39,15 +39,15 @@ def quickstart(
 ) -> list[Report]:
     """Train, score and draw into `out`; returns one report per method.
 
-    `n`: score on the first n test digits (None: all). `scoring_begins` hears the name of each recipe once it is
-    trained, `notice` what `recipes.load` has to say of the overrides. Goes on where an earlier call with the same
-    settings stopped; scores that are there already are taken as they are. Raises BadInput if `out` holds runs or
-    scores of other settings and `overwrite` is not given.
+    n: score on the first n test digits (None: all). scoring_begins: called with the name of each recipe after its
+    training. notice: called with the messages of `recipes.load`. Resumes an interrupted call with the same settings;
+    existing reports are reused. Raises BadInput if `out` holds runs or reports of other settings and `overwrite` is
+    False.
     """
     validate.seed(seed)
     protocol = load_protocol("autoattack")
     digits = datasets.load("digits")
-    count = len(digits.test.take(n))  # refuses an impossible n before anything is trained
+    count = len(digits.test.take(n))  # raises for an invalid n before any training
     runner = Runner(out, reporter=reporter)
     subjects, reports = {}, []
     for method in METHODS:
@@ -72,7 +72,7 @@ def _draw(models: dict[str, nn.Module], digits: DataSet, threat: Threat, n: int 
     curves = [plots.accuracy_curve(name, model, test, threat, radii) for name, model in models.items()]
     title = f"Digits, {len(test)} test images, PGD-20: an upper bound of robust accuracy"
     plots.draw_curves(curves, threat, title, out / "accuracy_vs_eps.png")
-    # Those that most models get right first: a digit that is wrong anyway shows nothing.
+    # Prefer digits that most models classify correctly: an attack on a misclassified digit shows nothing.
     right = torch.stack([clean_flags(model, test) for model in models.values()]).sum(0)
     shown = right.argsort(descending=True, stable=True)[:_SHOWN]
     rows = {
@@ -84,7 +84,7 @@ def _draw(models: dict[str, nn.Module], digits: DataSet, threat: Threat, n: int 
 
 
 def markdown(reports: Sequence[Report]) -> str:
-    """One table of reports that share data, threat model and protocol, best worst case first."""
+    """A Markdown table of reports with the same data, threat model and protocol, sorted by worst case, best first."""
     ranked = sorted(reports, key=lambda report: -report.worst.correct)
     attacks = [result.attack for result in ranked[0].results]
     lines = ["| rank | model | " + " | ".join(attacks) + " |", "|---|---|" + "---|" * len(attacks)]

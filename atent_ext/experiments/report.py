@@ -1,4 +1,4 @@
-"""A reproduction as tables: the paper's number, ours with its interval, the difference, and what differed."""
+"""A reproduction as tables: the number of the paper, ours with its interval, and the difference."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ Result = dict[str, Any]
 
 
 def listing() -> Table:
-    """Every table and figure, with its scales."""
+    """A table of all studies with their scales."""
     table = Table("name", "what it is", "scales")
     for name in studies.names():
         study = studies.load(name)
@@ -19,19 +19,19 @@ def listing() -> Table:
 
 
 def heading(result: Result) -> str:
-    """What the numbers of a result are of."""
+    """The heading of a result: title, scale, data sets, seed."""
     data = sorted({row["data"] for row in result["rows"] if "data" in row})
     on = f"on {', '.join(data)}; " if data else ""
     return f"{result['title']}; scale {result['scale']}, {on}seed {result['seed']}"
 
 
 def table(result: Result) -> Table:
-    """The result for a terminal, one line a cell: paper, ours, interval, difference, images."""
+    """The result for a terminal, one line per cell: paper, ours, interval, difference, images."""
     return _TABLES[result["kind"]](result)
 
 
 def cells(result: Result) -> Iterator[tuple[str, str, float | None, dict[str, Any]]]:
-    """(row, column, the paper's number or None, our cell or {}) of everything that either has."""
+    """(row, column, number of the paper or None, our cell or {}) for all cells that the paper or we have."""
     for row in result["rows"]:
         for column in result["columns"]:
             cell, paper = row.get("cells", {}).get(column, {}), row["paper"].get(column)
@@ -50,7 +50,7 @@ def _accuracies(result: Result) -> Table:
 
 
 def described(paper: float | None, cell: dict[str, Any], compare: bool) -> tuple[str, str, str, str, str]:
-    """Paper, ours, interval, difference (where it makes sense to `compare`) and images of a cell; percentages."""
+    """Paper, ours, interval, difference (empty unless `compare`) and images of a cell, as texts; accuracies in %."""
     theirs = "" if paper is None else f"{paper:.2f}"
     if "accuracy" not in cell:
         return theirs, "-", "", "", ""

@@ -1,7 +1,7 @@
-"""The one runner of experiments: train by a recipe, score by a protocol, keep what is done.
+"""The runner of all experiments: train a recipe, score a protocol, reuse finished results.
 
-The quickstart, the papers' studies and the zoo call it. A call that was interrupted goes on: a training at its last
-epoch, a score at its last chunk; what is finished is not done again.
+The quickstart, the studies of the papers and the zoo use it. An interrupted call resumes: a training at its last epoch,
+a score at its last chunk.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from atent_ext.data import datasets
 from atent_ext.evaluation import scoring
-from atent_ext.evaluation.journal import Standing
+from atent_ext.evaluation.journal import Progress
 from atent_ext.evaluation.protocol import Protocol
 from atent_ext.evaluation.report import Report
 from atent_ext.evaluation.scoring import Subject
@@ -22,10 +22,10 @@ from atent_ext.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Runner:
-    """Where an experiment lies and how it says what it does.
+    """The folders and callbacks of an experiment.
 
-    out: folder of the run folders and of the scores. root, download: of the data sets. reporter: of trainings. busy,
-    progress: called with what is being done, and how far a score is.
+    out: folder of the run folders and reports. root, download: as in `datasets.load`. reporter: of trainings. busy:
+    called with a text about the current step. progress: called with the progress of a score.
     """
 
     out: Path
@@ -33,12 +33,12 @@ class Runner:
     download: bool = False
     reporter: Reporter | None = None
     busy: Callable[[str], None] = lambda text: None
-    progress: Callable[[Standing], None] = lambda standing: None
+    progress: Callable[[Progress], None] = lambda current: None
 
     def train(self, recipe: Recipe, name: str, *, overwrite: bool = False) -> RunFolder:
-        """The run folder `out`/`name` of a recipe, trained to its end; a finished run is left as it is.
+        """Train a recipe in the run folder `out`/`name`, or resume it; a finished run is reused.
 
-        Raises BadInput where the folder holds a run of another recipe and `overwrite` is not given.
+        Raises BadInput if the folder holds a run of another recipe and `overwrite` is False.
         """
         folder = RunFolder(self.out / name)
         images = datasets.load(recipe.dataset, self.root, self.download)
@@ -46,7 +46,7 @@ class Runner:
         return fit(recipe, images, folder.path, resume=resume, overwrite=overwrite, reporter=self.reporter)
 
     def subject(self, folder: RunFolder, held_out: bool = False) -> Subject:
-        """The network of a run folder and its test images, or those that the run held out of training."""
+        """The model of a run folder with its test images, or with the images that it held out of training."""
         return run_folder.from_run(folder.path, self.root, self.download, held_out)
 
     def score(
@@ -62,9 +62,9 @@ class Runner:
         speed: str = "channels-last",
         overwrite: bool = False,
     ) -> Report:
-        """The report of a subject, in the file `out`/`name`.json; one that is there and of this setting is returned.
+        """Score a subject; the report is in the file `out`/`name`.json. An existing report of this setting is returned.
 
-        Raises BadInput where the file holds a report of another setting and `overwrite` is not given.
+        Raises BadInput if the file holds a report of another setting and `overwrite` is False.
         """
         return scoring.score(
             subject,
@@ -82,7 +82,7 @@ class Runner:
 
 
 def finished(folder: RunFolder, recipe: Recipe) -> bool:
-    """Whether the run folder holds as many epochs as the recipe asks for."""
+    """Whether the run folder holds all epochs of the recipe."""
     metrics = folder.path / "metrics.jsonl"
     done = len(metrics.read_text(encoding="utf-8").splitlines()) if metrics.is_file() else 0
     return done == recipe.epochs and folder.weights.is_file()

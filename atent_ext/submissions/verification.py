@@ -15,7 +15,7 @@ from atent_ext.core import processes
 from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet, Split
 from atent_ext.evaluation import earlier, scoring
-from atent_ext.evaluation.journal import Standing, differences
+from atent_ext.evaluation.journal import Progress, differences
 from atent_ext.evaluation.protocol import Protocol, load_protocol
 from atent_ext.evaluation.report import About, Report, Result
 from atent_ext.evaluation.scoring import Subject
@@ -50,7 +50,7 @@ def verify(
     draw: Callable[[nn.Module, Split, Sequence[str]], None] | None = None,
     command: str = "",
     busy: Callable[[str], None] = lambda text: None,
-    progress: Callable[[Standing], None] = lambda standing: None,
+    progress: Callable[[Progress], None] = lambda current: None,
 ) -> Card:
     """The card of a submission, scored on the first `n` test images (None: all); it is returned, not written.
 

@@ -1,6 +1,6 @@
-"""Changes of a recipe as plain data, by `--set key=value` or by a file with a base, and the fields that they touch.
+"""Overrides of a recipe, by `--set key=value` or by a file with a base, and the fields that follow from them.
 
-Only a change is looked at: a recipe may state a radius of training that is not its threat model's.
+Only changed fields are checked here: a recipe may train at a radius that is not that of its threat model.
 """
 
 import copy
@@ -16,16 +16,16 @@ from atent_ext.core.literals import NormName
 
 Raw = dict[str, Any]
 _TEXTS = ("name", "description", "differs", "dataset", "init_from")
-"""Fields in which 1/2 is a text: `name` of every section, and those of a recipe that take any text."""
+"""Fields in which "1/2" stays a text: `name` of every section, and the text fields of a recipe."""
 _NORMS = get_args(NormName)
 
 
 def override(raw: Raw, overrides: Iterable[str]) -> tuple[Raw, list[str]]:
-    """A copy of `raw` with each `key.subkey=value` put in, and what a user has to know of it, in words.
+    """A copy of `raw` with each override `key.subkey=value` applied, and messages for the user.
 
-    Where threat.eps changes and objective.eps is not given, an objective.eps that was equal to it follows, and its
-    step_size stays. Raises BadInput for a text of another form, and where fields that are not given would contradict:
-    objective.eps where it was not equal, threat.eps of another norm, model.arguments of another network.
+    If threat.eps changes and objective.eps is not overridden, an objective.eps that was equal to it changes too; its
+    step_size stays. Raises BadInput for a text of another form, and if a field that is not overridden would contradict:
+    an objective.eps that was not equal, threat.eps after another threat.norm, model.arguments of another model.name.
     """
     changed = copy.deepcopy(raw)
     given = {_put(changed, text) for text in overrides}
@@ -33,7 +33,7 @@ def override(raw: Raw, overrides: Iterable[str]) -> tuple[Raw, list[str]]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Raw:
-    """The fields of a file put over those of its base, one by one; fields that are not stated follow as in `override`.
+    """The fields of a file merged over those of its base, field by field; dependent fields change as in `override`.
 
     Raises BadInput as `override` does.
     """
@@ -51,7 +51,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Raw:
 
 
 def _fields(raw: Mapping[str, Any], above: str = "", depth: int = 3) -> Iterator[str]:
-    """The names of the fields that a file states, as deep as any that are looked at: YAML may hold itself."""
+    """The names of the fields that a file states, to the depth that is checked; YAML data may contain itself."""
     for key, value in raw.items():
         if isinstance(value, dict) and depth > 1:
             yield from _fields(value, f"{above}{key}.", depth - 1)
@@ -60,14 +60,14 @@ def _fields(raw: Mapping[str, Any], above: str = "", depth: int = 3) -> Iterator
 
 
 def _put(raw: Raw, text: str) -> str:
-    """Put one value in; returns the name of its field."""
+    """Apply one override in place; returns the name of its field."""
     path, equals, written = text.partition("=")
     if not equals or not path:
-        raise BadInput(f"--set {text!r} is not of the form key=value")
+        raise BadInput(f"--set {text!r} is not of the form key=value", code="bad-value", field="set")
     try:
         value = yaml.safe_load(written)
     except (yaml.YAMLError, ValueError):
-        raise BadInput(f"--set {text!r}: the value is not YAML") from None
+        raise BadInput(f"--set {text!r}: the value is not YAML", code="bad-value", field=path) from None
     *parents, last = path.split(".")
     if isinstance(value, str) and last not in _TEXTS and (number := fraction(written, path)) is not None:
         value = number
@@ -75,7 +75,7 @@ def _put(raw: Raw, text: str) -> str:
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
-            raise BadInput(f"--set {text!r}: {parent} has no fields")
+            raise BadInput(f"--set {text!r}: {parent} has no fields", code="unknown-name", field=path)
     section[last] = value
     return path
 
@@ -84,9 +84,9 @@ def _put(raw: Raw, text: str) -> str:
 
 
 def _follow(before: Mapping[str, Any], after: Raw, given: Set[str]) -> list[str]:
-    """Change what follows a change, in place, and return what a user has to know. given: the fields that are stated.
+    """Change the dependent fields in place and return messages for the user. given: the names of the stated fields.
 
-    What does not fit by itself is left to the recipe's own checks.
+    Values that are invalid in themselves are left to the validation of the recipe.
     """
     _check_norm(before, after, given)
     _check_arguments(before, after, given)
@@ -118,12 +118,12 @@ def _follow_radius(before: Mapping[str, Any], after: Raw, given: Set[str]) -> It
         )
     after["objective"] = after["objective"] | {"eps": _at(after, "threat.eps")}
     stays = _at(after, "objective.step_size")
-    said = f"; objective.step_size stays {stays}" if stays is not None else ""
-    yield f"objective.eps follows threat.eps: {new:g} instead of {old:g}{said}"
+    note = f"; objective.step_size stays {stays}" if stays is not None else ""
+    yield f"objective.eps follows threat.eps: {new:g} instead of {old:g}{note}"
 
 
 def _check_arguments(before: Mapping[str, Any], after: Raw, given: Set[str]) -> None:
-    """Arguments of one network mean something else, or nothing, to another one."""
+    """Raise BadInput if the arguments of the old model would be passed to the new one."""
     old, new, held = _word(before, "model.name"), _word(after, "model.name"), _at(before, "model.arguments")
     if None in (old, new) or old == new or not isinstance(held, dict) or _stated("model.arguments", given):
         return
@@ -138,7 +138,7 @@ def _check_arguments(before: Mapping[str, Any], after: Raw, given: Set[str]) -> 
 
 
 def _names_that_stay(before: Mapping[str, Any], after: Raw, given: Set[str]) -> Iterator[str]:
-    """Reports and cards quote name and description, which say data, threat model and network."""
+    """A message if name and description, which reports and cards quote, still describe the old recipe."""
     pairs = {field: (_word(before, field), _word(after, field)) for field in ("dataset", "threat.norm", "model.name")}
     pairs["threat.eps"] = (_radius(before, "threat.eps"), _radius(after, "threat.eps"))
     changed = [field for field, (old, new) in pairs.items() if old != new and None not in (old, new)]
@@ -150,12 +150,12 @@ def _names_that_stay(before: Mapping[str, Any], after: Raw, given: Set[str]) -> 
 
 
 def _stated(field: str, given: Set[str]) -> bool:
-    """Whether a field, or a whole that it lies in, is stated."""
+    """Whether a field, or a section that contains it, is stated."""
     return any(field == path or field.startswith(f"{path}.") for path in given)
 
 
 def _at(raw: Mapping[str, Any], field: str) -> Any:
-    """The value of a field; None where there is none."""
+    """The value of a field; None if it is missing."""
     value: Any = raw
     for part in field.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -163,16 +163,16 @@ def _at(raw: Mapping[str, Any], field: str) -> Any:
 
 
 def _word(raw: Mapping[str, Any], field: str) -> Any:
-    """The value of a field that is a word; None for what is none: lists may hold themselves and are not compared."""
+    """The value of a text field; None for other types: lists may contain themselves and are not compared."""
     value = _at(raw, field)
     return value if isinstance(value, str) else None
 
 
 def _radius(raw: Mapping[str, Any], field: str) -> float | None:
-    """A radius, also one that YAML reads as a text (1e-3); None for what is none."""
+    """The value of a radius; YAML reads some, such as 1e-3, as texts. None if it is not a number >= 0."""
     value = _at(raw, field)
     try:
-        found = float(value) if isinstance(value, int | float | str) else math.nan
+        radius = float(value) if isinstance(value, int | float | str) else math.nan
     except (ValueError, OverflowError):
         return None
-    return found if 0 <= found < math.inf else None
+    return radius if 0 <= radius < math.inf else None

@@ -1,7 +1,7 @@
-"""Recipe files as plain data: found by name, put on top of their bases, with overrides applied.
+"""Recipe files as plain data: looked up by name, merged over their bases, with overrides applied.
 
-A file may name a `base` file beside it (`_name.yaml`), whose fields it overrides one by one. Nothing here imports
-torch, so that recipes are listed quickly; `recipes` validates what is read here.
+A file may name a `base` file in the same folder (`_name.yaml`), whose fields it overrides. Nothing here imports torch,
+so that recipes are listed quickly; `recipes` validates the data.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,40 +19,40 @@ Parser: TypeAlias = Callable[[Path], dict[str, Any]]
 
 
 def names() -> list[str]:
-    """The names of all recipes, other packages' too."""
+    """The names of all recipes, including those of other packages."""
     return [name for name in registry.files("recipe") if not name.startswith("_")]
 
 
 def read(name: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The fields of the recipe `name` (or of the YAML file at that path), with `key.subkey=value` overrides applied.
+    """The fields of the recipe `name`, or of the YAML file at the path `name`, with `key.subkey=value` overrides.
 
-    A value is YAML; a number may be written as a fraction, 8/255. Raises BadInput for an unknown recipe, naming the
-    nearest, for a file that is not YAML, a base that is not there, and an override of another form.
+    A value is YAML; a number may also be a fraction, 8/255. Raises BadInput for an unknown recipe (it names the
+    nearest), for a file that is not YAML, for a missing base, and for an override of another form.
     """
     return overridden(name, overrides)[0]
 
 
 def overridden(name: str, overrides: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
-    """What `read` returns, and what a user has to know of the overrides, in words (`overrides.override`)."""
+    """The data that `read` returns, and messages about the overrides (`overrides.override`)."""
     return override(_merged(_locate(name)), overrides)
 
 
 def every() -> Iterator[tuple[str, dict[str, Any] | BadInput]]:
-    """Each recipe's name and fields, or the error where they cannot be read. A base of many is read once."""
+    """The name of each recipe with its fields, or with the error if it cannot be read. Each file is parsed once."""
     parsed = cache(_parsed)
     for name, path in registry.files("recipe").items():
         if name.startswith("_"):
             continue
         try:
             yield name, _merged(path, parsed)
-        except (BadInput, OSError) as error:  # one of another package
-            yield name, error if isinstance(error, BadInput) else BadInput(str(error))
+        except (BadInput, OSError) as error:  # a broken recipe of another package
+            yield name, error if isinstance(error, BadInput) else BadInput(str(error), code="unreadable")
 
 
 def _locate(name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
-            raise BadInput(f"there is no recipe file {name}")
+            raise BadInput(f"there is no recipe file {name}", code="missing", field="recipe")
         return Path(name)
     shipped = registry.files("recipe")
     if name not in shipped:
@@ -63,20 +63,23 @@ def _locate(name: str) -> Path:
 def _parsed(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that does not exist
-        raise BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are not UTF-8, an impossible date
+        message = f"{path} is not YAML: {' '.join(str(error).split())}"
+        raise BadInput(message, code="unreadable", field="recipe") from None
     if not isinstance(raw, dict):
-        raise BadInput(f"{path} holds no fields; a recipe is a mapping of names to values")
+        message = f"{path} holds no fields; a recipe is a mapping of names to values"
+        raise BadInput(message, code="unreadable", field="recipe")
     return raw
 
 
 def _merged(path: Path, parsed: Parser = _parsed, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The fields of a file on top of those of its bases. above: the files that name this one as their base."""
+    """The fields of a file merged over those of its bases. above: the files that have this one as their base."""
     raw = dict(parsed(path))
     base = raw.pop("base", None)
     if base is None:
         return raw
     beside, above = (path.parent / f"{base}.yaml").resolve(), (*above, path.resolve())
     if beside in above or beside.parent != path.parent.resolve() or not beside.is_file():
-        raise BadInput(f"{path}: base is {base!r}; it must name another recipe file beside it, without .yaml")
+        message = f"{path}: base is {base!r}; it must name another recipe file beside it, without .yaml"
+        raise BadInput(message, code="bad-value", field="base")
     return merge(_merged(beside, parsed, above), raw)

@@ -70,5 +70,5 @@ def test_a_success_counts_only_within_eps(norm, spec):
     name, steps = spec
     attack = attack_spec(name) if name == "fgsm" else attack_spec(name, steps=steps)
     protocol = Protocol(name="mine", description="", attacks=[attack])
-    (result,) = run.evaluate(model, split, protocol, Setting(Threat(norm=norm, eps=eps)))
+    (result,) = run.run_protocol(model, split, protocol, Setting(Threat(norm=norm, eps=eps)))
     assert torch.equal(result.flags, distances[norm][clear] > eps)

@@ -22,7 +22,7 @@ from atent_ext.core.schema import Threat
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation import chunks, engine, scoring
 from atent_ext.evaluation import journal as journals
-from atent_ext.evaluation.journal import Journal, Standing
+from atent_ext.evaluation.journal import Journal, Progress
 from atent_ext.evaluation.protocol import Protocol
 from atent_ext.evaluation.report import About, Report
 from atent_ext.evaluation.scoring import Subject
@@ -115,10 +115,10 @@ def test_a_test_set_is_cut_in_order_and_each_chunk_has_its_seed():
 
 
 def test_the_time_left_is_that_of_the_chunks_that_are_done():
-    assert Standing(0, 8, 0.0, 1).left is None
-    assert Standing(2, 8, 20.0, 1).left == 60
-    assert Standing(3, 8, 30.0, 2).left == 30  # 5 chunks for 2 processes: three rounds
-    assert Standing(8, 8, 80.0, 4).left == 0
+    assert Progress(0, 8, 0.0, 1).left is None
+    assert Progress(2, 8, 20.0, 1).left == 60
+    assert Progress(3, 8, 30.0, 2).left == 30  # 5 chunks for 2 processes: three rounds
+    assert Progress(8, 8, 80.0, 4).left == 0
 
 
 # ---- flags of a chunk
@@ -156,8 +156,8 @@ def test_the_order_of_the_chunks_and_the_number_of_processes_change_nothing():
         engine.share(Flat(), split, protocol(PGD), setting, journal, missing, team(index, 3), heard.append)
     (shared,) = journals.outcomes(journal.collect())
     assert torch.equal(shared.flags, expected)
-    standings = [entry for entry in heard if isinstance(entry, Standing)]
-    assert {entry for entry in heard if not isinstance(entry, Standing)} == {0}  # the others are silent
+    standings = [entry for entry in heard if isinstance(entry, Progress)]
+    assert {entry for entry in heard if not isinstance(entry, Progress)} == {0}  # the others are silent
     assert (standings[0].done, standings[-1].done) == (3, 5)
     assert all(standing.processes == 3 for standing in standings)
 
@@ -520,7 +520,7 @@ def shown(standings, terminal):
     console = Console(file=out, width=120, force_terminal=terminal, color_system=None)
     with ScoringBar(console) as bar:
         for standing in standings:
-            bar.standing(standing)
+            bar.progress_to(standing)
             bar.busy("AutoAttack: apgd-t on 43 images")
         bar.progress.refresh()
         drawn = Console(width=120, file=StringIO(), record=True)
@@ -530,20 +530,20 @@ def shown(standings, terminal):
 
 
 def test_the_bar_says_when_it_does_not_know_and_estimates_from_finished_chunks():
-    _, before = shown([Standing(0, 4, 0.0, 1)], terminal=True)
+    _, before = shown([Progress(0, 4, 0.0, 1)], terminal=True)
     assert "0/4" in before
     assert "time left unknown" in before
     assert "AutoAttack: apgd-t on 43 images" in before
-    said, after = shown([Standing(0, 4, 0.0, 1), Standing(1, 4, 3600.0, 1), Standing(1, 4, 9e9, 1)], terminal=True)
+    said, after = shown([Progress(0, 4, 0.0, 1), Progress(1, 4, 3600.0, 1), Progress(1, 4, 9e9, 1)], terminal=True)
     assert re.search("about (3:00:00|2:59:5.) left", after)
     assert "are done" not in said
 
 
 def test_without_a_terminal_there_is_a_line_per_chunk_and_resumption_is_said():
-    said, _ = shown([Standing(0, 2, 0.0, 1), Standing(1, 2, 60.0, 1), Standing(2, 2, 99.0, 1)], terminal=False)
+    said, _ = shown([Progress(0, 2, 0.0, 1), Progress(1, 2, 60.0, 1), Progress(2, 2, 99.0, 1)], terminal=False)
     assert said.strip() == "1 of 2 chunks are done, about 0:01:00 left"  # rich before 14.2 adds an empty line
     for terminal in (True, False):
-        said, _ = shown([Standing(3, 4, 60.0, 1)], terminal)
+        said, _ = shown([Progress(3, 4, 60.0, 1)], terminal)
         assert "going on where it stopped: 3 of 4 chunks are done, about 0:00:20 left" in said
 
 

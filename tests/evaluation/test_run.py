@@ -172,7 +172,7 @@ def test_robust_only_if_every_restart_fails():
         assert torch.equal(flags, ~torch.stack(found[:restarts]).any(0))
     assert 0 < sum(map(int, found[0])) < int(torch.stack(found).any(0).sum()) < 50
     spec = attack_spec("pgd", steps=2, restarts=8)
-    (result,) = run.evaluate(model, split, protocol(spec), setting(eps=eps, seed=3))
+    (result,) = run.run_protocol(model, split, protocol(spec), setting(eps=eps, seed=3))
     assert torch.equal(result.flags, ~torch.stack(found).any(0))
 
 
@@ -253,7 +253,7 @@ def test_logits_that_are_not_finite_are_refused():
     with torch.no_grad():
         model.w[0] = float("nan")
     with pytest.raises(BadInput, match="NaN or infinite for 20 of 20"):
-        run.evaluate(model, linear_split(20), protocol("clean"), setting())
+        run.run_protocol(model, linear_split(20), protocol("clean"), setting())
 
 
 def test_a_field_that_does_not_apply_is_refused():
@@ -320,7 +320,7 @@ def test_a_result_is_plain_data():
 def test_evaluate_runs_the_protocol_in_order():
     split, reported = linear_split(), []
     pgd_spec = attack_spec("pgd", steps=50, restarts=2)
-    results = run.evaluate(linear(), split, protocol("clean", "fgsm", pgd_spec), setting(), reported.append)
+    results = run.run_protocol(linear(), split, protocol("clean", "fgsm", pgd_spec), setting(), reported.append)
     assert reported == results
     assert [result.attack for result in results] == ["clean", "FGSM", "PGD-50 x 2", "worst case"]
     assert [result.kind for result in results] == ["clean", "attack", "attack", "worst_case"]
@@ -335,7 +335,7 @@ def test_evaluate_runs_the_protocol_in_order():
 
 
 def test_one_attack_has_no_worst_case():
-    results = run.evaluate(linear(), linear_split(20), protocol("clean"), setting())
+    results = run.run_protocol(linear(), linear_split(20), protocol("clean"), setting())
     assert [result.attack for result in results] == ["clean"]
 
 
@@ -343,7 +343,7 @@ def test_one_attack_has_no_worst_case():
 def test_atent_as_an_attack_of_a_protocol_runs_the_chain_of_the_kernel(norm):
     model, split = linear(), linear_split(20)
     spec = attack_spec("atent", steps=3, restarts=2, step_size=0.02, noise=0.1, project="every")
-    (result,) = run.evaluate(model, split, protocol(spec), setting(norm, seed=4))
+    (result,) = run.run_protocol(model, split, protocol(spec), setting(norm, seed=4))
     kernel = atent(norm_called(norm), setting(norm).threat.eps, 3, 0.02, noise=0.1, project="every")
     assert result.attack == "ATENT-3 x 2"
     assert result.settings == {"steps": 3, "step_size": 0.02, "restarts": 2, "noise": 0.1, "project": "every"}
@@ -356,7 +356,7 @@ def test_autoattack_beside_atent_is_reported_as_a_worst_case_over_named_attacks(
         "atent_ext.attacks.autoattack.run",
         lambda *a, **k: SimpleNamespace(**found, package="pyautoattack 0.2.0", attacks=("apgd-ce",), robust_after={}),
     )
-    outcomes = run.evaluate(linear(), linear_split(20), load_protocol("autoattack+atent"), setting(eps=0.0))
+    outcomes = run.run_protocol(linear(), linear_split(20), load_protocol("autoattack+atent"), setting(eps=0.0))
     assert [outcome.attack for outcome in outcomes] == ["clean", "AutoAttack", "ATENT-40 x 5", "worst case"]
     assert outcomes[-1].settings == {"over": "clean, AutoAttack, ATENT-40 x 5"}
     assert torch.equal(outcomes[-1].flags, found["robust"] & outcomes[0].flags)
@@ -364,13 +364,13 @@ def test_autoattack_beside_atent_is_reported_as_a_worst_case_over_named_attacks(
 
 def test_pgd_takes_the_step_size_that_the_protocol_names():
     spec = attack_spec("pgd", steps=2, step_size=0.0125)
-    result = run.evaluate(linear(), linear_split(20), protocol(spec), setting())[0]
+    result = run.run_protocol(linear(), linear_split(20), protocol(spec), setting())[0]
     assert result.settings == {"steps": 2, "step_size": 0.0125, "restarts": 1}
 
 
 def test_the_l2_threat_reaches_the_attacks():
     split = linear_split()
-    results = run.evaluate(linear(), split, protocol("fgsm", attack_spec("pgd", step_size=0.025)), setting("L2"))
+    results = run.run_protocol(linear(), split, protocol("fgsm", attack_spec("pgd", step_size=0.025)), setting("L2"))
     for result in results:
         assert torch.equal(result.flags, closed_form(split, "L2"))
 
@@ -395,7 +395,7 @@ def test_autoattack_gets_the_threat_and_its_flags_are_kept(monkeypatch, note, na
 
     monkeypatch.setattr(autoattack, "run", fake)
     model, spec = linear(), attack_spec("autoattack", version="rand")
-    clean, result, worst = run.evaluate(model, split, protocol("clean", spec), setting("L2", seed=5, batch_size=9))
+    clean, result, worst = run.run_protocol(model, split, protocol("clean", spec), setting("L2", seed=5, batch_size=9))
     (call,) = calls
     assert call.pop("model") is model
     assert torch.equal(call.pop("x"), split.images)
@@ -423,7 +423,9 @@ def test_autoattack_beyond_its_budget_does_not_count(monkeypatch):
         robust_after={},
     )
     monkeypatch.setattr(autoattack, "run", lambda *_, **__: found)
-    clean, result, _ = run.evaluate(linear(), split, protocol("clean", attack_spec("autoattack")), setting(eps=0.01))
+    clean, result, _ = run.run_protocol(
+        linear(), split, protocol("clean", attack_spec("autoattack")), setting(eps=0.01)
+    )
     assert torch.equal(result.flags[:5], clean.flags[:5])
     assert not result.flags[5:].any()
     assert result.notes == (Note(kind="outside", text="5 adversaries left ball or box and do not count"),)
@@ -461,10 +463,10 @@ ALL = protocol("clean", "fgsm", attack_spec("pgd", steps=2, restarts=2))
 def test_the_model_and_the_random_state_come_back():
     model, split = odd_model(), small_split(10)
     before, state = found(model), torch.random.get_rng_state()
-    first = run.evaluate(model, split, ALL, setting(batch_size=4))
+    first = run.run_protocol(model, split, ALL, setting(batch_size=4))
     same(before, found(model))
     assert torch.equal(state, torch.random.get_rng_state())
-    second = run.evaluate(model, split, ALL, setting(batch_size=4))
+    second = run.run_protocol(model, split, ALL, setting(batch_size=4))
     assert all(torch.equal(one.flags, other.flags) for one, other in zip(first, second, strict=True))
 
 
@@ -479,7 +481,7 @@ def test_the_model_comes_back_when_it_breaks(at):
 
     handle = model.drop.register_forward_pre_hook(lambda _, arguments: break_down(model, arguments))
     with pytest.raises(ZeroDivisionError, match="broken"):
-        run.evaluate(model, split, ALL, setting())
+        run.run_protocol(model, split, ALL, setting())
     handle.remove()
     same(before, found(model))
     assert torch.equal(state, torch.random.get_rng_state())
@@ -487,7 +489,7 @@ def test_the_model_comes_back_when_it_breaks(at):
 
 def test_a_model_without_weights_is_evaluated():
     split = Split(torch.tensor([[[[0.2]]], [[[0.9]]]]), torch.tensor([0, 1]))
-    results = run.evaluate(Flat(0.5), split, ALL, setting(eps=0.1))
+    results = run.run_protocol(Flat(0.5), split, ALL, setting(eps=0.1))
     assert [result.accuracy for result in results] == [1, 1, 1, 1]
 
 
@@ -496,7 +498,7 @@ def test_a_model_without_weights_is_evaluated():
 
 def refusal(split, model=None):
     with pytest.raises(BadInput) as error:
-        run.evaluate(model or linear(), split, ALL, setting())
+        run.run_protocol(model or linear(), split, ALL, setting())
     assert "\n" not in str(error.value)
     return str(error.value)
 

@@ -10,7 +10,7 @@ from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
 from atent_ext.experiments import markdown, reproduce, rows, study
-from atent_ext.experiments.rows import Workshop
+from atent_ext.experiments.rows import Context
 from atent_ext.experiments.study import Certify, Column, CurveAxis, Row, Scale
 from atent_ext.training import loop
 
@@ -73,7 +73,7 @@ NAMES = {
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("papers")
-    result = reproduce.reproduce(tiny(), Workshop("smoke", out / "runs"), out / "tiny.json")
+    result = reproduce.reproduce(tiny(), Context("smoke", out / "runs"), out / "tiny.json")
     return out, result
 
 
@@ -213,7 +213,7 @@ def test_a_second_call_measures_nothing_anew(made, monkeypatch):
 
     monkeypatch.setattr(reproduce, "measure", fail)
     monkeypatch.setattr(rows, "fit", fail)
-    again = reproduce.reproduce(tiny(), Workshop("smoke", out / "runs"), out / "tiny.json")
+    again = reproduce.reproduce(tiny(), Context("smoke", out / "runs"), out / "tiny.json")
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(result))
 
 
@@ -229,10 +229,10 @@ def test_an_interrupted_call_goes_on_with_the_next_cell(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "measure", break_off)
     small = tiny(rows=({"name": "SGD", "recipe": "linf-sgd"},))
     with pytest.raises(KeyboardInterrupt):
-        reproduce.reproduce(small, Workshop("smoke", tmp_path / "runs"), tmp_path / "r.json")
+        reproduce.reproduce(small, Context("smoke", tmp_path / "runs"), tmp_path / "r.json")
     kept = json.loads((tmp_path / "r.json").read_text())["rows"][0]["cells"]
     measured[:] = []
-    whole = reproduce.reproduce(small, Workshop("smoke", tmp_path / "runs"), tmp_path / "r.json")
+    whole = reproduce.reproduce(small, Context("smoke", tmp_path / "runs"), tmp_path / "r.json")
     assert measured == ["half"]
     assert {name: whole["rows"][0]["cells"][name] for name in kept} == kept
 
@@ -248,7 +248,7 @@ def test_an_interrupted_call_keeps_what_it_has_not_reached(tmp_path, made, monke
     monkeypatch.setattr(reproduce, "measure", stop)
     more = tiny(scales={"smoke": tiny().scales["smoke"].model_copy(update={"n": 21}).model_dump()})
     with pytest.raises(KeyboardInterrupt):
-        reproduce.reproduce(more, Workshop("smoke", out / "runs"), target)
+        reproduce.reproduce(more, Context("smoke", out / "runs"), target)
     assert json.loads(target.read_text()) == json.loads(json.dumps(result))
 
 
@@ -260,7 +260,7 @@ def test_cells_of_other_settings_are_measured_anew(tmp_path, made, change):
     for draws, eps in ((200, 0.15), (change.get("draws", 200), change.get("eps", 0.15))):
         settings = {"recipes": "digits-{recipe}", "set": (*SMALL, f"threat.eps={eps}"), "n": 4, "certificates": draws}
         study_of = tiny(columns=(column,), rows=({"name": "SGD", "recipe": "linf-sgd"},), scales={"smoke": settings})
-        made_now = reproduce.reproduce(study_of, Workshop("smoke", out / "runs"), tmp_path / "r.json")
+        made_now = reproduce.reproduce(study_of, Context("smoke", out / "runs"), tmp_path / "r.json")
         found.append((made_now["rows"][0]["threat"]["eps"], made_now["rows"][0]["cells"]["c"]["draws"]))
     assert found == [(0.15, 200), (change.get("eps", 0.15), change.get("draws", 200))]
 
@@ -269,22 +269,22 @@ def test_cells_of_other_settings_are_measured_anew(tmp_path, made, change):
 def test_a_file_that_is_no_result_of_the_study_is_refused(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(BadInput, match="name another --out"):
-        reproduce.reproduce(tiny(), Workshop("smoke", tmp_path / "runs"), tmp_path / "r.json")
+        reproduce.reproduce(tiny(), Context("smoke", tmp_path / "runs"), tmp_path / "r.json")
     assert (tmp_path / "r.json").read_text() == text
 
 
 def test_rows_of_other_scales_and_single_rows_of_times_are_refused(tmp_path):
-    shop = Workshop("cpu", tmp_path / "runs")
+    context = Context("cpu", tmp_path / "runs")
     with pytest.raises(BadInput, match="row of v2-table5 at scale cpu 'IBP'"):
-        reproduce.reproduce(study.load("v2-table5"), shop, tmp_path / "r.json", ["IBP"])
+        reproduce.reproduce(study.load("v2-table5"), context, tmp_path / "r.json", ["IBP"])
     with pytest.raises(BadInput, match="timed in turns"):
-        reproduce.reproduce(study.load("v1-table1-mnist"), shop, tmp_path / "r.json", ["SGD"])
+        reproduce.reproduce(study.load("v1-table1-mnist"), context, tmp_path / "r.json", ["SGD"])
 
 
 def test_one_row_can_be_asked_for_and_the_others_are_kept(made, monkeypatch):
     out, result = made
     monkeypatch.setattr(reproduce, "_fill", lambda entry, *_: entry.update(cells={"new": {}}))
-    again = reproduce.reproduce(tiny(), Workshop("smoke", out / "runs"), out / "tiny.json", ["tuned"])
+    again = reproduce.reproduce(tiny(), Context("smoke", out / "runs"), out / "tiny.json", ["tuned"])
     (out / "tiny.json").write_text(json.dumps(result, indent=1) + "\n")
     assert again["rows"][0] == json.loads(json.dumps(result["rows"][0]))
     assert again["rows"][1]["cells"] == {"new": {}}
@@ -293,12 +293,12 @@ def test_one_row_can_be_asked_for_and_the_others_are_kept(made, monkeypatch):
 def test_another_seeds_result_is_not_mixed_in(made):
     out, _ = made
     with pytest.raises(BadInput, match="holds seed 0, not 1"):
-        reproduce.reproduce(tiny(), Workshop("smoke", out / "runs", seed=1), out / "tiny.json")
+        reproduce.reproduce(tiny(), Context("smoke", out / "runs", seed=1), out / "tiny.json")
 
 
 def test_a_run_that_was_interrupted_is_finished_not_begun_anew(tmp_path):
-    shop, chosen = (
-        Workshop("smoke", tmp_path),
+    context, chosen = (
+        Context("smoke", tmp_path),
         tiny(scales={"smoke": {"recipes": "digits-{recipe}", "set": ("epochs=2",)}}),
     )
     row = chosen.row("SGD")
@@ -308,15 +308,15 @@ def test_a_run_that_was_interrupted_is_finished_not_begun_anew(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loop.fit(shop.recipe(chosen, row), datasets.load("digits"), shop.folder(chosen, row), reporter=Stop())
-    assert len(rows.history(shop.folder(chosen, row))) == 1
-    assert len(rows.history(shop.train(chosen, row))) == 2
+        loop.fit(context.recipe(chosen, row), datasets.load("digits"), context.folder(chosen, row), reporter=Stop())
+    assert len(rows.history(context.folder(chosen, row))) == 1
+    assert len(rows.history(context.train(chosen, row))) == 2
 
 
 def test_a_certificate_counts_only_right_answers_within_its_radius(made):
     out, _ = made
     chosen = tiny()
-    subject = Workshop("smoke", out / "runs").subject(chosen, chosen.row("SGD"))
+    subject = Context("smoke", out / "runs").subject(chosen, chosen.row("SGD"))
     flags = {}
     for radius in (0.0, 0.005, 0.011):
         column = Column(name="c", certify=Certify(sigma=0.05, radius=radius))

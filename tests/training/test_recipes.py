@@ -517,3 +517,25 @@ def test_yaml_with_objects_runs_nothing(tmp_path, trap):
 def test_the_error_of_the_registry_where_files_are_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(registry._FOLDERS, "recipe", (tmp_path / "none",))
     assert refusal("digits-linf-atent") == "the installed package lacks its recipe files; reinstall atent-ext"
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "field"),
+    [
+        ("epochs=0", "bad-value", "epochs"),
+        ("epoch=3", "unknown-name", "epoch"),
+        ("optimizer.lr=-1", "bad-value", "optimizer.lr"),
+        ("optimizer.arguments.gamma=1", "unused", "optimizer.arguments.gamma"),
+        ("objective.steps=x", "bad-value", "objective.steps"),
+        ("objective.eps=-1", "bad-value", "objective.eps"),
+        ("objective.stepz=3", "unknown-name", "field"),
+        ("objective={steps: 3}", "missing", "objective.name"),
+        ("model.arguments.classes=3", "unused", "model.arguments.classes"),
+        ("epochs.x=3", "unknown-name", "epochs.x"),
+        ("epochs", "bad-value", "set"),
+    ],
+)
+def test_an_error_gives_the_code_and_the_first_wrong_field(override, code, field):
+    with pytest.raises(BadInput) as error:
+        recipes.load("digits-linf-atent", [override])
+    assert (error.value.code, error.value.field) == (code, field)

@@ -26,7 +26,7 @@ from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
 from atent_ext.evaluation import scoring
 from atent_ext.evaluation.protocol import Protocol
-from atent_ext.evaluation.run import evaluate
+from atent_ext.evaluation.run import run_protocol
 from atent_ext.integrations import robustbench as ours
 from atent_ext.integrations.robustbench.export import export
 from atent_ext.models import networks
@@ -162,7 +162,7 @@ def compared(monkeypatch, model, dataset, threat, eps):
     (clean, robust), clean_right, robust_right = benchmarked(monkeypatch, model, dataset, threat, eps=eps)
     split = datasets.load(dataset).test.take(N)
     setting = Setting(Threat(norm=threat, eps=eps), seed=SEED, batch_size=N)
-    ours_clean, ours_robust, _ = evaluate(model, split, AUTOATTACK, setting)
+    ours_clean, ours_robust, _ = run_protocol(model, split, AUTOATTACK, setting)
     assert torch.equal(clean_right, clean_flags(model, split))
     assert torch.equal(clean_right, ours_clean.flags)
     assert torch.equal(robust_right, ours_robust.flags)
