@@ -50,10 +50,10 @@ class Network(Section):
 
 def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """A pydantic error of the model `kind` in one line: for each wrong field its name, its value and what is valid."""
-    return "; ".join(_explain_detail(dict(detail), kind) for detail in error.errors())
+    return "; ".join(_explain_one(dict(detail), kind) for detail in error.errors())
 
 
-def _explain_detail(detail: dict[str, Any], kind: type[BaseModel]) -> str:
+def _explain_one(detail: dict[str, Any], kind: type[BaseModel]) -> str:
     location = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         return str(registry.nearest("field", location, kind.model_fields))
