@@ -20,7 +20,7 @@ from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import L2, LINF
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
-from atent_ext.evaluation import certificates, chunks, run, scoring
+from atent_ext.evaluation import certificates, chunks, in_memory, run, scoring
 from atent_ext.evaluation.protocol import Protocol
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.experiments import drawing, quickstart
@@ -81,6 +81,9 @@ USES = {
     "evaluation.certificates.certify": lambda seed, folder: certificates.certify(
         SUBJECT, SMOOTHING, folder / "c.json", 2, seed, lambda count: None
     ),
+    "evaluation.in_memory.evaluate": lambda seed, _: in_memory.evaluate(
+        NETWORK, FEW.images, FEW.labels, norm="Linf", eps=0.1, protocol=CLEAN, seed=seed, chunk=3
+    ),
     "evaluation.chunks.cut": lambda seed, _: chunks.cut(6, 2, seed),
     "evaluation.run.evaluate": lambda seed, _: run.evaluate(NETWORK, FEW, CLEAN, Setting(LINF_THREAT, seed)),
     "evaluation.scoring.score": lambda seed, _: scoring.score(SUBJECT, CLEAN, seed=seed, chunk=3),
@@ -119,6 +122,7 @@ USES = {
 ELSEWHERE = {
     "core.validate.seed": "the rule itself",
     "evaluation.scoring.default_path": "a name",
+    "evaluation.scoring.require_same": "compares the seed with that of a report",
     "experiments.quickstart.quickstart": "trains and scores by the functions above; refused below",
     "experiments.rows.measure": "scores by `evaluate` and `certify_all`",
     "experiments.study.recipe_of": "a recipe, whose seed is refused below",
