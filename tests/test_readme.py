@@ -105,7 +105,7 @@ def test_every_command_runs(folder):
             (folder / "model.safetensors").write_bytes(weights)
         program, *arguments = shlex.split(f"{command} {smaller}".replace("DATA", "data").replace("--download", ""))
         done = run([sys.executable, "-m", PROGRAMS[program], *arguments], folder)
-        refused = next((said for subject, said in REFUSED.items() if subject in command), None)
+        refused = next((message for subject, message in REFUSED.items() if subject in command), None)
         if refused:
             assert done.returncode == 2
             assert refused in done.stderr

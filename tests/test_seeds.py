@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import tiny_net
+from problems import attack_spec, tiny_net
 from torch import nn
 
 import atent_ext
 from atent_ext.attacks import accuracy, autoattack, gamma, langevin
-from atent_ext.attacks.spec import AttackSpec, Setting
+from atent_ext.attacks.spec import Setting
 from atent_ext.certification import smoothing
 from atent_ext.core import model_state, seeds
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import L2, LINF
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
-from atent_ext.evaluation import certificates, chunks, run, scoring
+from atent_ext.evaluation import certificates, chunks, in_memory, run, scoring
 from atent_ext.evaluation.protocol import Protocol
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.experiments import drawing, quickstart
@@ -33,7 +33,7 @@ from atent_ext.training.loop import fit
 ROOT = Path(__file__).resolve().parent.parent
 LINF_THREAT, L2_THREAT = Threat(norm="Linf", eps=0.1), Threat(norm="L2", eps=0.5)
 SMOOTHING = smoothing.Smoothing(sigma=0.5, n0=2, n=4)
-CLEAN = Protocol(name="short", description="", attacks=(AttackSpec(attack="clean"), AttackSpec(attack="pgd", steps=1)))
+CLEAN = Protocol(name="short", description="", attacks=(attack_spec("clean"), attack_spec("pgd", steps=1)))
 
 DIGITS = datasets.load("digits")
 FEW = DIGITS.test.take(6)
@@ -81,6 +81,9 @@ USES = {
     "evaluation.certificates.certify": lambda seed, folder: certificates.certify(
         SUBJECT, SMOOTHING, folder / "c.json", 2, seed, lambda count: None
     ),
+    "evaluation.in_memory.evaluate": lambda seed, _: in_memory.evaluate(
+        NETWORK, FEW.images, FEW.labels, norm="Linf", eps=0.1, protocol=CLEAN, seed=seed, chunk=3
+    ),
     "evaluation.chunks.cut": lambda seed, _: chunks.cut(6, 2, seed),
     "evaluation.run.run_protocol": lambda seed, _: run.run_protocol(NETWORK, FEW, CLEAN, Setting(LINF_THREAT, seed)),
     "evaluation.scoring.score": lambda seed, _: scoring.score(SUBJECT, CLEAN, seed=seed, chunk=3),
@@ -119,6 +122,7 @@ USES = {
 ELSEWHERE = {
     "core.validate.seed": "the rule itself",
     "evaluation.scoring.default_path": "a name",
+    "evaluation.scoring.require_same": "compares the seed with that of a report",
     "experiments.quickstart.quickstart": "trains and scores by the functions above; refused below",
     "experiments.rows.measure": "scores by `evaluate` and `certify_all`",
     "experiments.study.recipe_of": "a recipe, whose seed is refused below",
@@ -192,17 +196,17 @@ def test_a_number_that_is_a_seed_stays_what_it_is():
 @pytest.mark.parametrize("bits", [32, 64])
 def test_numbers_that_follow_each_other_give_seeds_that_differ(bits):
     for start in (0, 2**bits - 50, 1_000_003 * (2**63 - 1)):
-        found = [seeds.derived(start + k, bits) for k in range(100)]
-        assert len(set(found)) == 100
-        assert all(0 <= seed < 2**bits for seed in found)
+        derived = [seeds.derived(start + k, bits) for k in range(100)]
+        assert len(set(derived)) == 100
+        assert all(0 <= seed < 2**bits for seed in derived)
 
 
 def test_each_image_is_certified_with_a_seed_of_its_own(monkeypatch):
     def given(seed):
-        found = []
-        monkeypatch.setattr(smoothing, "certify", lambda model, x, how, own: found.append(own))
+        used = []
+        monkeypatch.setattr(smoothing, "certify", lambda model, x, how, own: used.append(own))
         smoothing.certify_all(NETWORK, FEW, SMOOTHING, seed=seed)
-        return found
+        return used
 
     assert given(0) == [0, 1, 2, 3, 4, 5]
     assert given(7) == [7_000_021 + k for k in range(6)]

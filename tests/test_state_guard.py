@@ -66,7 +66,7 @@ def restored(monkeypatch):
     monkeypatch.chdir(".")
     monkeypatch.setenv("ATENT_GUARD", "0")
     numbers = signal.SIGINT, signal.SIGTERM
-    handlers, levels = [*map(signal.getsignal, numbers)], [(one, one.level) for one in (logging.root, LOGGER)]
+    handlers, levels = [*map(signal.getsignal, numbers)], [(logger, logger.level) for logger in (logging.root, LOGGER)]
     threads, flags = torch.get_num_threads(), [(name, getattr(torch.backends.cudnn, name)) for name in CUDNN]
     yield
     for number, handler in zip(numbers, handlers, strict=True):

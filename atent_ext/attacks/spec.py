@@ -1,6 +1,6 @@
 """One attack of a protocol as data that can run itself, the setting it runs under, and its outcome.
 
-A new attack is a subclass of `AttackSpec` in a file of its own. Ours stand in `attacks/specs`; another package names
+A new attack is a subclass of `AttackSpec` in a file of its own. Ours are in `attacks/specs`; another package registers
 its class under the entry-point group `atent_ext.attacks`.
 """
 
@@ -18,15 +18,15 @@ from atent_ext.core.schema import Section, Threat, explain
 from atent_ext.data.datasets import Split
 
 Kind = Literal["clean", "attack", "autoattack", "worst_case", "certified"]
-"""What a result is: clean accuracy, one attack, AutoAttack (also a changed one), the worst case of several, a proof."""
+"""Kinds of results: clean accuracy, an attack, AutoAttack (also changed), the worst case of several, a certificate."""
 
 NoteKind = Literal["changed", "warning", "boundary", "outside", "memory", "no-attack", "other"]
-"""AutoAttack was changed; it warned; images lie on the boundary; adversaries left the ball and do not count; memory ran
-out and batches were halved; no attack ran; something else (also of reports that older versions wrote)."""
+"""AutoAttack was changed; AutoAttack warned; images lie on the boundary; adversaries left ball or box and do not count;
+memory ran out and batches were halved; no attack ran; other notes (also those in reports of older versions)."""
 
 
 class Note(Section):
-    """What a reader has to know besides a result's figures."""
+    """A remark on a result, for readers."""
 
     kind: NoteKind
     text: str
@@ -34,10 +34,10 @@ class Note(Section):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one attack: `flags` (N,) is True where the prediction was right and stayed right.
+    """The result of an attack: `flags` (N,) bool is True for images that are predicted correctly, clean and attacked.
 
-    attack: its name for readers, with the settings that tell it from others. settings: all of them, as plain data.
-    seconds: the work of all processes together. robust_after: for AutoAttack, as in `AutoAttackResult`.
+    attack: display name, with the main settings. settings: all settings, as plain data. seconds: duration, summed over
+    all processes. robust_after: for AutoAttack, as in `AutoAttackResult`.
     """
 
     kind: Kind
@@ -50,15 +50,15 @@ class Outcome:
 
     @property
     def accuracy(self) -> float:
-        """Share of examples that are right, in [0, 1]."""
+        """Share of flags that are True, in [0, 1]."""
         return float(self.flags.double().mean())
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Under what an attack is run. `seed` starts its random draws; results depend on `batch_size` through them.
+    """The threat model, seed and batch size of an attack. Results depend on `batch_size` through the random draws.
 
-    `busy` is told what a long attack is doing.
+    `busy` is called with progress messages of long attacks.
     """
 
     threat: Threat
@@ -68,24 +68,24 @@ class Setting:
 
 
 class AttackSpec(Section, ABC):
-    """One attack of a protocol: a literal `attack` name, fields of its own, and `run`."""
+    """An attack of a protocol: a literal `attack` name, its own fields, and `run`."""
 
     attack: str
 
     @abstractmethod
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
-        """Attack all images of `split`. The model is in eval mode; the caller seeds torch and counts the seconds.
+        """Attack all images of `split`. The model is in eval mode; the caller seeds torch and measures the duration.
 
-        The flags have to be those of `robust_flags` or `flags_under` (`attacks.accuracy`), which check ball and box.
+        Take the flags from `robust_flags` or `flags_under` (`attacks.accuracy`), which check ball and box.
         """
 
     def for_random_network(self) -> "AttackSpec":
-        """The attack as a network that answers at random is to be scored by it; most need no change."""
+        """A variant of the attack for networks with random outputs; by default the attack itself."""
         return self
 
 
 def parse(raw: object) -> AttackSpec:
-    """The attack that a mapping describes, by its `attack` name. Raises BadInput for what does not fit."""
+    """The attack that a mapping describes, chosen by its field `attack`. Raises BadInput for invalid mappings."""
     if isinstance(raw, AttackSpec):
         return raw
     if not isinstance(raw, Mapping) or not isinstance(raw.get("attack"), str):
@@ -105,4 +105,4 @@ def parse(raw: object) -> AttackSpec:
 
 
 AnyAttack = Annotated[SerializeAsAny[AttackSpec], BeforeValidator(parse)]
-"""A field that holds any attack, ours or another package's."""
+"""A pydantic field type for any registered attack."""

@@ -1,4 +1,4 @@
-"""Numbers as the field writes them: 8/255."""
+"""Numbers written as fractions, such as 8/255."""
 
 import re
 
@@ -9,7 +9,7 @@ _FRACTION = re.compile(rf"\s*({_NUMBER})\s*/\s*({_NUMBER})\s*")
 
 
 def fraction(text: str, field: str) -> float | None:
-    """The value of a text `a/b` of two numbers, None for any other text. Raises BadInput, of `field`, where b is 0."""
+    """The value of a text `a/b`, where a and b are numbers; None for any other text. Raises BadInput if b is 0."""
     parts = _FRACTION.fullmatch(text)
     if parts is None:
         return None

@@ -1,13 +1,13 @@
-"""Mappings and lists that do not change, for data that several owners share."""
+"""Read-only dicts and lists, for data that several objects share."""
 
 from typing import Any, NoReturn
 
 
 def frozen(value: Any) -> Any:
-    """Plain data whose dicts and lists, however deep, refuse to be changed; tuples are looked into, the rest stays.
+    """A copy of plain data in which dicts and lists are read-only at every depth, also inside tuples.
 
-    What comes back is a copy: it equals `value`, is a dict or list as before, can be pickled and written as JSON, and
-    shares nothing with `value` that can change.
+    The copy equals `value`, its containers still are dicts and lists, and it can be pickled and written as JSON. It
+    shares no mutable object with `value`, except objects that are neither dict, list nor tuple.
     """
     if isinstance(value, dict):
         return FrozenDict((key, frozen(part)) for key, part in value.items())
@@ -19,13 +19,13 @@ def frozen(value: Any) -> Any:
 
 
 def _refuse(self: object, *_: object, **__: object) -> NoReturn:
-    """Raise TypeError: nobody changes what others share."""
+    """Raise TypeError, since other objects share the data."""
     plain = "dict" if isinstance(self, dict) else "list"
     raise TypeError(f"this {plain} belongs to a value that does not change; change a copy, {plain}(...)")
 
 
 class FrozenDict(dict[Any, Any]):
-    """A dict that raises TypeError where it is changed. `dict(it)` and `it.copy()` are plain ones, which may be."""
+    """A dict that raises TypeError on changes. `dict(frozen)` and `frozen.copy()` are ordinary, mutable dicts."""
 
     __setitem__ = __delitem__ = __ior__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse
@@ -38,7 +38,7 @@ class FrozenDict(dict[Any, Any]):
 
 
 class FrozenList(list[Any]):
-    """A list that raises TypeError where it is changed. `list(it)` and `it.copy()` are plain ones, which may be."""
+    """A list that raises TypeError on changes. `list(frozen)` and `frozen.copy()` are ordinary, mutable lists."""
 
     __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
     append = clear = extend = insert = pop = remove = reverse = sort = _refuse

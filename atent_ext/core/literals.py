@@ -1,4 +1,4 @@
-"""Names with few values, which is all that listing needs to know: nothing here imports torch."""
+"""Types of names that are needed without importing torch."""
 
 from typing import Literal, TypeAlias
 

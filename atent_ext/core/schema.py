@@ -1,4 +1,4 @@
-"""Pieces of validated data that recipes, protocols, cards and reports share."""
+"""Pydantic models and field types that recipes, protocols, cards and reports share."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -17,39 +17,39 @@ Seed = Annotated[int, Field(ge=0, lt=2**validate.SEED_BITS)]
 
 
 class Section(BaseModel):
-    """Base of all parts: unknown fields are refused, values do not change, however deep they lie.
+    """Base of all models: unknown fields are errors, and values are read-only at every depth.
 
-    Dicts and lists inside of it raise TypeError where they are changed, so that copies may share them.
+    Dicts and lists inside raise TypeError on changes, so that copies can share them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="after")
-    def _does_not_change(self) -> Self:
+    def _freeze(self) -> Self:
         self.__dict__.update({name: frozen(value) for name, value in self.__dict__.items()})
         return self
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy with some fields replaced, which are not validated; what it is given may be changed afterwards."""
+        """A copy with the fields in `update` replaced, which are copied but not validated."""
         return super().model_copy(update=frozen(dict(update or {})), deep=deep)
 
 
 class Threat(Section):
-    """The threat model that the run is judged by. eps in units of the images, which lie in [0, 1]."""
+    """The threat model: perturbations of norm at most eps >= 0, in units of the images, which lie in [0, 1]."""
 
     norm: NormName
     eps: Annotated[float, Field(ge=0)]
 
 
 class Network(Section):
-    """A model by its registry name, with the arguments of its constructor."""
+    """A model: its registry name and the arguments of its constructor."""
 
     name: str
     arguments: dict[str, Any] = {}
 
 
 def explain(error: ValidationError, kind: type[BaseModel]) -> str:
-    """A pydantic error of `kind` in one line: each wrong field, its value, what is needed."""
+    """A pydantic error of the model `kind` in one line: for each wrong field its name, its value and what is valid."""
     return "; ".join(_explain_one(dict(detail), kind) for detail in error.errors())
 
 

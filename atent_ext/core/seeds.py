@@ -1,4 +1,4 @@
-"""Seeds that follow from a user's seed, and generators: a seed that grows too large is folded, never an error."""
+"""Seeds derived from a user's seed, and generators."""
 
 import torch
 
@@ -6,15 +6,15 @@ from atent_ext.core import validate
 
 
 def derived(number: int, bits: int = validate.SEED_BITS) -> int:
-    """A whole number as a seed: itself where it has at most so many bits, else its last ones.
+    """The last `bits` bits of a whole number, which are a valid seed.
 
-    torch takes 64 bits, of which its generator on the CPU looks at the last 32; NumPy's old generators take 32. So
-    numbers that follow each other still give seeds, and draws, that differ.
+    torch takes 64 bits, of which its CPU generator uses the last 32; NumPy's legacy generators take 32. Consecutive
+    numbers therefore give different seeds and different draws.
     """
     return int(number) % (1 << bits)
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator on `device` that begins at `seed`. Raises BadInput for what is no seed."""
+    """A generator on `device`, seeded with `seed`. Raises BadInput for an invalid seed."""
     validate.seed(seed)
     return torch.Generator(device).manual_seed(int(seed))

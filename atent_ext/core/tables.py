@@ -1,4 +1,4 @@
-"""Tables for terminals, and for pipes, where rich takes the width for 80: nothing in them is cut."""
+"""Tables for terminals and pipes (where rich assumes a width of 80) that never cut a cell."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 _NARROW = 6
-"""Characters that a column keeps however little room there is."""
+"""Minimum width of a column, in characters."""
 
 
 class Table:
-    """A table whose first column never wraps; the others fold where the console is narrow, the widest first.
+    """A table whose first column never wraps. The others wrap on a narrow console, the widest first.
 
-    Words are kept whole as long as they fit. Below that a table is wider than the console, so print it with
-    `crop=False`. figures: how many of the last columns hold numbers, which are aligned on the right.
+    Words are kept whole as long as they fit. If even 6 characters per column do not fit, the table is wider than the
+    console, so print it with `crop=False`. figures: how many of the last columns hold right-aligned numbers.
     """
 
     def __init__(self, *headings: str, title: str = "", figures: int = 0) -> None:
@@ -26,12 +26,12 @@ class Table:
         self.styles: list[str | None] = []
 
     def add(self, *cells: str, style: str | None = None) -> None:
-        """Add a row: a cell for each heading, in which a newline starts a new line."""
+        """Add a row with one cell per heading; a newline in a cell starts a new line."""
         self.rows.append(cells)
         self.styles.append(style)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw the table for the width at hand."""
+        """Render the table for the width of the console (called by rich)."""
         frame = 3 * len(self.headings) + 1
         widths = self._widths(options.max_width - frame)
         drawn = RichTable(title=Text(self.title) if self.title else None, title_justify="left")

@@ -1,4 +1,4 @@
-"""Checks of what users hand in. Each raises BadInput that names the thing, the value and the remedy."""
+"""Checks of arguments, images, labels, logits. Each raises BadInput that names the thing, the value and the remedy."""
 
 import math
 from collections.abc import Iterable
@@ -12,12 +12,12 @@ from torch import Tensor
 from atent_ext.core.errors import BadInput, Code
 from atent_ext.core.types import Radius
 
-# A rounding or a float16 image may lie this far outside the box and is taken as it is.
+# Images may lie this far outside the box, relative to its width, because of rounding or float16.
 _ROUNDING = 1e-3
 _LARGEST = 1e15
 """Products of two numbers up to this one, and of their noise, are finite in float32."""
 SEED_BITS = 64
-"""A seed is a whole number of at most so many bits: what torch's generators take."""
+"""Seeds are whole numbers below 2 to this power, as torch's generators require."""
 
 
 def radius(name: str, value: Radius) -> None:
@@ -36,7 +36,7 @@ def radius(name: str, value: Radius) -> None:
 
 
 def number(name: str, value: float) -> None:
-    """Refuse what `radius` refuses, and a tensor of several numbers."""
+    """Refuse what `radius` refuses, and tensors of rank 1 and more."""
     if isinstance(value, Tensor) and value.dim():
         message = f"{name} is {value!r}; it must be one number, the same for all images"
         raise BadInput(message, code="bad-shape", field=name)
@@ -44,7 +44,7 @@ def number(name: str, value: float) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool | Fraction)  # torch computes with neither
+    return isinstance(value, Real) and not isinstance(value, bool | Fraction)  # torch supports neither
 
 
 def _is_moderate(value: float) -> bool:
@@ -70,7 +70,7 @@ def choice(name: str, value: str, known: Iterable[str]) -> None:
 
 
 def flag(name: str, value: bool) -> None:
-    """Refuse what is neither true nor false (0 and 1 will do)."""
+    """Refuse a value that is neither True nor False, nor 0 or 1."""
     if not isinstance(value, Integral | np.bool_) or value not in (0, 1):
         raise BadInput(f"{name} is {value!r}; it must be True or False", code="bad-type", field=name)
 
@@ -97,14 +97,14 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def images(x: Tensor, low: float, high: float) -> None:
-    """Refuse inputs that are not a floating-point batch inside [low, high], and say what they look like instead.
+    """Refuse inputs that are not a floating-point batch (N, ...) inside [low, high]; the message guesses the reason.
 
-    A batch of no images passes; images of no values do not.
+    An empty batch is valid; images without pixels are not.
     """
     if not isinstance(x, Tensor) or x.dim() < 2 or x.dtype not in _FLOATS or 0 in x.shape[1:]:
-        found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        actual = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         code: Code = "bad-type" if not isinstance(x, Tensor) or x.dtype not in _FLOATS else "bad-shape"
-        message = f"images are {found}; a floating-point tensor (N, ...) in [{low:g}, {high:g}] is needed"
+        message = f"images are {actual}; a floating-point tensor (N, ...) in [{low:g}, {high:g}] is needed"
         raise BadInput(message, code=code, field="images")
     if x.numel() == 0:
         return
@@ -127,16 +127,16 @@ def _guess(least: float, most: float) -> str:
     )
 
 
-def logits(found: Tensor, count: int) -> None:
-    """Refuse what is not one row of logits for each of `count` images."""
-    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != count:
+def logits(value: Tensor, count: int) -> None:
+    """Refuse outputs that are not logits (count, classes)."""
+    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor) or value.dim() != 2 or len(value) != count:
         message = f"the model gives {shape} for {count} images; logits ({count}, classes) are needed"
         raise BadInput(message, code="bad-shape", field="logits")
 
 
 def places(index: Tensor, count: int) -> None:
-    """Refuse what is not the positions of `count` examples in a training set."""
+    """Refuse an index that is not (count,) int32 or int64 positions >= 0 in a training set."""
     whole = isinstance(index, Tensor) and index.dtype in (torch.int32, torch.int64) and index.shape == (count,)
     if not whole or bool((index < 0).any()):
         message = f"index is {index!r}; the {count} examples' positions are needed, whole numbers >= 0"
@@ -146,14 +146,14 @@ def places(index: Tensor, count: int) -> None:
 def labels(y: Tensor, count: int, classes: int | None = None) -> None:
     """Refuse labels that are not (count,) integers in [0, classes)."""
     if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype is torch.bool or y.is_complex():
-        found = y.dtype if isinstance(y, Tensor) else type(y).__name__
-        raise BadInput(f"labels are {found}; integer class numbers are needed", code="bad-type", field="labels")
+        actual = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise BadInput(f"labels are {actual}; integer class numbers are needed", code="bad-type", field="labels")
     if y.shape != (count,):
         message = f"labels have shape {tuple(y.shape)}; one class number per image is needed: ({count},)"
         raise BadInput(message, code="bad-shape", field="labels")
     if count == 0:
         return
-    least, most = (int(v) for v in torch.aminmax(y.long()))  # it knows no unsigned integers above 8 bits
+    least, most = (int(v) for v in torch.aminmax(y.long()))  # aminmax does not support unsigned integers above 8 bits
     if least < 0 or (classes is not None and most >= classes):
         end = "" if classes is None else f" and at most {classes - 1}, for a model of {classes} classes"
         message = f"labels span [{least}, {most}]; they must be at least 0{end}"

@@ -54,9 +54,9 @@ def size(result, x, norm):
 def directly(attack, x, y, batch_size):
     """The images that pyautoattack finds when called as it is, but for its switching off of coverage measurement."""
     trace = sys.gettrace()
-    found, _ = attack.run_standard_evaluation(x, y, batch_size=batch_size)
+    adversaries, _ = attack.run_standard_evaluation(x, y, batch_size=batch_size)
     sys.settrace(trace)
-    return found
+    return adversaries
 
 
 def tiny_cnn():
@@ -296,31 +296,38 @@ def test_the_original_package_is_used_and_a_disagreement_is_noted(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "code", "field", "message"),
     [
-        ({"norm": "L1"}, "norm is 'L1'"),
-        ({"eps": -0.1}, "eps is -0.1"),
-        ({"eps": float("nan")}, "eps is nan"),
-        ({"eps": torch.ones(20)}, "one number for all images"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"version": "standrad"}, "did you mean 'standard'"),
-        ({"version": "custom"}, "attacks is None; name at least one"),
-        ({"attacks": []}, r"attacks is \[\]"),
-        ({"attacks": ["apgd"]}, "unknown attack of AutoAttack 'apgd'; did you mean"),
-        ({"x": torch.full((20, 1, 4, 4), 200.0)}, "0-255"),
-        ({"y": torch.full((20,), 5)}, "at most 4"),
-        ({"y": torch.zeros(3, dtype=torch.long)}, "labels have shape"),
-        ({"model": lambda x: x.flatten(1)[:, :1]}, "1 logit"),
-        ({"model": lambda x: x.flatten(1)[:, :5] / 0}, "NaN or infinite logits for 20 of 20"),
-        ({"model": lambda x: x.sum()}, r"returns \(\) for 20 images"),
-        ({"model": lambda x: (x,)}, "returns tuple"),
+        ({"norm": "L1"}, "unknown-name", "norm", "norm is 'L1'"),
+        ({"eps": -0.1}, "bad-value", "eps", "eps is -0.1"),
+        ({"eps": float("nan")}, "bad-value", "eps", "eps is nan"),
+        ({"eps": torch.ones(20)}, "bad-type", "eps", "one number for all images"),
+        ({"batch_size": 0}, "bad-value", "batch_size", "batch_size is 0"),
+        ({"version": "standrad"}, "unknown-name", "version", "did you mean 'standard'"),
+        ({"version": "custom"}, "missing", "attacks", "attacks is None; name at least one"),
+        ({"attacks": []}, "missing", "attacks", r"attacks is \[\]"),
+        ({"attacks": ["apgd"]}, "unknown-name", "attacks", "unknown attack of AutoAttack 'apgd'; did you mean"),
+        (
+            {"norm": "L2", "attacks": ["square"]},
+            "unsupported",
+            "attacks",
+            "no attack can run: only square; square left out",
+        ),
+        ({"x": torch.full((20, 1, 4, 4), 200.0)}, "bad-value", "images", "0-255"),
+        ({"y": torch.full((20,), 5)}, "bad-value", "labels", "at most 4"),
+        ({"y": torch.zeros(3, dtype=torch.long)}, "bad-shape", "labels", "labels have shape"),
+        ({"model": lambda x: x.flatten(1)[:, :1]}, "bad-shape", "logits", "1 logit"),
+        ({"model": lambda x: x.flatten(1)[:, :5] / 0}, "broken-model", "logits", "NaN or infinite logits for 20 of 20"),
+        ({"model": lambda x: x.sum()}, "bad-shape", "logits", r"returns \(\) for 20 images"),
+        ({"model": lambda x: (x,)}, "bad-shape", "logits", "returns tuple"),
     ],
 )
-def test_bad_input(change, message):
+def test_bad_input(change, code, field, message):
     model, x, y = linear((1, 4, 4), 5)
     arguments = {"model": model, "x": x, "y": y, "norm": "Linf", "eps": 0.1} | change
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(BadInput, match=message) as error:
         autoattack.run(**arguments)
+    assert (error.value.code, error.value.field) == (code, field)
 
 
 def test_custom_takes_the_settings_of_the_package():

@@ -44,9 +44,9 @@ def test_what_they_find_is_little_farther_than_the_boundary(build, norm, steps, 
     model, split, distances = problem()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        found = build(norm, steps)(model.eval(), split.images, split.labels)
-    assert (model(found).argmax(1) != split.labels).all()
-    share = norm.size(found - split.images) / distances[norm.name]
+        adversaries = build(norm, steps)(model.eval(), split.images, split.labels)
+    assert (model(adversaries).argmax(1) != split.labels).all()
+    share = norm.size(adversaries - split.images) / distances[norm.name]
     assert (share > 0.999).all()
     assert share.median() < 1 + excess
 
@@ -54,8 +54,8 @@ def test_what_they_find_is_little_farther_than_the_boundary(build, norm, steps, 
 @pytest.mark.parametrize(("build", "steps"), [(deepfool, 50), (carlini_wagner, 20)])
 def test_a_copied_norm_gives_the_same_attack(build, steps):
     model, split, _ = problem(4)
-    found = [build(norm, steps)(model.eval(), split.images, split.labels) for norm in (L2, copy.deepcopy(L2))]
-    assert torch.equal(*found)
+    adversaries = [build(norm, steps)(model.eval(), split.images, split.labels) for norm in (L2, copy.deepcopy(L2))]
+    assert torch.equal(*adversaries)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

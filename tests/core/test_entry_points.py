@@ -149,10 +149,10 @@ def test_another_packages_recipe_is_listed_and_so_are_its_parts(installed, monke
 
 
 def test_another_packages_recipe_trains_with_its_objective_on_its_data(shell, tmp_path):
-    said = shell("train", "plug-linf-level", "--set", "epochs=1", "--set", "objective.level=7", "--out", tmp_path)
+    output = shell("train", "plug-linf-level", "--set", "epochs=1", "--set", "objective.level=7", "--out", tmp_path)
     (metrics,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert (metrics["loss"], metrics["clean"], metrics["robust"]) == (7.0, 1.0, 1.0)
-    assert "plug-linf-level epoch 1: loss 7.0000, validation clean 100.0%, robust 100.0%" in said
+    assert "plug-linf-level epoch 1: loss 7.0000, validation clean 100.0%, robust 100.0%" in output
 
 
 def test_a_run_is_scored_and_its_radius_counts(installed, monkeypatch, tmp_path):
@@ -191,6 +191,7 @@ def test_a_name_that_is_taken_is_one_line_that_names_the_package(monkeypatch, tm
     with pytest.raises(BadInput, match=r"'rival' .*uninstall one of them") as caught:
         registry.resolve(kind.partition(" '")[0], taken)
     assert kind in str(caught.value)
+    assert (caught.value.code, caught.value.field) == ("conflict", kind.partition(" '")[0])
     listed(group)  # who does not ask for it is not disturbed
 
 
@@ -254,7 +255,7 @@ def test_listing_recipes_imports_no_package(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     out = listed("recipes")
     assert "note: bad cannot be used: recipe bad lacks dataset, threat, objective, model, description" in out
-    (bad,) = [one for one in json.loads(atent("ls", "recipes", "--json").stdout) if one["name"] == "bad"]
+    (bad,) = [entry for entry in json.loads(atent("ls", "recipes", "--json").stdout) if entry["name"] == "bad"]
     assert (bad["package"], bad["fault"].split()[:3]) == ("rival", ["recipe", "bad", "lacks"])
 
 

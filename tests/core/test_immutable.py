@@ -73,21 +73,21 @@ def test_it_is_what_it_was_and_shares_nothing():
 
 def test_a_section_and_its_copies_do_not_change_and_share_nothing_with_what_they_were_given():
     raw = {"parts": [{"numbers": {"a": [1]}}], "free": {"b": [{"c": 1}]}}
-    one = Whole.model_validate(raw)
+    whole = Whole.model_validate(raw)
     update = {"free": {"b": [5]}}
-    other = one.model_copy(update=update)
+    other = whole.model_copy(update=update)
     raw["free"]["b"][0]["c"] = update["free"]["b"][0] = 9
     for change in (
-        lambda: one.free.update(b=0),
-        lambda: one.free["b"][0].update(c=0),
-        lambda: one.parts[0].numbers["a"].append(2),
-        lambda: one.model_copy().parts[0].numbers["a"].append(2),
+        lambda: whole.free.update(b=0),
+        lambda: whole.free["b"][0].update(c=0),
+        lambda: whole.parts[0].numbers["a"].append(2),
+        lambda: whole.model_copy().parts[0].numbers["a"].append(2),
         lambda: other.free["b"].append(2),
     ):
         with pytest.raises(TypeError, match="does not change"):
             change()
-    assert one == Whole.model_validate({"parts": [{"numbers": {"a": [1]}}], "free": {"b": [{"c": 1}]}})
+    assert whole == Whole.model_validate({"parts": [{"numbers": {"a": [1]}}], "free": {"b": [{"c": 1}]}})
     assert other.free == {"b": [5]}
-    dumped = one.model_dump()
+    dumped = whole.model_dump()
     dumped["free"]["b"][0]["c"] = 2  # plain again
-    assert one.free["b"][0]["c"] == 1
+    assert whole.free["b"][0]["c"] == 1

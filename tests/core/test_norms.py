@@ -81,11 +81,11 @@ def test_projection_is_the_nearest_point(ball, problem, seed):
 def test_projection_in_closed_form(problem):
     delta, eps = problem
     bound = torch.as_tensor(eps, dtype=delta.dtype).expand(len(delta))
-    for i, one in enumerate(delta):
-        clamped = torch.minimum(torch.maximum(one, -bound[i]), bound[i])
+    for i, example in enumerate(delta):
+        clamped = torch.minimum(torch.maximum(example, -bound[i]), bound[i])
         assert torch.equal(LINF.project(delta, eps)[i], clamped)
-        factor = min(1.0, bound[i].item() / math.sqrt((one**2).sum().item()))
-        torch.testing.assert_close(L2.project(delta, eps)[i], one * factor, rtol=1e-12, atol=0)
+        factor = min(1.0, bound[i].item() / math.sqrt((example**2).sum().item()))
+        torch.testing.assert_close(L2.project(delta, eps)[i], example * factor, rtol=1e-12, atol=0)
 
 
 @BOTH
@@ -116,13 +116,13 @@ def test_each_example_is_on_its_own(ball, problem):
     delta, eps = problem
     radii = torch.as_tensor(eps, dtype=delta.dtype).expand(len(delta))
     for i in range(len(delta)):
-        one, radius = delta[i : i + 1], radii[i].item()
-        for together, alone in (
-            (ball.size(delta), ball.size(one)),
-            (ball.steepest(delta), ball.steepest(one)),
-            (ball.project(delta, eps), ball.project(one, radius)),
+        example, radius = delta[i : i + 1], radii[i].item()
+        for batched, single in (
+            (ball.size(delta), ball.size(example)),
+            (ball.steepest(delta), ball.steepest(example)),
+            (ball.project(delta, eps), ball.project(example, radius)),
         ):
-            torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-14, atol=0)
+            torch.testing.assert_close(batched[i : i + 1], single, rtol=1e-14, atol=0)
 
 
 @BOTH
@@ -130,7 +130,7 @@ def test_each_example_is_on_its_own(ball, problem):
 def test_size_is_the_norm_of_the_flattened_example(ball, shape):
     delta = vectors(1, shape)
     order = {"Linf": torch.inf, "L2": 2}[ball.name]
-    expected = [torch.linalg.vector_norm(one.flatten(), order) for one in delta]
+    expected = [torch.linalg.vector_norm(example.flatten(), order) for example in delta]
     torch.testing.assert_close(ball.size(delta), torch.stack(expected))
 
 
@@ -179,16 +179,18 @@ def test_a_radius_broadcasts_against_its_examples():
 
 @pytest.mark.parametrize("shape", [(2,), (3, 1), (1,)])
 def test_a_radius_of_the_wrong_shape_is_refused(shape):
-    with pytest.raises(BadInput, match=r"per example must have shape \(3,\), not \("):
+    with pytest.raises(BadInput, match=r"per example must have shape \(3,\), not \(") as error:
         LINF.project(torch.zeros(3, 2), torch.ones(shape))
+    assert error.value.code == "bad-shape"
 
 
 def test_the_norms_by_name():
     assert NORMS == {"Linf": LINF, "L2": L2}
     assert {name: norm(name) for name in NORMS} == NORMS
     assert [(n.name, n.direction, n.start) for n in (LINF, L2)] == [("Linf", "sign", "uniform"), ("L2", "unit", "ball")]
-    with pytest.raises(BadInput, match="unknown norm 'linf'; known: Linf, L2"):
+    with pytest.raises(BadInput, match="unknown norm 'linf'; known: Linf, L2") as error:
         norm("linf")
+    assert (error.value.code, error.value.field) == ("unknown-name", "norm")
 
 
 @BOTH
@@ -208,10 +210,10 @@ def names_of_norms_in(part):
 
 def identity_comparisons(text):
     """The lines on which a norm is compared by `is`, to which a copy or a pickled norm is another one."""
-    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Compare)]
+    comparisons = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Compare)]
     return [
         node.lineno
-        for node in found
+        for node in comparisons
         if any(isinstance(sign, ast.Is | ast.IsNot) for sign in node.ops) and names_of_norms_in(node)
     ]
 

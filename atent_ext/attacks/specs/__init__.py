@@ -1,1 +1,1 @@
-"""The attacks of protocols that this package brings, by kind; `core.registry` names them."""
+"""The attacks of protocols that this package defines; `core.registry` lists them."""

@@ -14,13 +14,13 @@ from atent_ext.data.datasets import Split
 
 
 class AutoAttackSpec(AttackSpec):
-    """AutoAttack (Croce & Hein 2020) in one of its versions."""
+    """AutoAttack (Croce & Hein 2020). version: "standard", "rand" or "plus"."""
 
     attack: Literal["autoattack"] = "autoattack"
     version: Literal["standard", "rand", "plus"] = "standard"
 
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
-        """Attack all images; one that cannot run as published is changed, and a note says how."""
+        """Attack all images. If AutoAttack cannot run as published it is changed, and notes describe the changes."""
         threat = setting.threat
         result = autoattack.run(
             model,
@@ -42,7 +42,7 @@ class AutoAttackSpec(AttackSpec):
         return Outcome("autoattack", name, settings, flags, notes=notes, robust_after=result.robust_after)
 
     def for_random_network(self) -> AttackSpec:
-        """Its "rand" version, which averages gradients over the network's draws."""
+        """The version "rand", which averages gradients over several random forward passes."""
         return self.model_copy(update={"version": "rand"})
 
 

@@ -1,4 +1,4 @@
-"""No attack: clean accuracy."""
+"""Clean accuracy as an attack of a protocol."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ from atent_ext.data.datasets import Split
 
 
 class CleanSpec(AttackSpec):
-    """Accuracy on the images as they are."""
+    """Accuracy on the unchanged images."""
 
     attack: Literal["clean"] = "clean"
 
@@ -21,5 +21,5 @@ class CleanSpec(AttackSpec):
         broken = int((~logits.isfinite()).any(1).sum())
         if broken:
             message = f"the model's logits are NaN or infinite for {broken} of {len(split)} images; mend it first"
-            raise BadInput(message, code="broken-model")
+            raise BadInput(message, code="broken-model", field="logits")
         return Outcome("clean", "clean", {}, logits.argmax(1) == split.labels)

@@ -1,4 +1,4 @@
-"""Gradient attacks of protocols: values of the Langevin kernel, with restarts."""
+"""Gradient attacks of protocols: settings of the Langevin kernel, with restarts."""
 
 from typing import Annotated, Any, Literal
 
@@ -20,13 +20,13 @@ class FGSMSpec(AttackSpec):
     attack: Literal["fgsm"] = "fgsm"
 
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
-        """Attack by one step."""
+        """Attack all images with one step."""
         kernel = fgsm(norm(setting.threat.norm), setting.threat.eps)
         return Outcome("attack", "FGSM", {}, robust_flags(model, split, kernel, setting))
 
 
 class _Chain(AttackSpec):
-    """What attacks of several steps share: their outcome, named after steps and restarts."""
+    """Base of attacks of several steps; their display names contain steps and restarts."""
 
     steps: Count = 40
 
@@ -41,7 +41,7 @@ class _Chain(AttackSpec):
         keep: Keep = "last",
         **more: Any,
     ) -> Outcome:
-        """Run the chains of `kernel`; `more` are settings to report."""
+        """Run the chains of `kernel`; `more` are additional settings for the report."""
         settings = {"steps": self.steps, "step_size": kernel.step_size, "restarts": restarts, **more}
         name += f"-{self.steps}" + (f" x {restarts}" if restarts > 1 else "")
         if keep == "success":
@@ -50,12 +50,12 @@ class _Chain(AttackSpec):
 
 
 class IFGSMSpec(_Chain):
-    """Steps of eps / steps from the clean image (Kurakin et al. 2017)."""
+    """Steps of size eps / steps from the clean image (Kurakin et al. 2017)."""
 
     attack: Literal["ifgsm"] = "ifgsm"
 
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
-        """Attack by one chain."""
+        """Attack all images with one chain."""
         eps = setting.threat.eps
         kernel = pgd(norm(setting.threat.norm), eps, self.steps, eps / self.steps, start="clean")
         return self.outcome("IFGSM", kernel, model, split, setting)
@@ -64,7 +64,7 @@ class IFGSMSpec(_Chain):
 class _Restarted(_Chain):
     """Chains with restarts.
 
-    step_size: None is 2.5 eps / steps. keep: "last" counts a chain's last iterate, "success" each on the way.
+    step_size: None is 2.5 eps / steps. keep: "last" checks the last iterate of a chain, "success" every iterate.
     """
 
     restarts: Count = 1
@@ -72,7 +72,7 @@ class _Restarted(_Chain):
     keep: Keep = "last"
 
     def for_random_network(self) -> AttackSpec:
-        """Last iterates only: what succeeded once on the way may not do so again."""
+        """keep="last": with random outputs, an iterate that succeeds once may fail the next time."""
         return self.model_copy(update={"keep": "last"})
 
 
@@ -82,20 +82,20 @@ class PGDSpec(_Restarted):
     attack: Literal["pgd"] = "pgd"
 
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
-        """Attack by `restarts` chains."""
+        """Attack all images with `restarts` chains each."""
         kernel = pgd(norm(setting.threat.norm), setting.threat.eps, self.steps, self.step_size)
         return self.outcome("PGD", kernel, model, split, setting, self.restarts, self.keep)
 
 
 class ATENTSpec(_Restarted):
-    """ATENT's chain as an attack (Jagatap et al. 2022, section 4). noise, project: as in `langevin.atent`."""
+    """ATENT's chain as an attack (Jagatap et al. 2022, section 4). noise and project: as in `langevin.atent`."""
 
     attack: Literal["atent"] = "atent"
     noise: Annotated[float, Field(ge=0)] = 1e-3
     project: Literal["last", "every"] | None = None
 
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
-        """Attack by `restarts` chains."""
+        """Attack all images with `restarts` chains each."""
         threat = setting.threat
         kernel = atent(
             norm(threat.norm), threat.eps, self.steps, self.step_size, noise=self.noise, project=self.project

@@ -15,19 +15,19 @@ from atent_ext.data.datasets import Split
 
 
 class _Minimal(AttackSpec):
-    """An attack that looks for the nearest adversary, whatever eps is."""
+    """Base of attacks that search for the nearest adversary, independently of eps."""
 
     steps: Count = 40
 
     @abstractmethod
-    def built(self, norm: Norm) -> Attack:
-        """The library's attack."""
+    def build(self, norm: Norm) -> Attack:
+        """The library's attack. Raises MissingExtra if the library is not installed."""
 
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
-        """Attack all images. Raises MissingExtra where the library is not installed."""
-        chosen, eps = norm(setting.threat.norm), setting.threat.eps
+        """Attack all images. Raises MissingExtra if the library is not installed."""
+        ball, eps = norm(setting.threat.norm), setting.threat.eps
         with seeded(setting.seed):
-            flags = flags_under(self.built(chosen), model, split, chosen, eps, setting.batch_size)
+            flags = flags_under(self.build(ball), model, split, ball, eps, setting.batch_size)
         return Outcome("attack", f"{self.attack}-{self.steps}", {"steps": self.steps}, flags)
 
 
@@ -36,7 +36,7 @@ class CarliniWagnerSpec(_Minimal):
 
     attack: Literal["cw"] = "cw"
 
-    def built(self, norm: Norm) -> Attack:
+    def build(self, norm: Norm) -> Attack:
         """Foolbox's or ART's attack."""
         return carlini_wagner(norm, self.steps)
 
@@ -46,6 +46,6 @@ class DeepFoolSpec(_Minimal):
 
     attack: Literal["deepfool"] = "deepfool"
 
-    def built(self, norm: Norm) -> Attack:
+    def build(self, norm: Norm) -> Attack:
         """Foolbox's attack."""
         return deepfool(norm, self.steps)
