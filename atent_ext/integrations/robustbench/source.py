@@ -92,7 +92,14 @@ _LINES = {
     "Tensor": "from torch import Tensor",
     "nn": "from torch import nn",
     "F": "from torch.nn import functional as F",
-    "BadInput": "BadInput = ValueError  # the error that atent-ext has for bad arguments is one",
+    "BadInput": """
+
+class BadInput(ValueError):
+    \"""The error of atent-ext for bad arguments.\"""
+
+    def __init__(self, message, *, code=None, field=None):
+        super().__init__(message)
+        self.code, self.field = code, field""",
 }
 
 _FILE = '''\
@@ -138,10 +145,9 @@ def source(name: str, classes: int, channels: int, arguments: Mapping[str, Any])
         return known
     kind, given = _TWINS.get(name) or (registry.resolve("model", name), arguments)
     if not (inspect.isclass(kind) and kind.__module__ in (networks.__name__, __name__)):
-        raise BadInput(
-            f"architecture {name!r} is neither RobustBench's nor ours; contribute its class to RobustBench's "
-            "model_zoo/architectures first, then write the entry by hand"
-        )
+        message = f"architecture {name!r} is neither RobustBench's nor ours; contribute its class to RobustBench's "
+        message += "model_zoo/architectures first, then write the entry by hand"
+        raise BadInput(message, code="unsupported", field="architecture.name")
     module, title = re.sub(r"\W", "_", name), kind.__name__
     more = "".join(f", {key}={value!r}" for key, value in given.items())
     imported = f"from {_ARCHITECTURES}.{module} import {title}"
