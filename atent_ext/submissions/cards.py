@@ -236,9 +236,11 @@ def read_card(path: Path) -> Card:
     except BadInput:
         raise
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path} is not a card in JSON: {untrusted.line(error)}") from None
+        message = f"{path} is not a card in JSON: {untrusted.line(error)}"
+        raise BadInput(message, code="unreadable", field="card") from None
     if _deep(raw, _DEEPEST):
-        raise BadInput(f"{path} is no card: its fields lie more than {_DEEPEST} deep in each other")
+        message = f"{path} is no card: its fields lie more than {_DEEPEST} deep in each other"
+        raise BadInput(message, code="unsafe", field="card")
     return _parsed(Card, raw, path)
 
 
@@ -249,11 +251,8 @@ def find_card(path: Path) -> Card | None:
     try:
         return read_card(path)
     except BadInput as error:
-        raise BadInput(
-            f"there is no room for the card: {error}; name another --out, or give --overwrite to replace it",
-            code="exists",
-            field="out",
-        ) from None
+        message = f"there is no room for the card: {error}; name another --out, or give --overwrite to replace it"
+        raise BadInput(message, code="exists", field="out") from None
 
 
 def _deep(value: Any, most: int) -> bool:
@@ -269,18 +268,27 @@ def write_card(card: Card, path: Path) -> None:
 
 def _parsed(kind: type[Kind], raw: Any, path: Path) -> Kind:
     if not isinstance(raw, dict):
-        raise BadInput(f"{path} holds no fields; a card is a mapping of names to values")
+        message = f"{path} holds no fields; a card is a mapping of names to values"
+        raise BadInput(message, code="bad-type", field="card")
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        raise BadInput(f"{path} is no card: {explain(error)}") from None
+        raise BadInput(f"{path} is no card: {explain(error)}", code="bad-value", field=first_field(error)) from None
 
 
 def explain(error: ValidationError) -> str:
-    """What is wrong with a card, its first five faults, on one line."""
-    return "; ".join(map(_told, error.errors()[:5]))
+    """The first five errors of a card's fields, on one line."""
+    return "; ".join(map(_field_error, error.errors()[:5]))
 
 
-def _told(error: Any) -> str:
-    place = ".".join(str(part)[:50] for part in error["loc"])
-    return " ".join(f"{place!a}: {error['msg'].removeprefix('Value error, ')}".split())[:400]
+def first_field(error: ValidationError) -> str:
+    """The first field that is wrong, with dots: claims.0.percent."""
+    return _field(error.errors()[0])
+
+
+def _field(error: Any) -> str:
+    return ".".join(str(part)[:50] for part in error["loc"])
+
+
+def _field_error(error: Any) -> str:
+    return " ".join(f"{_field(error)!a}: {error['msg'].removeprefix('Value error, ')}".split())[:400]

@@ -56,7 +56,8 @@ def check(
     validate.images(images, 0.0, 1.0)
     validate.labels(labels, len(images))
     if len(images) < 2:
-        raise BadInput(f"there are {len(images)} images to check the network on; give at least 2")
+        message = f"there are {len(images)} images to check the network on; give at least 2"
+        raise BadInput(message, code="bad-shape", field="images")
     device = model_state.device_of(network)
     with untouched(network):
         probe = Probe(network, images.to(device), labels.to(device), seed)
