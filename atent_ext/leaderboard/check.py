@@ -31,7 +31,8 @@ def check(root: Path) -> list[str]:
     Raises BadInput if `root` is no folder, or has neither cards nor recipes.
     """
     if not any((root / part).is_dir() for part in ("cards", "recipes")):
-        raise BadInput(f"{root} holds no registry: it has neither cards nor recipes; give the folder registry")
+        message = f"{root} holds no registry: it has neither cards nor recipes; give the folder registry"
+        raise BadInput(message, code="missing", field="root")
     entries: list[Entry] = []
     problems = list(_files(root / "cards", entries))
     problems += [f"{entry.path}: {told}" for entry in entries for told in _card(entry, root)]
@@ -60,15 +61,18 @@ def _files(folder: Path, entries: list[Entry]) -> Iterator[str]:
 def _plain(path: Path) -> None:
     """Raise BadInput unless it is a file of sensible size that belongs among the cards."""
     if path.is_symlink() or not path.is_file():
-        raise BadInput(f"{path} is a link or a device; put the file itself there")
+        raise BadInput(f"{path} is a link or a device; put the file itself there", code="unsafe", field="cards")
     if path.suffix == ".png" and not path.with_suffix(".json").is_file():
-        raise BadInput(f"{path} is the gallery of no card; name it like its card, or remove it")
+        message = f"{path} is the gallery of no card; name it like its card, or remove it"
+        raise BadInput(message, code="unused", field="cards")
     if path.suffix not in (".json", ".png"):
-        raise BadInput(f"{path} is neither a card (.json) nor its gallery (.png); remove it")
+        message = f"{path} is neither a card (.json) nor its gallery (.png); remove it"
+        raise BadInput(message, code="unused", field="cards")
     if path.suffix == ".png":
         site.picture(path)
     if path.stat().st_size > _LARGEST:
-        raise BadInput(f"{path} has {path.stat().st_size} bytes; at most {_LARGEST} are taken")
+        message = f"{path} has {path.stat().st_size} bytes; at most {_LARGEST} are taken"
+        raise BadInput(message, code="too-large", field="cards")
 
 
 # ---- one card

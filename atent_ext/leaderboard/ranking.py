@@ -143,7 +143,8 @@ def read(cards_folder: Path) -> tuple[Table, ...]:
     or no worst case.
     """
     if not cards_folder.is_dir():
-        raise BadInput(f"there is no folder {cards_folder}; give the folder of the cards, registry/cards")
+        message = f"there is no folder {cards_folder}; give the folder of the cards, registry/cards"
+        raise BadInput(message, code="missing", field="cards_folder")
     found = _named([measured(read_card(path), path) for path in sorted(cards_folder.rglob("*.json"))])
     return tuple(_table(list(group)) for _, group in groupby(sorted(found, key=_setting), key=_setting))
 
@@ -151,20 +152,24 @@ def read(cards_folder: Path) -> tuple[Table, ...]:
 def measured(card: Card, path: Path) -> Entry:
     """A card with its figures checked. Raises BadInput, which names `path`, as `read` does."""
     if not card.report:
-        raise BadInput(f"{path}: the card was not scored and cannot be ranked; leave it out of the registry")
+        message = f"{path}: the card was not scored and cannot be ranked; leave it out of the registry"
+        raise BadInput(message, code="missing", field="report")
     try:
         curve = Curve.model_validate_json(json.dumps(card.curve)) if card.curve else None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "curve"
-        raise BadInput(f"{path}: the card's figures cannot be read, {where}: {first['msg']}; measure it anew") from None
+        name = ".".join(map(str, first["loc"])) or "curve"
+        message = f"{path}: the card's figures cannot be read, {name}: {first['msg']}; measure it anew"
+        raise BadInput(message, code="bad-value", field=".".join(("curve", *map(str, first["loc"])))) from None
     kinds = [result.kind for result in card.report.results]
     names: Mapping[Kind, str] = {"clean": "clean", "worst_case": "worst case"}
     for needed, name in names.items():
         if kinds.count(needed) != 1:
-            raise BadInput(f"{path}: the report has {kinds.count(needed)} results {name!r}; exactly one is needed")
+            message = f"{path}: the report has {kinds.count(needed)} results {name!r}; exactly one is needed"
+            raise BadInput(message, code="conflict" if needed in kinds else "missing", field="report")
     if not card.report.attacks:
-        raise BadInput(f"{path}: the report has no attack beside 'clean' and 'worst case'; score it with a protocol")
+        message = f"{path}: the report has no attack beside 'clean' and 'worst case'; score it with a protocol"
+        raise BadInput(message, code="missing", field="report")
     return Entry(card, path, card.report, curve)
 
 

@@ -70,7 +70,8 @@ def markdown(cards_folder: Path) -> str:
 def inserted(page: str, tables: str) -> str:
     """`page`, in Markdown, with `tables` between the comments `BEGIN` and `END`. Raises BadInput where those lack."""
     if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise BadInput(f"the page needs the lines {BEGIN!r} and {END!r}, once each and in this order; add them")
+        message = f"the page needs the lines {BEGIN!r} and {END!r}, once each and in this order; add them"
+        raise BadInput(message, code="missing", field="page")
     before, _, rest = page.partition(BEGIN)
     return f"{before}{BEGIN}\n\n{tables}\n{END}{rest.partition(END)[2]}"
 
@@ -165,7 +166,8 @@ def picture(path: Path) -> bytes:
     """The bytes of a gallery. Raises BadInput for a file that is no PNG."""
     content = path.read_bytes()
     if not content.startswith(_PNG):
-        raise BadInput(f"{path} is no PNG; write the gallery as one, or remove it")
+        message = f"{path} is no PNG; write the gallery as one, or remove it"
+        raise BadInput(message, code="unreadable", field="gallery")
     return content
 
 
