@@ -105,7 +105,8 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
         if self.seed is not None:
             validate.seed(self.seed)
         if not isinstance(self.targeted, bool):
-            raise BadInput(f"targeted is {self.targeted!r}; True or False is needed")
+            message = f"targeted is {self.targeted!r}; True or False is needed"
+            raise BadInput(message, code="bad-type", field="targeted")
         self.kernel  # noqa: B018 -- building it checks the norm and the clip values
 
     def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
@@ -117,7 +118,7 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
         """
         refuse_options("generate", kwargs)
         if y is None and self.targeted:
-            raise BadInput("y is None; a targeted attack needs the target classes")
+            raise BadInput("y is None; a targeted attack needs the target classes", code="missing", field="y")
         x = np.asarray(x)
         starts = range(0, len(x), self.batch_size)
         with _untouched(self.estimator):
@@ -181,7 +182,8 @@ def _norm(norm: float | str) -> Norm:
     try:
         return {math.inf: LINF, 2.0: L2}[float(norm)]
     except (ValueError, TypeError, KeyError):
-        raise BadInput(f"norm is {norm!r}; 'inf', np.inf or 2 is needed") from None
+        message = f"norm is {norm!r}; 'inf', np.inf or 2 is needed"
+        raise BadInput(message, code="unknown-name", field="norm") from None
 
 
 def _box(estimator: Any) -> tuple[float, float]:
@@ -189,7 +191,8 @@ def _box(estimator: Any) -> tuple[float, float]:
     clip = (-math.inf, math.inf) if estimator.clip_values is None else estimator.clip_values
     low, high = np.unique(clip[0]), np.unique(clip[1])
     if len(low) > 1 or len(high) > 1:
-        raise BadInput("clip_values differ between features; ATENT needs one lowest and one highest value")
+        message = "clip_values differ between features; ATENT needs one lowest and one highest value"
+        raise BadInput(message, code="unsupported", field="clip_values")
     return float(low[0]), float(high[0])
 
 
@@ -213,4 +216,5 @@ def refuse_options(method: str, options: dict[str, Any]) -> None:
     """Raise BadInput for options that `method` does not know."""
     unknown = [name for name, value in options.items() if value is not None]
     if unknown:
-        raise BadInput(f"{method} does not know {', '.join(unknown)}; leave it out")
+        message = f"{method} does not know {', '.join(unknown)}; leave it out"
+        raise BadInput(message, code="unknown-name", field=unknown[0])

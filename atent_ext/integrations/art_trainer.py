@@ -70,7 +70,8 @@ class AdversarialTrainerObjectivePyTorch(Trainer):  # type: ignore[misc]
         validate.steps("batch_size", batch_size)
         inputs, classes = self._tensors(x, y)
         if len(inputs) < (batch_size if drop_last else 1):
-            raise BadInput(f"x holds {len(inputs)} examples; at least one batch is needed to train on")
+            message = f"x holds {len(inputs)} examples; at least one batch is needed to train on"
+            raise BadInput(message, code="bad-shape", field="x")
 
         def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
             order = torch.randperm(len(inputs), generator=self._generator)
@@ -85,7 +86,8 @@ class AdversarialTrainerObjectivePyTorch(Trainer):  # type: ignore[misc]
         """Train on the batches of an ART DataGenerator, ceil(size / batch_size) of them an epoch; else as `fit`."""
         refuse_options("fit_generator", kwargs)
         if generator.size is None:
-            raise BadInput("the generator's size is None; give it the number of examples")
+            message = "the generator's size is None; give it the number of examples"
+            raise BadInput(message, code="missing", field="generator")
 
         def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
             for _ in range(math.ceil(generator.size / generator.batch_size)):
@@ -152,13 +154,18 @@ class _RawInputs(nn.Module):
 
 def _check_classifier(classifier: Any, objective: Objective) -> None:
     if not isinstance(classifier, PyTorchClassifier):
-        raise BadInput(f"classifier is a {type(classifier).__name__}; a PyTorchClassifier is needed")
+        message = f"classifier is a {type(classifier).__name__}; a PyTorchClassifier is needed"
+        raise BadInput(message, code="bad-type", field="classifier")
     if classifier.optimizer is None:
-        raise BadInput("the classifier's optimizer is None; give PyTorchClassifier an optimizer of the model")
+        message = "the classifier's optimizer is None; give PyTorchClassifier an optimizer of the model"
+        raise BadInput(message, code="missing", field="classifier.optimizer")
     if not classifier.all_framework_preprocessing:
-        raise BadInput("the classifier's preprocessing is not in PyTorch; gradients cannot flow through it")
+        message = "the classifier's preprocessing is not in PyTorch; gradients cannot flow through it"
+        raise BadInput(message, code="unsupported", field="classifier.preprocessing")
     if classifier.use_amp:
-        raise BadInput("the classifier's use_amp is True; apex is not supported, build the classifier without it")
+        message = "the classifier's use_amp is True; apex is not supported, build the classifier without it"
+        raise BadInput(message, code="unsupported", field="classifier.use_amp")
     box, clip = getattr(objective, "box", None), classifier.clip_values
     if box is not None and clip is not None and not all(np.allclose(clip[i], box[i]) for i in (0, 1)):
-        raise BadInput(f"the classifier's clip_values are {clip}, the objective's box is {box}; make them the same")
+        message = f"the classifier's clip_values are {clip}, the objective's box is {box}; make them the same"
+        raise BadInput(message, code="conflict", field="classifier.clip_values")

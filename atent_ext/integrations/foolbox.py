@@ -80,11 +80,13 @@ class _ATENTAttack(FixedEpsilonAttack):  # type: ignore[misc]
 
 def _refuse_other_backends(model: Model, inputs: ep.Tensor) -> None:
     if not isinstance(inputs, ep.PyTorchTensor):
-        raise BadInput(f"inputs are {type(inputs).__name__}; ATENT runs on PyTorch: pass a torch tensor")
+        message = f"inputs are {type(inputs).__name__}; ATENT runs on PyTorch: pass a torch tensor"
+        raise BadInput(message, code="bad-type", field="inputs")
     while isinstance(getattr(model, "_model", None), Model):  # foolbox's wrappers
         model = model._model
     if isinstance(model, (JAXModel, NumPyModel, TensorFlowModel)):
-        raise BadInput(f"model is a {type(model).__name__}; ATENT runs on PyTorch: pass a foolbox.PyTorchModel")
+        message = f"model is a {type(model).__name__}; ATENT runs on PyTorch: pass a foolbox.PyTorchModel"
+        raise BadInput(message, code="bad-type", field="model")
 
 
 def _classes(criterion: Any) -> tuple[Tensor, bool]:
@@ -93,7 +95,8 @@ def _classes(criterion: Any) -> tuple[Tensor, bool]:
         return criterion.labels.raw, False
     if hasattr(criterion, "target_classes"):
         return criterion.target_classes.raw, True
-    raise BadInput(f"criterion is {criterion!r}; known: Misclassification, TargetedMisclassification, labels")
+    message = f"criterion is {criterion!r}; known: Misclassification, TargetedMisclassification, labels"
+    raise BadInput(message, code="bad-type", field="criterion")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

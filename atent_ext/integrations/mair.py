@@ -49,7 +49,8 @@ class ObjectiveTraining:
         Raises BadInput for another reduction than "mean", and for images or labels that the objective refuses.
         """
         if reduction != "mean":
-            raise BadInput(f"reduction is {reduction!r}; an objective is a mean over the batch: leave it at 'mean'")
+            message = f"reduction is {reduction!r}; an objective is a mean over the batch: leave it at 'mean'"
+            raise BadInput(message, code="unsupported", field="reduction")
         images, labels = (data.to(self.device) for data in train_data)
         terms = self.objective(self._raw, self._raw.restored(images), labels, generator=self._generator)
         cost = one_loss(self.rmodel, terms)

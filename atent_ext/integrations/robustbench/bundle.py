@@ -63,9 +63,10 @@ def bundle(card: Card, weights: Path, out: Path) -> list[Path]:
     submission = card.submission
     registration.check_name(submission.name)
     if submission.random:
-        raise BadInput(f"{submission.name} is declared random; RobustBench takes deterministic networks only")
+        message = f"{submission.name} is declared random; RobustBench takes deterministic networks only"
+        raise BadInput(message, code="unsupported", field="random")
     if out.exists():
-        raise BadInput(f"{out} exists; name a folder that does not")
+        raise BadInput(f"{out} exists; name a folder that does not", code="exists", field="out")
     _same_file(card, weights)
     texts = _texts(card, _source(submission))
     state = as_they_read(_network(submission, weights).state_dict())
@@ -80,24 +81,28 @@ def check(out: Path, images: Tensor, labels: Tensor) -> float:
     Raises BadInput if `out` is no bundle, and with the last words of that Python if it fails.
     """
     if not (out / "register.py").is_file() or len(list(out.glob("models/*/*/*.pt"))) != 1:
-        raise BadInput(f"{out} is no bundle: it lacks register.py or the checkpoint below models; write it anew")
+        message = f"{out} is no bundle: it lacks register.py or the checkpoint below models; write it anew"
+        raise BadInput(message, code="missing", field="out")
     with tempfile.TemporaryDirectory() as temporary:
         arrays = Path(temporary, "arrays.npz")
         np.savez(arrays, images=images.numpy(force=True), labels=labels.numpy(force=True))
         command = [sys.executable, "-I", "-B", "-c", _CHECK, str(out.resolve()), str(arrays)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=temporary)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise BadInput(f"RobustBench cannot load the bundle {out}: {said[-1][:300]}; write it anew")
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        message = f"RobustBench cannot load the bundle {out}: {lines[-1][:300]}; write it anew"
+        raise BadInput(message, code="unreadable", field="out")
     return float(done.stdout.splitlines()[-1])
 
 
 def _same_file(card: Card, weights: Path) -> None:
     if not weights.is_file():
-        raise BadInput(f"there is no weights file {weights}")
+        message = f"there is no weights file {weights}; name the file of the card with --weights"
+        raise BadInput(message, code="missing", field="weights")
     digest, named = hashlib.sha256(weights.read_bytes()).hexdigest(), card.weights.get("sha256")
     if digest != named:
-        raise BadInput(f"{weights} has SHA-256 {digest}, but the card is of a file with {named}; give that file")
+        message = f"{weights} has SHA-256 {digest}, but the card is of a file with {named}; give that file"
+        raise BadInput(message, code="other-content", field="weights")
 
 
 def _source(submission: Submission) -> Source:

@@ -54,11 +54,10 @@ def autoattack(card: Card) -> Result:
     for result in _results(card):
         if result.kind == "autoattack" and result.settings.get("version") == "standard" and not _changed(result):
             return result
-    found = ", ".join(result.attack for result in _results(card)) or "nothing was scored"
-    raise BadInput(
-        f"the card of {card.submission.name} has no standard AutoAttack ({found}), by which RobustBench ranks; "
-        "measure it with `atent verify`"
-    )
+    attacks = ", ".join(result.attack for result in _results(card)) or "nothing was scored"
+    message = f"the card of {card.submission.name} has no standard AutoAttack ({attacks}), by which RobustBench "
+    message += "ranks; measure it with `atent verify`"
+    raise BadInput(message, code="missing", field="report")
 
 
 def model_info(card: Card, architecture: str) -> dict[str, Any]:
@@ -159,7 +158,8 @@ def _clean(card: Card) -> Result:
     for result in _results(card):
         if result.kind == "clean":
             return result
-    raise BadInput(f"the card of {card.submission.name} has no clean accuracy; measure it with `atent verify`")
+    message = f"the card of {card.submission.name} has no clean accuracy; measure it with `atent verify`"
+    raise BadInput(message, code="missing", field="report")
 
 
 def _lower(card: Card) -> Result | None:

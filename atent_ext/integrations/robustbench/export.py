@@ -75,7 +75,8 @@ def export(
     entry = weights.with_name(f"{name}.py.txt")
     for path in (weights, entry):
         if path.exists() and not overwrite:
-            raise BadInput(f"{path} exists; give --overwrite to replace it, or another --name")
+            message = f"{path} exists; give --overwrite to replace it, or another --name"
+            raise BadInput(message, code="exists", field="out")
     images = datasets.load(recipe.dataset, data_root)
     state = folder.load_model(images).state_dict()
     files.save_state(as_they_read(state), weights)

@@ -36,7 +36,8 @@ class _NoDownload(str):
     __slots__ = ()
 
     def __format__(self, spec: str) -> str:
-        raise BadInput(f"there is no {self!s} in model_dir; write it there (`atent export` does) or name its folder")
+        message = f"there is no {self!s} in model_dir; write it there (`atent export` does) or name its folder"
+        raise BadInput(message, code="missing", field="model_dir")
 
 
 def register(
@@ -70,9 +71,8 @@ def register(
     check_name(name)
     norm_called(threat_model)
     if trained and isinstance(model, str):
-        raise BadInput(
-            f"trained is True, but model {model!r} is only a network's name; give a function that returns it"
-        )
+        message = f"trained is True, but model {model!r} is only a network's name; give a function that returns it"
+        raise BadInput(message, code="conflict", field="model")
     if isinstance(model, str) and model not in registry.entries("model"):
         raise registry.nearest("model", model, registry.entries("model"))
     member = _joined(dataset, data_root)
@@ -107,11 +107,13 @@ def check_name(name: str) -> None:
     from robustbench.model_zoo import model_dicts
 
     if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise BadInput(f"name is {name!r}; letters, digits and . + - _ are needed, for it names a file")
+        message = f"name is {name!r}; letters, digits and . + - _ are needed, for it names a file"
+        raise BadInput(message, code="bad-value", field="name")
     for member, threats in model_dicts.items():
         for zoo in threats.values():
             if name in zoo and not isinstance(zoo[name], _Entry):
-                raise BadInput(f"{name!r} is a model of RobustBench's own zoo ({member.value}); choose another name")
+                message = f"{name!r} is a model of RobustBench's own zoo ({member.value}); choose another name"
+                raise BadInput(message, code="exists", field="name")
 
 
 def folder_name(dataset: str) -> str:
@@ -137,7 +139,8 @@ def _joined(dataset: str, data_root: Path | str | None) -> Any:
     member = known.get(folder_name(dataset)) or _add_member(BenchmarkDataset, folder_name(dataset))
     if member.value != dataset and member in loaders and loaders[member].args[0] != source:
         taken = loaders[member].args[0]
-        raise BadInput(f"{dataset!r} is {member.value!r} to RobustBench, as is {taken!r}; rename one of the two")
+        message = f"{dataset!r} is {member.value!r} to RobustBench, as is {taken!r}; rename one of the two"
+        raise BadInput(message, code="conflict", field="dataset")
     if member not in loaders or data_root is not None:
         loaders[member] = partial(_test_images, source, data_root)
     known[dataset] = member

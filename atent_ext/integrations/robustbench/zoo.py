@@ -40,7 +40,8 @@ def load_zoo(name: str, *, dataset: str, threat_model: str, model_dir: Path | st
         raise
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise BadInput(f"RobustBench cannot make its model {name!r} of the file in {model_dir}: {reason}") from None
+        message = f"RobustBench cannot make its model {name!r} of the file in {model_dir}: {reason}"
+        raise BadInput(message, code="unreadable", field="model_dir") from None
     return network
 
 
@@ -50,12 +51,14 @@ def zoo_files(name: str, *, dataset: str, threat_model: str, model_dir: Path | s
     file = Path(model_dir) / member.value / threat_model / f"{name}.pt"
     source = entry.get("gdrive_id")
     if source is None or (member.value == "imagenet" and "Standard" in name):
-        raise BadInput(f"RobustBench reads {name!r} from no model_dir: another package downloads it; choose another")
+        message = f"RobustBench reads {name!r} from no model_dir: another package downloads it; choose another"
+        raise BadInput(message, code="unsupported", field="name")
     parts = range(len(source)) if isinstance(source, list) else None
     files = [file] if parts is None else [file.with_name(f"{file.name}_m{part}.pt") for part in parts]
     for path in files:
         if not path.is_file():
-            raise BadInput(f"there is no checkpoint {path}; put it there, or name the model_dir that has it")
+            message = f"there is no checkpoint {path}; put it there, or name the model_dir that has it"
+            raise BadInput(message, code="missing", field="model_dir")
     return files
 
 
@@ -70,7 +73,8 @@ def _zoo_entry(name: str, dataset: str, threat_model: str) -> tuple[Mapping[str,
         raise registry.nearest("data set of RobustBench", dataset, known)
     zoo = model_dicts[known[dataset]].get(ThreatModel(threat_model), {})
     if not zoo:
-        raise BadInput(f"RobustBench has no {threat_model} models for {dataset}; choose another norm or data set")
+        message = f"RobustBench has no {threat_model} models for {dataset}; choose another norm or data set"
+        raise BadInput(message, code="missing", field="threat_model")
     if name not in zoo:
         raise registry.nearest(f"{threat_model} model of RobustBench for {dataset}", name, zoo)
     return zoo[name], known[dataset]
