@@ -199,7 +199,7 @@ def _problem() -> tuple[Any, Any, Any]:
 def _expect_attack(x: Any, adversary: Any) -> None:
     moved = float((adversary - x).abs().max())
     if not 0 < moved <= _EPS + 1e-5:
-        raise AtentError(f"an attack of radius {_EPS} moved its images by {moved:.3g}")
+        raise AtentError(f"an attack of radius {_EPS} moved its images by {moved:.3g}", code="unsupported")
 
 
 def _torch() -> None:
@@ -218,7 +218,7 @@ def _torchvision() -> None:
     boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.1], [5.0, 5.0, 6.0, 6.0]])
     kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist()
     if kept != [0, 2]:
-        raise AtentError(f"its operators keep boxes {kept} instead of [0, 2]")
+        raise AtentError(f"its operators keep boxes {kept} instead of [0, 2]", code="unsupported")
 
 
 def _accelerate() -> None:
@@ -247,7 +247,7 @@ def _autoattack() -> None:
     model, x, y = _problem()
     result = autoattack.run(model, x, y, norm="Linf", eps=1.0, attacks=["apgd-ce"])
     if bool(result.robust.any()):
-        raise AtentError("APGD of radius 1 fooled a linear network on no image")
+        raise AtentError("APGD of radius 1 fooled a linear network on no image", code="unsupported")
 
 
 def _pyautoattack() -> None:
@@ -283,7 +283,7 @@ def _robustbench() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = load_model("doctor", folder, "cifar10", "Linf")
     if not found(x).equal(model(x)):
-        raise AtentError("load_model does not return the registered model")
+        raise AtentError("load_model does not return the registered model", code="unsupported")
 
 
 def _art() -> None:
@@ -309,7 +309,7 @@ def _mair() -> None:
     objective = ATENT(norm="Linf", eps=_EPS, steps=1, step_size=_EPS)
     trainer_class()(RobModel(model, n_classes=3), objective).calculate_cost((x, y)).backward()
     if model[1].weight.grad is None:
-        raise AtentError("the trainer's cost has no gradient")
+        raise AtentError("the trainer's cost has no gradient", code="unsupported")
 
 
 _ALL = (

@@ -72,7 +72,7 @@ def evaluate(
     loaded = subjects.load(subject, model, dataset, norm, eps, data_root, download, model_dir, held_out)
     target = out or scoring.default_path(Path(subject), loaded, chosen, n, seed or 0)
     if target.is_dir():
-        raise BadInput(f"--out {target} is a folder; name the JSON file to write")
+        raise BadInput(f"--out {target} is a folder; name the JSON file to write", code="bad-value", field="out")
     finished = target.exists() and not overwrite  # then the report is this one, or refused
     with ScoringBar(console) as bar:
         report = scoring.score(

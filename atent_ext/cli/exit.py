@@ -43,11 +43,9 @@ class Commands(TyperGroup):
         if command[0] in _ALONE and processes.several():
             if not processes.is_main():  # the first one speaks, and its exit code is the launcher's
                 raise typer.Exit
-            raise BadInput(
-                f"{command[0]} works in one process, and {os.environ['WORLD_SIZE']} were started; start it without "
-                "torchrun or accelerate launch",
-                code="unsupported",
-            )
+            message = f"{command[0]} works in one process, and {os.environ['WORLD_SIZE']} were started; "
+            message += "start it without torchrun or accelerate launch"
+            raise BadInput(message, code="unsupported", field="WORLD_SIZE")
         return command
 
     def invoke(self, ctx: Any) -> Any:

@@ -76,7 +76,8 @@ def reproduce(
         print_table(report.listing())
         return
     if name is None:
-        raise BadInput("no table or figure is named; `atent reproduce --list` shows them all")
+        message = "no table or figure is named; `atent reproduce --list` shows them all"
+        raise BadInput(message, code="missing", field="name")
     chosen = study.load(name)
     chosen.at(scale)
     target = out / f"{name}-{scale}.json"

@@ -29,7 +29,8 @@ def board(
 
     folder = shipped("card") if cards is None else cards
     if not folder.is_dir():
-        raise BadInput(f"there are no cards in {folder}; name their folder with --cards")
+        message = f"there are no cards in {folder}; name their folder with --cards"
+        raise BadInput(message, code="missing", field="cards")
     written = build(folder, out)
     print_line(f"written: {written[0]} and {len(written) - 1} more files")
 

@@ -55,7 +55,8 @@ def verify(
 
     target = out or _card_of(folder)
     if ("registry", "cards") in pairwise(target.resolve().parts):
-        raise BadInput(f"{target} lies among the registry's cards, and files of the scoring would, too; move it later")
+        message = f"{target} lies among the registry's cards, and files of the scoring would, too; move it later"
+        raise BadInput(message, code="bad-value", field="out")
     for file in (target, target.with_suffix(".png")):
         files.replaceable(file)
     finished = None if overwrite else cards.find_card(target)
