@@ -1,6 +1,6 @@
-"""Submissions: a stranger's folder of weights and card.yaml, opened so that nothing in it is run or trusted.
+"""Submissions: an untrusted folder of weights and card.yaml, read without running any code in it.
 
-model.safetensors   the weights; or one .pt or .pth that holds a state dict      card.yaml   what is claimed of them
+model.safetensors   the weights; or one .pt or .pth that holds a state dict      card.yaml   what is claimed about them
 recipe.yaml         how they were trained (may be left out)
 """
 
@@ -37,16 +37,16 @@ _SHAPES: Mapping[str, tuple[int, int, int]] = {
     "cifar10": (10, 3, 32),
     "cifar100": (100, 3, 32),
 }
-"""Classes, channels and side of our data sets, which need not be there for a submission to be read."""
+"""Classes, channels and side of our data sets, so that a submission can be read without the data."""
 
 
 @dataclass(frozen=True, eq=False)
 class Opened:
     """A submission that was read.
 
-    network: with the weights in it, on the CPU, in eval mode; takes images in [0, 1], a `Normalised` if the card has a
+    network: with the weights loaded, on the CPU, in eval mode; takes images in [0, 1], a `Normalised` if the card has a
     normalisation. weights: the file, of `bytes` bytes with the hash `sha256`. parameters: how many the network has.
-    notes: what was converted or left aside, in words. recipe: what recipe.yaml says, None without one.
+    notes: what was converted or ignored, as text. recipe: that of recipe.yaml, None if there is no such file.
     """
 
     submission: Submission
@@ -60,11 +60,11 @@ class Opened:
 
 
 def read(folder: Path, root: Path | None = None, *, most: int = _WEIGHTS) -> Opened:
-    """Open the submission in `folder`, whose weights have at most `most` bytes.
+    """Read the submission in `folder`; weights of more than `most` bytes are refused.
 
-    `root` is where data sets lie; one is loaded only if it is not ours, for its classes and channels.
-    Raises BadInput for whatever is wrong with the folder, card, recipe or weights; MissingExtra where the network is
-    another library's and that is not installed.
+    root: the folder of the data sets; a data set is loaded only if it is not ours, for its classes and image shape.
+    Raises BadInput for an invalid folder, card, recipe or weights file; MissingExtra if the network is from a library
+    that is not installed.
     """
     files = untrusted.files(folder)
     weights = _weights_file(folder, files)
@@ -93,10 +93,10 @@ def read(folder: Path, root: Path | None = None, *, most: int = _WEIGHTS) -> Ope
 def filled(
     submission: Submission, content: bytes, weights: Path, notes: list[str], root: Path | None = None
 ) -> nn.Module:
-    """The submission's network with the weights in it, as `Opened.network`.
+    """The submission's network with the weights loaded, as `Opened.network`.
 
-    content: of the file `weights`, which errors name. notes hears what was converted or left aside. root: as of `read`.
-    Raises BadInput for weights that do not fit, and what `read` raises for the architecture.
+    content: the bytes of the file `weights`, whose path errors name. notes: what was converted or ignored is appended.
+    root: as in `read`. Raises BadInput for weights that do not fit, and what `read` raises for the architecture.
     """
     network, channels = _network(submission, root)
     state = state_dicts.unwrap(files.parse_weights(content, weights), weights, notes)
@@ -108,9 +108,9 @@ def filled(
 
 
 def shape(dataset: str, root: Path | None = None) -> tuple[int, tuple[int, int, int]]:
-    """Classes and image shape (C, H, W) of a data set; ours are known, others are loaded.
+    """The number of classes and the image shape (C, H, W) of a data set; data sets that are not ours are loaded.
 
-    Raises BadInput for an unknown name and for one of another package whose data is not in `root`.
+    Raises BadInput for an unknown name, and for another package's data set that is not in `root`.
     """
     if dataset in _SHAPES:
         classes, channels, side = _SHAPES[dataset]
@@ -131,11 +131,11 @@ def new(
     name: str | None = None,
     report: Path | None = None,
 ) -> Path:
-    """Write the submission of a training run to the folder `out`, and return it.
+    """Write the submission of a training run to the folder `out`, and return `out`.
 
-    name: None is the recipe's. report: what `atent eval RUN` wrote, whose figures become the claims. Raises BadInput
-    if `run` holds no trained model, `out` is there and not empty, a field does not fit the card, or the report is of
-    other weights or another threat model.
+    name: default the recipe's. report: the file of `atent eval RUN`; its accuracies become the claims. Raises BadInput
+    if `run` holds no trained model, `out` exists and is not empty, a field is not valid in a card, or the report is of
+    other weights, other images or another threat model.
     """
     folder = RunFolder(run)
     recipe = folder.recipe()
@@ -143,8 +143,8 @@ def new(
         message = f"{run} holds no weights yet: there is no {folder.weights.name} in it; finish the training"
         raise BadInput(message, code="missing", field="run")
     weights = folder.weights.read_bytes()
-    given = {"authors": authors, "license": license, "link": link, "venue": venue, "name": name or recipe.name}
-    submission = _submission(recipe, given | {"claims": [] if report is None else _claims(report, recipe, weights)})
+    fields = {"authors": authors, "license": license, "link": link, "venue": venue, "name": name or recipe.name}
+    submission = _submission(recipe, fields | {"claims": [] if report is None else _claims(report, recipe, weights)})
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise BadInput(f"{out} is there already; name a new folder", code="exists", field="out")
     out.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def _weights_file(folder: Path, files: list[Path]) -> Path:
 
 
 def _read_recipe(path: Path) -> Recipe:
-    """A recipe that stands alone: what it names as `init_from` or data is checked to be a text, and never opened."""
+    """The recipe without a base. Files that it names, such as `init_from`, are never opened."""
     raw = untrusted.plain_yaml(untrusted.read(path, _RECIPE), path)
     if not isinstance(raw, dict):
         message = f"{path} holds no fields; a recipe is a mapping of names to values"
@@ -187,13 +187,13 @@ def _read_recipe(path: Path) -> Recipe:
         return recipes.parse(raw, str(path))
     except AtentError:
         raise
-    except Exception as error:  # an objective of another package may take a value amiss in any way
+    except Exception as error:  # an objective of another package may fail in any way on a bad value
         message = f"{path} is no recipe: {untrusted.line(error)}"
         raise BadInput(message, code="bad-value", field="recipe") from None
 
 
 def _network(submission: Submission, root: Path | None) -> tuple[nn.Module, int]:
-    """The card's network with fresh weights, and its channels."""
+    """The card's network with fresh weights, and the number of image channels."""
     classes, (channels, height, width) = shape(submission.dataset, root)
     architecture, blank = submission.architecture, torch.zeros(1, channels, height, width)
     for argument in sorted({"classes", "channels"} & architecture.arguments.keys()):
@@ -258,7 +258,7 @@ def _last_part(name: str) -> str:
 # ---- writing
 
 
-def _submission(recipe: Recipe, given: Mapping[str, Any]) -> Submission:
+def _submission(recipe: Recipe, fields: Mapping[str, Any]) -> Submission:
     start = f" Started from {Path(recipe.init_from).name}." if recipe.init_from else ""
     try:
         return Submission(
@@ -266,7 +266,7 @@ def _submission(recipe: Recipe, given: Mapping[str, Any]) -> Submission:
             dataset=recipe.dataset,
             threat=recipe.threat,
             training=f"{recipe.description}{start} Recipe: {recipe.name}."[:2000],
-            **given,
+            **fields,
         )
     except ValidationError as error:
         message = f"the card cannot be written: {cards.explain(error)}"
@@ -274,7 +274,7 @@ def _submission(recipe: Recipe, given: Mapping[str, Any]) -> Submission:
 
 
 def _claims(path: Path, recipe: Recipe, weights: bytes) -> list[Claim]:
-    """Clean accuracy and the last attack's, the worst case if there are several, of a report of these weights."""
+    """Claims from a report of these weights: clean accuracy and the last attack or worst case."""
     report = Report.load(path)
     if report.weights_sha256 != hashlib.sha256(weights).hexdigest():
         message = f"{path} is a report of other weights; score the run anew with `atent eval`"
@@ -287,14 +287,14 @@ def _claims(path: Path, recipe: Recipe, weights: bytes) -> list[Claim]:
         message = f"{path} is a report under {report.threat}, and the run's threat model is {recipe.threat}"
         raise BadInput(message, code="other-content", field="report")
     source = f"{path.name}: {report.split}"
-    tried = ", ".join(result.attack for result in report.attacks)
+    attacks = ", ".join(result.attack for result in report.attacks)
     claims = [
         Claim(what="clean", percent=_percent(result), source=source)
         for result in report.results
         if result.kind == "clean"
     ]
     for result in [result for result in report.results if result.kind != "clean"][-1:]:
-        attack = f"worst case of {tried}" if result.kind == "worst_case" else result.attack
+        attack = f"worst case of {attacks}" if result.kind == "worst_case" else result.attack
         claims.append(Claim(what="robust", percent=_percent(result), attack=attack, source=source))
     return claims
 
