@@ -1,4 +1,4 @@
-"""What the command line shows: progress bars and tables, on rich."""
+"""Progress bars and tables of the command line, with rich."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ class TrainingBar:
         self.busy(f"{name}: scoring")
 
     def busy(self, text: str) -> None:
-        """Show what is being done."""
+        """Show the current step."""
         self.progress.reset(self.task, description=text, total=None, now="", visible=True)
 
 
 class ScoringBar:
-    """A bar over the chunks of an evaluation, with the time that has passed, the time left, and the current attack.
+    """A bar over the chunks of an evaluation, with the elapsed time, the time left, and the current attack.
 
-    Where there is no terminal, a line per chunk instead.
+    Without a terminal it prints a line per chunk instead.
     """
 
     def __init__(self, console: Console) -> None:
@@ -103,21 +103,21 @@ class ScoringBar:
         self.progress.stop()
 
     def busy(self, text: str) -> None:
-        """Show what is being done."""
+        """Show the current step."""
         self.progress.update(self.task, now=text)
 
-    def standing(self, standing: Standing) -> None:
-        """Show how many chunks are done and how long the others will take, which runs down by the clock in between."""
-        if self.done == standing.done:
+    def chunks(self, state: Standing) -> None:
+        """Show the number of finished chunks and the expected time left, which counts down until the next call."""
+        if self.done == state.done:
             return
-        left = standing.left
+        left = state.left
         due = None if left is None else time.monotonic() + left
-        self.progress.update(self.task, total=standing.chunks, completed=standing.done, due=due)
-        begun, self.done = self.done is None, standing.done
-        if left is not None and (begun or (left and not self.terminal)):
-            said = "going on where it stopped: " if begun else ""
-            said += f"{standing.done} of {standing.chunks} chunks are done, about {_clock(left)} left"
-            self.progress.console.print(said, highlight=False, soft_wrap=True)
+        self.progress.update(self.task, total=state.chunks, completed=state.done, due=due)
+        first, self.done = self.done is None, state.done
+        if left is not None and (first or (left and not self.terminal)):
+            text = "going on where it stopped: " if first else ""
+            text += f"{state.done} of {state.chunks} chunks are done, about {_clock(left)} left"
+            self.progress.console.print(text, highlight=False, soft_wrap=True)
 
 
 class _TimeLeft(ProgressColumn):
@@ -132,10 +132,10 @@ def _clock(seconds: float) -> str:
 
 def certified_table(report: Certified) -> Table:
     """Certified accuracy at each ℓ2 radius."""
-    used = report.smoothing
+    settings = report.smoothing
     title = (
-        f"{report.name} on {report.data}, the first {report.images} test images; sigma {used['sigma']:g}, "
-        f"n {used['n']}, n0 {used['n0']}, alpha {used['alpha']:g}, seed {report.seed}"
+        f"{report.name} on {report.data}, the first {report.images} test images; sigma {settings['sigma']:g}, "
+        f"n {settings['n']}, n0 {settings['n0']}, alpha {settings['alpha']:g}, seed {report.seed}"
     )
     table = Table("ℓ2 radius", "certified accuracy", title=title)
     for radius, accuracy in report.certified_accuracy.items():
@@ -159,9 +159,9 @@ def board_table(reports: Sequence[Report]) -> Table:
 
 
 def doctor_table(report: Mapping[str, Any]) -> Table:
-    """One row per neighbour: its version, whether it works and for what, what was repaired, how to install it."""
-    where = [f"Python {report['python']}", report["platform"], report["device"]]
-    title = f"atent-ext {report['atent-ext']}: {', '.join(part for part in where if part)}"
+    """One row per package: version, whether it works, its use, what was repaired, how to install it."""
+    environment = [f"Python {report['python']}", report["platform"], report["device"]]
+    title = f"atent-ext {report['atent-ext']}: {', '.join(part for part in environment if part)}"
     table = Table("neighbour", "version", "does it work, and what for", title=title)
     for row in report["neighbours"]:
         style = {"ok": None, "fails": "red"}.get(row["status"], "dim")

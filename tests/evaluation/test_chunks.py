@@ -506,7 +506,7 @@ def shown(standings, terminal):
     console = Console(file=out, width=120, force_terminal=terminal, color_system=None)
     with ScoringBar(console) as bar:
         for standing in standings:
-            bar.standing(standing)
+            bar.chunks(standing)
             bar.busy("AutoAttack: apgd-t on 43 images")
         bar.progress.refresh()
         drawn = Console(width=120, file=StringIO(), record=True)
