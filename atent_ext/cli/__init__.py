@@ -1,6 +1,6 @@
-"""The command `atent`: parse, call, print.
+"""The command `atent`: parses arguments, calls the library, prints results.
 
-app           the commands together, --version, doctor
+app           the whole command, --version, doctor
 listing       ls
 show          show
 train         train
@@ -9,10 +9,10 @@ compare       compare
 experiments   quickstart, reproduce, plot
 submissions   verify, submit, submission new
 leaderboard   board, registry check
-catalog       what there is, read from files and names alone
-card_text     a card in words
-options       options that mean the same everywhere, the console, and how it is printed to
+catalog       lists of recipes, models, cards, ... without importing torch
+card_text     a card as text
+options       shared options, the console, and print functions
 console       progress bars and tables
-exit          how a command ends: well, interrupted, or refused in one line
-doctor        which neighbours work here
+exit          exit codes and one-line error messages
+doctor        tests which optional packages work here
 """

@@ -1,4 +1,4 @@
-"""The command `atent`: parses, calls, prints. Errors that we raise on purpose are one line and exit code 2."""
+"""The command `atent`. An AtentError is printed as one line and ends it with exit code 2."""
 
 import os
 from typing import Annotated
@@ -23,7 +23,7 @@ for _part in (listing, show, train, evaluate, compare, experiments, submissions,
 
 def main() -> None:
     """Run the command line."""
-    # Read by torch at its first large tensor: large pages spare most of the page faults of a training step on the CPU.
+    # torch reads it at its first large tensor. Large pages avoid most page faults of a training step on the CPU.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     app()
 

@@ -1,4 +1,4 @@
-"""A card in words, out of its plain data."""
+"""A card as text, from its plain data."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ _FOUND = {True: "FOUND", False: "no", None: "not looked for"}
 
 
 def about(content: Content) -> Iterator[str]:
-    """What a card says of the model and its training, a line each."""
+    """Lines on the model, its training and its weights."""
     submission, weights = content["submission"], content["weights"]
     name, architecture = submission["name"], submission["architecture"]
     arguments = "".join(f", {key} {value}" for key, value in architecture.get("arguments", {}).items())
@@ -26,7 +26,7 @@ def about(content: Content) -> Iterator[str]:
 
 
 def remarks(content: Content) -> Iterator[str]:
-    """What a reader has to know besides the table: failed checks, signs of masking, claims and their verdicts."""
+    """Lines on failed checks, signs of gradient masking that were found, and verdicts on claims."""
     for check in content["checks"]:
         if check["passed"] is False:
             yield f"check failed: {check['name']}: {check['said']}"
@@ -37,13 +37,14 @@ def remarks(content: Content) -> Iterator[str]:
 
 
 def _claims(content: Content) -> Iterator[str]:
-    for one in content["verdicts"]:
-        claim, (low, high) = one["claim"], one["interval"]
+    for verdict in content["verdicts"]:
+        claim, (low, high) = verdict["claim"], verdict["interval"]
         yield (
-            f"claim of {claim['percent']:g} % ({claim['what']}): {one['verdict']}; measured {one['measured']:.1f} % "
-            f"({low:.1f}-{high:.1f}) under {one['attack']}, {one['points']:+.1f} points"
+            f"claim of {claim['percent']:g} % ({claim['what']}): {verdict['verdict']}; measured "
+            f"{verdict['measured']:.1f} % ({low:.1f}-{high:.1f}) under {verdict['attack']}, "
+            f"{verdict['points']:+.1f} points"
         )
-    compared = [one["claim"] for one in content["verdicts"]]
+    compared = [verdict["claim"] for verdict in content["verdicts"]]
     for claim in content["submission"]["claims"]:
         if content["report"] and claim not in compared:
             yield (
@@ -53,7 +54,7 @@ def _claims(content: Content) -> Iterator[str]:
 
 
 def evidence(content: Content) -> Iterator[str]:
-    """Whether there are claims, how many checks passed, and each sign of gradient masking, found or not."""
+    """Lines on missing claims, the number of passed checks, and every sign of gradient masking, found or not."""
     if not content["submission"]["claims"]:
         yield "claims: none"
     passed = [check["passed"] for check in content["checks"]]

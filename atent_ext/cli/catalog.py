@@ -1,6 +1,6 @@
-"""What there is, as plain data: read from files and names alone, without torch, so that listing is quick.
+"""Lists of recipes, models, data sets, protocols and cards as plain data, read without importing torch.
 
-An entry is a mapping with `name`. Radii are in units of images in [0, 1], accuracies in [0, 1].
+An entry is a mapping with `name`. Radii are for images in [0, 1]; accuracies are in [0, 1].
 """
 
 import json
@@ -23,22 +23,23 @@ _FORMATS = {
 
 
 def recipes() -> list[Entry]:
-    """All recipes: dataset, threat, objective, model, description, package; or fault, where one cannot be used."""
+    """All recipes: dataset, threat, objective, model, description, package; `fault` instead if it cannot be used."""
     packages = registry.packages("recipe")
-    found = ((name, _recipe(name, fields)) for name, fields in recipe_files.every())
-    return [{"name": name, **about, "package": packages.get(name)} for name, about in found]
+    return [
+        {"name": name, **_recipe(name, fields), "package": packages.get(name)} for name, fields in recipe_files.every()
+    ]
 
 
 def _recipe(name: str, fields: dict[str, Any] | BadInput) -> Entry:
     if isinstance(fields, BadInput):
         return {"fault": str(fields)}
-    found = {key: _listed(key, fields.get(key)) for key in ("dataset", "threat", "objective", "model", "description")}
-    lacking = [key for key, value in found.items() if value is None]
-    return {"fault": f"recipe {name} lacks {', '.join(lacking)}"} if lacking else found
+    about = {key: _listed(key, fields.get(key)) for key in ("dataset", "threat", "objective", "model", "description")}
+    missing = [key for key, value in about.items() if value is None]
+    return {"fault": f"recipe {name} lacks {', '.join(missing)}"} if missing else about
 
 
 def _listed(key: str, value: Any) -> Any:
-    """What is listed of a field of a recipe, None where it is not what `recipes` would take."""
+    """The listed value of a recipe's field, None if the field is not valid in a recipe."""
     if key in ("dataset", "description"):
         return value if isinstance(value, str) else None
     try:
@@ -73,15 +74,15 @@ def _registered(kind: str) -> list[Entry]:
 
 def protocols() -> list[Entry]:
     """The protocols of `--protocol`: description, and the names of their attacks."""
-    found = ((name, protocol(name)) for name in registry.files("protocol"))
+    contents = ((name, protocol(name)) for name in registry.files("protocol"))
     return [
-        {"name": name, "description": one["description"], "attacks": [attack["attack"] for attack in one["attacks"]]}
-        for name, one in found
+        {"name": name, "description": fields["description"], "attacks": [spec["attack"] for spec in fields["attacks"]]}
+        for name, fields in contents
     ]
 
 
 def protocol(name: str) -> Entry:
-    """The fields of a protocol, as its file has them."""
+    """The fields of a protocol's file."""
     fields: Entry = yaml.safe_load(registry.files("protocol")[name].read_text(encoding="utf-8"))
     return fields
 
@@ -97,8 +98,8 @@ def cards() -> list[Entry]:
 
 
 def zoo() -> list[Entry]:
-    """The cards whose weights are here, under the names that `atent eval` and `atent_ext.load` take."""
-    return [one for one in cards() if one["loads"]]
+    """The cards with local weights, under the names that `atent eval` and `atent_ext.load` take."""
+    return [entry for entry in cards() if entry["loads"]]
 
 
 def _card_files() -> list[Path]:
@@ -106,7 +107,7 @@ def _card_files() -> list[Path]:
 
 
 def card(path: Path) -> Entry:
-    """A card as its file has it. Raises BadInput for a file that is not JSON."""
+    """The content of a card's file, not validated. Raises BadInput for a file that is not JSON."""
     try:
         content: Entry = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -115,7 +116,7 @@ def card(path: Path) -> Entry:
 
 
 def cards_of(name: str) -> list[Path]:
-    """The files of the cards of a model, one a threat model."""
+    """The files of a model's cards, one for each threat model."""
     return [path for path in _card_files() if path.stem == name]
 
 
@@ -142,17 +143,17 @@ def _measured(content: Mapping[str, Any]) -> Entry:
 
 
 def loads(name: str) -> bool:
-    """Whether the weights of a model are here."""
+    """Whether the weights of a model are in the registry on this machine."""
     return (registry.folder("weights") / f"{name}.safetensors").is_file()
 
 
 def recipe_of(content: Mapping[str, Any]) -> str | None:
-    """The recipe that a card names: its report's, or that of "Recipe: NAME." at the end of its training's text."""
+    """The recipe of a card: that of its report, or NAME of "Recipe: NAME." at the end of its `training` text."""
     recipe = content["report"].get("recipe")
     if recipe:
         return str(recipe["name"])
-    stated = re.search(r"(?:^|\s)Recipe: (\S+)\.$", content["submission"].get("training", ""))
-    return stated[1] if stated else None
+    match = re.search(r"(?:^|\s)Recipe: (\S+)\.$", content["submission"].get("training", ""))
+    return match[1] if match else None
 
 
 KINDS: Mapping[str, tuple[Callable[[], list[Entry]], str]] = {
@@ -165,10 +166,10 @@ KINDS: Mapping[str, tuple[Callable[[], list[Entry]], str]] = {
     "zoo": (zoo, "trained models: atent eval NAME, atent_ext.load(NAME)"),
     "cards": (cards, "what was measured of models: atent show NAME"),
 }
-"""The kinds of `atent ls`: their entries, and what they are for."""
+"""The kinds of `atent ls`: function that lists the entries, and what they are for."""
 
 
 def names() -> Mapping[str, list[str]]:
-    """The names that `atent show` knows, by kind."""
+    """The names that `atent show` accepts, by kind."""
     cards = [path.stem for path in _card_files()]
     return {"recipe": recipe_files.names(), "protocol": [*registry.files("protocol")], "card": cards}

@@ -1,4 +1,4 @@
-"""`atent compare`: are two models different, or is it chance?"""
+"""`atent compare`: tests whether models differ in robust accuracy."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ from atent_ext.cli.options import print_line, print_table
 
 
 def add(app: typer.Typer) -> None:
-    """Give `app` this command."""
+    """Add the command to `app`."""
     app.command()(compare)
 
 

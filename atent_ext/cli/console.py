@@ -1,4 +1,4 @@
-"""What the command line shows: progress bars and tables, on rich."""
+"""Progress bars and tables of the command line, with rich."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ class TrainingBar:
         self.busy(f"{name}: scoring")
 
     def busy(self, text: str) -> None:
-        """Show what is being done."""
+        """Show the current step."""
         self.progress.reset(self.task, description=text, total=None, now="", visible=True)
 
 
 class ScoringBar:
-    """A bar over the chunks of an evaluation, with the time that has passed, the time left, and the current attack.
+    """A bar over the chunks of an evaluation, with the elapsed time, the time left, and the current attack.
 
-    Where there is no terminal, a line per chunk instead.
+    Without a terminal it prints a line per chunk instead.
     """
 
     def __init__(self, console: Console) -> None:
@@ -103,7 +103,7 @@ class ScoringBar:
         self.progress.stop()
 
     def busy(self, text: str) -> None:
-        """Show what is being done."""
+        """Show the current step."""
         self.progress.update(self.task, now=text)
 
     def progress_to(self, current: journal.Progress) -> None:
@@ -132,10 +132,10 @@ def _clock(seconds: float) -> str:
 
 def certified_table(report: Certified) -> Table:
     """Certified accuracy at each ℓ2 radius."""
-    used = report.smoothing
+    settings = report.smoothing
     title = (
-        f"{report.name} on {report.data}, the first {report.images} test images; sigma {used['sigma']:g}, "
-        f"n {used['n']}, n0 {used['n0']}, alpha {used['alpha']:g}, seed {report.seed}"
+        f"{report.name} on {report.data}, the first {report.images} test images; sigma {settings['sigma']:g}, "
+        f"n {settings['n']}, n0 {settings['n0']}, alpha {settings['alpha']:g}, seed {report.seed}"
     )
     table = Table("ℓ2 radius", "certified accuracy", title=title)
     for radius, accuracy in report.certified_accuracy.items():
@@ -159,9 +159,9 @@ def board_table(reports: Sequence[Report]) -> Table:
 
 
 def doctor_table(report: Mapping[str, Any]) -> Table:
-    """One row per neighbour: its version, whether it works and for what, what was repaired, how to install it."""
-    where = [f"Python {report['python']}", report["platform"], report["device"]]
-    title = f"atent-ext {report['atent-ext']}: {', '.join(part for part in where if part)}"
+    """One row per package: version, whether it works, its use, what was repaired, how to install it."""
+    environment = [f"Python {report['python']}", report["platform"], report["device"]]
+    title = f"atent-ext {report['atent-ext']}: {', '.join(part for part in environment if part)}"
     table = Table("neighbour", "version", "does it work, and what for", title=title)
     for row in report["neighbours"]:
         style = {"ok": None, "fails": "red"}.get(row["status"], "dim")

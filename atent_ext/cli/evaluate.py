@@ -11,14 +11,14 @@ from atent_ext.core.fraction import fraction
 
 
 def add(app: typer.Typer) -> None:
-    """Give `app` these commands."""
+    """Add the commands to `app`."""
     app.command("eval")(evaluate)
     app.command()(certify)
     app.command()(export)
 
 
 def _number(text: str) -> float:
-    """A number as people write radii: 0.031, 1e-2 or 8/255."""
+    """Parse a radius: 0.031, 1e-2 or 8/255."""
     value = fraction(text, "--eps")
     return float(text) if value is None else value
 
@@ -72,8 +72,8 @@ def evaluate(
     loaded = subjects.load(subject, model, dataset, norm, eps, data_root, download, model_dir, held_out)
     target = out or scoring.default_path(Path(subject), loaded, chosen, n, seed or 0)
     if target.is_dir():
-        raise BadInput(f"--out {target} is a folder; name the JSON file to write")
-    finished = target.exists() and not overwrite  # then the report is this one, or refused
+        raise BadInput(f"--out {target} is a folder; name the JSON file to write", code="bad-value", field="out")
+    finished = target.exists() and not overwrite  # `score` returns it, or raises BadInput if its setting differs
     with ScoringBar(console) as bar:
         report = scoring.score(
             loaded,
@@ -103,7 +103,9 @@ def certify(
     alpha: Annotated[float, typer.Option(help="One minus the confidence.")] = 0.001,
     radius: Annotated[float, typer.Option(min=0, help="Refuse an n that cannot reach this ℓ2 radius.")] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Noisy images in one pass.")] = 1000,
-    out: Annotated[Path | None, typer.Option("--out", help="JSON file; one that exists is gone on with.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="JSON file to write; an interrupted one is continued.")
+    ] = None,
     seed: Seed = None,
     data_root: DataRoot = None,
 ) -> None:

@@ -20,7 +20,7 @@ from atent_ext.core.errors import BadInput
 
 
 def add(app: typer.Typer) -> None:
-    """Give `app` these commands."""
+    """Add the commands to `app`."""
     for command in (quickstart, reproduce, plot):
         app.command()(command)
 
@@ -76,7 +76,8 @@ def reproduce(
         print_table(report.listing())
         return
     if name is None:
-        raise BadInput("no table or figure is named; `atent reproduce --list` shows them all")
+        message = "no table or figure is named; `atent reproduce --list` shows them all"
+        raise BadInput(message, code="missing", field="name")
     chosen = study.load(name)
     chosen.at(scale)
     target = out / f"{name}-{scale}.json"
@@ -96,7 +97,9 @@ def plot(
     out: Annotated[
         Path | None, typer.Option("--out", help="Picture to write [default: KIND.png]; an SVG beside it.")
     ] = None,
-    index: Annotated[int, typer.Option("--index", min=0, help="Which test image, for one image's figures.")] = 0,
+    index: Annotated[
+        int, typer.Option("--index", min=0, help="Index of the test image, for figures of a single image.")
+    ] = 0,
     n: Annotated[int, typer.Option("--n", min=1, help="Test images of a curve, images per class of a plane.")] = 200,
     dataset: Annotated[str, typer.Option(help="For a plane: digits or mnist.")] = "digits",
     seed: Seed = None,

@@ -12,7 +12,7 @@ registry = typer.Typer(no_args_is_help=True, help="The cards, recipes and weight
 
 
 def add(app: typer.Typer) -> None:
-    """Give `app` these commands."""
+    """Add the commands to `app`."""
     app.command()(board)
     app.add_typer(registry, name="registry")
 
@@ -24,12 +24,13 @@ def board(
     ] = None,
 ) -> None:
     """Write the leaderboard of all cards as pages that open without a network."""
-    from atent_ext.core.registry import folder as shipped
+    from atent_ext.core.registry import folder as registry_folder
     from atent_ext.leaderboard.site import build
 
-    folder = shipped("card") if cards is None else cards
+    folder = registry_folder("card") if cards is None else cards
     if not folder.is_dir():
-        raise BadInput(f"there are no cards in {folder}; name their folder with --cards")
+        message = f"there are no cards in {folder}; name their folder with --cards"
+        raise BadInput(message, code="missing", field="cards")
     written = build(folder, out)
     print_line(f"written: {written[0]} and {len(written) - 1} more files")
 
@@ -49,7 +50,7 @@ def check(
     print_line(f"{root}: all cards and recipes are in order")
 
 
-# What has one command has a callback, or typer would take the command's name for its argument.
+# A typer app with a single command needs a callback; otherwise the command's name is read as its argument.
 @registry.callback()
 def _registry() -> None:
     pass

@@ -1,4 +1,4 @@
-"""The command ls: what there is by name. It imports no torch."""
+"""The command ls: lists recipes, models, cards, ... It does not import torch."""
 
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,11 +14,11 @@ from atent_ext.cli.options import AsJson, console, print_json, print_line
 from atent_ext.core import registry
 
 _LEAST = 12
-"""Characters below which a shortened description says nothing."""
+"""Least length of a shortened description; with less room it is left out."""
 
 
 def add(app: typer.Typer) -> None:
-    """Give `app` this command."""
+    """Add the command to `app`."""
     app.command()(ls)
 
 
@@ -35,9 +35,9 @@ def ls(
     if as_json:
         return print_json(entries)
     columns = _COLUMNS[kind]
-    rows = [columns.cells(one) for one in entries if "fault" not in one]
+    rows = [columns.cells(entry) for entry in entries if "fault" not in entry]
     _print_lines(columns.headings, rows, columns.figures, columns.described)
-    faults = [f"{one['name']} cannot be used: {one['fault']}" for one in entries if "fault" in one]
+    faults = [f"{entry['name']} cannot be used: {entry['fault']}" for entry in entries if "fault" in entry]
     for fault in [*faults, *(registry.faults() if kind == "recipes" else ())]:
         print_line(f"note: {fault}")
 
@@ -57,9 +57,9 @@ def _overview(as_json: bool) -> None:
 def _print_lines(
     headings: Sequence[str], rows: Iterable[Sequence[str]], figures: int = 0, described: bool = False
 ) -> None:
-    """Print one line an entry, in columns, the last `figures` of them aligned on the right.
+    """Print a line for each row, in columns; the last `figures` columns are aligned on the right.
 
-    described: the last column is a text, which is shortened to the width at hand. Nothing else is ever cut or wrapped.
+    described: the last column is a text, which is shortened to the console's width. Other cells are never shortened.
     """
     rows = [headings, *rows]
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
@@ -112,7 +112,7 @@ def _zoo(entry: Entry) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Columns:
-    """How a kind is listed. figures: how many of the last columns hold numbers. described: the last one is a text."""
+    """The columns of a kind. figures: number of numeric columns at the end. described: the last column is a text."""
 
     headings: tuple[str, ...]
     cells: Callable[[Entry], tuple[str, ...]]
@@ -126,7 +126,7 @@ _COLUMNS: Mapping[str, _Columns] = {
     "datasets": _Columns(("data set", "where it is"), _registered),
     "objectives": _Columns(("objective", "where it is"), _registered),
     "protocols": _Columns(
-        ("protocol", "what is measured"), lambda one: (one["name"], one["description"]), described=True
+        ("protocol", "what is measured"), lambda entry: (entry["name"], entry["description"]), described=True
     ),
     "attacks": _Columns(("attack", "where it is"), _registered),
     "zoo": _Columns(("model", "recipe", "threat", "clean", "worst"), _zoo, figures=2),

@@ -13,7 +13,7 @@ from atent_ext.core import processes
 if TYPE_CHECKING:  # it imports torch
     from atent_ext.evaluation.report import Report
 
-# Under torchrun every process runs this; the first one speaks.
+# Under torchrun only the main process prints.
 console = Console(markup=False, emoji=False, highlight=False, quiet=not processes.is_main())
 
 Changes = Annotated[
@@ -28,17 +28,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document in
 
 
 def print_line(text: str, style: str | None = None) -> None:
-    """Print a text as it is, in one line however long: a pipe gets it in one piece, a terminal wraps it."""
+    """Print a text as one line without markup; rich does not wrap it."""
     console.print(text, style=style, soft_wrap=True)
 
 
 def print_table(table: RenderableType) -> None:
-    """Print a table whole, also where it is wider than the console."""
+    """Print a table, uncropped if it is wider than the console."""
     console.print(table, crop=False)
 
 
 def print_notes(reports: "Sequence[Report]") -> None:
-    """Print everything that the reports' attacks had to say, once."""
+    """Print the distinct notes of the reports' results, sorted."""
     for note in sorted({note for report in reports for note in report.notes}):
         print_line(f"note: {note}")
 
@@ -49,5 +49,5 @@ def print_json(content: Any) -> None:
 
 
 def notice(text: str) -> None:
-    """Print what a user has to know of what was asked for."""
+    """Print a note on the user's options."""
     print_line(f"note: {text}")

@@ -1,4 +1,4 @@
-"""The command show: a recipe, a protocol or a card in full. It imports no torch."""
+"""The command show: prints a recipe, a protocol or a card. Only for cards it imports torch."""
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ Shown = Literal["recipe", "protocol", "card"]
 
 
 def add(app: typer.Typer) -> None:
-    """Give `app` this command."""
+    """Add the command to `app`."""
     app.command()(show)
 
 
@@ -32,19 +32,19 @@ def show(
     """
     if kind is not None and kind not in get_args(Shown):
         raise registry.nearest("kind", kind, get_args(Shown))
-    found = {one: content for one, content in _contents(name) if kind in (None, one)}
-    if not found:
+    contents = {label: content for label, content in _contents(name) if kind in (None, label)}
+    if not contents:
         raise _unknown(name, kind)
     if as_json:
-        return print_json(found)
-    for number, (one, content) in enumerate(found.items()):
-        if len(found) > 1:
-            print_line(f"{chr(10) if number else ''}# {one} {name}")
-        _SHOW[one](content)
+        return print_json(contents)
+    for number, (label, content) in enumerate(contents.items()):
+        if len(contents) > 1:
+            print_line(f"{chr(10) if number else ''}# {label} {name}")
+        _SHOW[label](content)
 
 
 def _contents(name: str) -> Iterator[tuple[Shown, Any]]:
-    """What there is of a name: the fields of a recipe or a protocol, the cards."""
+    """The kinds that have this name, each with its content: fields of a recipe or a protocol, a list of cards."""
     if name in recipe_files.names() or name.endswith((".yaml", ".yml")):
         yield "recipe", recipe_files.read(name)
     if name in registry.files("protocol"):
@@ -54,7 +54,7 @@ def _contents(name: str) -> Iterator[tuple[Shown, Any]]:
 
 
 def _unknown(name: str, kind: str | None) -> BadInput:
-    known = [one for of, names in catalog.names().items() if kind in (None, of) for one in names]
+    known = [entry for label, names in catalog.names().items() if kind in (None, label) for entry in names]
     close = difflib.get_close_matches(name, known, n=1)
     what = kind or "recipe, protocol or card"
     hint = f"did you mean {close[0]!r}?" if close else "`atent ls` says what there is"

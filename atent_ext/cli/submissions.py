@@ -18,7 +18,7 @@ submission = typer.Typer(no_args_is_help=True, help="Folders that are sent in.")
 
 
 def add(app: typer.Typer) -> None:
-    """Give `app` these commands."""
+    """Add the commands to `app`."""
     app.command()(verify)
     app.command()(submit)
     app.add_typer(submission, name="submission")
@@ -55,7 +55,8 @@ def verify(
 
     target = out or _card_of(folder)
     if ("registry", "cards") in pairwise(target.resolve().parts):
-        raise BadInput(f"{target} lies among the registry's cards, and files of the scoring would, too; move it later")
+        message = f"{target} lies among the registry's cards, and files of the scoring would, too; move it later"
+        raise BadInput(message, code="bad-value", field="out")
     for file in (target, target.with_suffix(".png")):
         files.replaceable(file)
     finished = None if overwrite else cards.find_card(target)
@@ -99,20 +100,20 @@ def verify(
 
 
 def _card_of(folder: Path) -> Path:
-    """The card's place beside the submission, which may be called "." as well."""
+    """The default path of the card, beside the submission's folder; that may be given as "."."""
     named = folder if folder.name == folder.resolve().name else folder.resolve()
     return named.with_name(f"{named.name}{_CARD}")
 
 
 def _weights_of(path: Path, file: str) -> Path:
-    """The weights in the submission that a card lies beside, or beside the card itself."""
+    """The weights in the submission's folder beside the card, or else beside the card itself."""
     inside = path.with_name(path.name.removesuffix(_CARD)) / file
     return inside if path.name.endswith(_CARD) and inside.is_file() else path.with_name(file)
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """The command as a card tells it: files and folders by their last name, for where they lie says nothing."""
-    return shlex.join(["atent", *(re.sub(r"[^:=]*[/\\](?=[^/\\])", "", one) for one in arguments)])
+    """The command for the card, with file and folder names but without the paths of this machine."""
+    return shlex.join(["atent", *(re.sub(r"[^:=]*[/\\](?=[^/\\])", "", argument) for argument in arguments)])
 
 
 def submit(
@@ -156,7 +157,7 @@ def new(
     print_line(f"written: {folder}; check it with: atent verify {folder}")
 
 
-# What has one command has a callback, or typer would take the command's name for its argument.
+# A typer app with a single command needs a callback; otherwise the command's name is read as its argument.
 @submission.callback()
 def _submission() -> None:
     pass

@@ -9,7 +9,7 @@ from atent_ext.cli.options import Changes, DataRoot, Download, Out, Seed, consol
 
 
 def add(app: typer.Typer) -> None:
-    """Give `app` this command."""
+    """Add the command to `app`."""
     app.command()(train)
 
 

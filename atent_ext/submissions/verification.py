@@ -1,4 +1,4 @@
-"""From an opened submission to its card: checks, signs of gradient masking, scores, and each claim against them."""
+"""Verification of a submission: checks, signs of gradient masking, scores, verdicts on the claims, and the card."""
 
 import subprocess
 import time
@@ -26,10 +26,10 @@ from atent_ext.submissions.folder import Opened
 
 T = TypeVar("T")
 CHECKED = 64
-"""Images that the network is checked on."""
+"""Number of images for the checks."""
 _ROOT = Path(__file__).resolve().parents[2]
 _DIGITS = 4
-"""Decimals of a percentage: enough for a million images, and 0.1 + 0.2 looks like 0.3."""
+"""Decimals of a percentage: enough for a million images, and few enough to hide rounding errors of floats."""
 
 
 def verify(
@@ -54,30 +54,31 @@ def verify(
 ) -> Card:
     """The card of a submission, scored on the first `n` test images (None: all); it is returned, not written.
 
-    dataset: the name to load the data set by, None for the submission's; `npz:FILE` for the lossless part of CIFAR-10,
-    say. protocol: a name, or a protocol; its AutoAttack becomes the "rand" version where the network is found to answer
-    at random. out: the file for the report of the scores, whose finished chunks lie beside it, so that the same call
-    goes on after a kill; no place for it is below registry/cards. card: what lies where the card is to go. If it is of
-    this submission and setting, it is returned and nothing is measured. overwrite: measure anew, whatever lies there or
-    at `out`. draw: called once with the network, the images and the names of their classes, before any attack, in the
-    first process alone. command: what the card is to name.
-    n, seed, batch_size, chunk, speed, progress: as in `scoring.score`. busy hears what is being done.
-    Several processes share the scores; checks, signs and the card are those of the first, and each returns that card.
-    Where a check is fatal, nothing is scored, and signs, verdicts, report and curve are empty.
-    Raises BadInput for data that is not there or not to be had so, for a card or a report of something else, before any
-    attack and with what differs, and for what `scoring.score` refuses.
+    dataset: the data set to load instead of the submission's, for example `npz:FILE`. protocol: a name or a protocol;
+    if the network is random, its AutoAttack becomes the "rand" version. out: the file of the report; finished chunks
+    are stored beside it, so that the same call resumes after an interruption. It must not be below registry/cards.
+    card: the card at the path where the new card will be written; if it is of this submission and setting, it is
+    returned and nothing is measured. overwrite: measure again and replace that card and the report at `out`.
+    draw: called once in the main process with the network, the images and the class names, before any attack.
+    command: the text of `Card.command`. n, seed, batch_size, chunk, speed, progress: as in `scoring.score`.
+    busy: called with a text on the current step.
+
+    Several processes share the scores; checks, signs and the card are computed in the main process, and every process
+    returns that card. If a check is fatal, nothing is scored, and signs, verdicts, report and curve are empty.
+    Raises BadInput, before any attack, for missing data and for a card or report of another submission or setting
+    (naming what differs); and what `scoring.score` raises.
     """
-    begin = time.perf_counter()
+    start = time.perf_counter()
     plan = load_protocol(protocol) if isinstance(protocol, str) else protocol
     images = datasets.load(dataset or opened.submission.dataset, data_root, download)
     team = processes.state()
     setting: dict[str, Any] = {"n": n, "seed": seed, "batch_size": batch_size, "chunk": chunk, "speed": speed}
     job = _Job(opened, images, images.test.take(n), plan, setting, busy)
-    lying = (None, None) if overwrite else (card, out)
-    inspection = _in_main(team, lambda: _inspect(job, *lying, draw))
+    existing = (None, None) if overwrite else (card, out)
+    inspection = _in_main(team, lambda: _inspect(job, *existing, draw))
     if inspection.finished is not None:
         return inspection.finished
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - start
     random, checks = inspection.random, inspection.checks
     if sanity.fatal(checks):
         return _in_main(team, lambda: _card(opened, checks, (), {}, None, (), command, seconds))
@@ -91,17 +92,17 @@ def verify(
         progress=progress,
     )
     signs = (*inspection.signs, masking.black_box(report))
-    judged = verdicts(opened.submission.claims, report, random)
+    compared = verdicts(opened.submission.claims, report, random)
     seconds += _seconds(report)
-    return _in_main(team, lambda: _card(opened, checks, signs, inspection.curve, report, judged, command, seconds))
+    return _in_main(team, lambda: _card(opened, checks, signs, inspection.curve, report, compared, command, seconds))
 
 
-# ---- what the main process does alone, before the scores
+# ---- before the scores, in the main process only
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What is asked for. test: the images to be scored. setting: the arguments of `scoring.score` by their names."""
+    """The arguments of `verify`. test: the images to score. setting: keyword arguments of `scoring.score`."""
 
     opened: Opened
     images: DataSet
@@ -112,17 +113,17 @@ class _Job:
 
     @property
     def subject(self) -> Subject:
-        """What is scored."""
+        """The subject that is scored."""
         return _subject(self.opened, self.images, self.test)
 
     def fitting(self, random: bool) -> Protocol:
-        """The protocol for a network that answers at random or does not."""
+        """The protocol for a random or a deterministic network."""
         return fitting(self.protocol, random)
 
 
 @dataclass(frozen=True)
 class _Inspection:
-    """What was found before the scores. finished: the card that lay there, of this very submission and setting."""
+    """The results before the scores. finished: the existing card of the same submission and setting, if any."""
 
     checks: tuple[Check, ...]
     random: bool
@@ -132,14 +133,14 @@ class _Inspection:
 
 
 def _in_main(team: PartialState, work: Callable[[], T]) -> T:
-    """What `work` returns in the main process, in every process."""
+    """Run `work` in the main process and return its result in every process."""
     return processes.from_main(team, cast(T, work() if team.is_main_process else None))
 
 
 def _inspect(
     job: _Job, card: Card | None, out: Path | None, draw: Callable[[nn.Module, Split, Sequence[str]], None] | None
 ) -> _Inspection:
-    """Checks and signs. Raises BadInput where `card`, or the report at `out`, is of something else."""
+    """Checks and signs. Raises BadInput if `card` or the report at `out` is of another submission or setting."""
     opened, seed, batch_size = job.opened, job.setting["seed"], job.setting["batch_size"]
     job.busy("checks")
     checks = _checks(opened, job.images.test, seed)
@@ -173,11 +174,11 @@ def _inspect(
 
 
 def _require_same(card: Card, job: _Job, checks: tuple[Check, ...], random: bool) -> None:
-    """Raise BadInput, which names what differs, unless the card is of this submission, measured by this setting."""
+    """Raise BadInput, which names what differs, unless the card is of this submission and was measured as in `job`."""
     source = f"the card of {card.submission.name}"
-    held = _identity(card.submission, card.weights.get("sha256"), card.checks)
-    asked = _identity(job.opened.submission, job.opened.sha256, checks)
-    earlier.refuse(differences(held, asked), source)
+    stored = _identity(card.submission, card.weights.get("sha256"), card.checks)
+    current = _identity(job.opened.submission, job.opened.sha256, checks)
+    earlier.refuse(differences(stored, current), source)
     if card.report:
         scoring.require_same(card.report, source, job.subject, job.fitting(random), **job.setting)
 
@@ -198,7 +199,7 @@ def _subject(opened: Opened, images: DataSet, test: Split) -> Subject:
         name=submission.name,
         model=_model(submission),
         weights_sha256=opened.sha256,
-        # The path of a file says nothing to others.
+        # Paths of this machine stay out of reports.
         data=images.name if ":" not in images.name else f"{submission.dataset} ({_file(images.name)})",
         data_note=images.note,
         data_sha256=datasets.digest(test.images, test.labels),
@@ -207,7 +208,7 @@ def _subject(opened: Opened, images: DataSet, test: Split) -> Subject:
 
 
 def _model(submission: Submission) -> str:
-    """The network in words; a journal goes on only with the same one, and its weights do not tell a normalisation."""
+    """The network as text, with its normalisation, which the hash of the weights does not cover."""
     name, scale = submission.architecture.name, submission.normalisation
     return name if scale is None else f"{name}, images normalised by mean {scale.mean} and std {scale.std}"
 
@@ -217,8 +218,11 @@ def _file(dataset: str) -> str:
 
 
 def fitting(protocol: Protocol, random: bool) -> Protocol:
-    """The protocol as a network is to be scored by it: for one that answers at random, AutoAttack's "rand" version, and
-    last iterates only, for what succeeded once on the way may not do so again."""
+    """The protocol for a random or a deterministic network.
+
+    A random network gets AutoAttack's "rand" version and only last iterates count, since an earlier iterate that
+    succeeded once may fail when it is evaluated again.
+    """
     if not random:
         return protocol
     return protocol.model_copy(update={"attacks": tuple(spec.for_random_network() for spec in protocol.attacks)})
@@ -228,19 +232,21 @@ def fitting(protocol: Protocol, random: bool) -> Protocol:
 
 
 def verdicts(claims: Iterable[Claim], report: Report, random: bool = False) -> tuple[Verdict, ...]:
-    """Each claim that the report measured something for: clean accuracy, or the worst case over all attacks.
+    """A verdict for each claim that the report covers, by clean accuracy or by the worst case over all attacks.
 
-    Without AutoAttack the worst case is an upper bound too loose to confirm anything: it can only refute.
-    random: for a network that answers at random, the strongest single attack: with every further attack, the worst
-    case loses images by chance, also under attacks that do nothing.
+    Without AutoAttack the worst case is too loose an upper bound to confirm a robust claim: only "overstated" is
+    returned then. random: compare with the strongest single attack instead, because the worst case of a random network
+    decreases by chance with every further attack, even with attacks that change nothing.
     """
     measured = {
         "clean": report.of_kind("clean"),
         "robust": _strongest(report) if random else report.of_kind("worst_case"),
     }
-    found = [_verdict(claim, result) for claim in claims if (result := measured[claim.what])]
+    compared = [_verdict(claim, result) for claim in claims if (result := measured[claim.what])]
     thorough = report.autoattack is not None
-    return tuple(one for one in found if thorough or one.claim.what == "clean" or one.verdict == "overstated")
+    return tuple(
+        verdict for verdict in compared if thorough or verdict.claim.what == "clean" or verdict.verdict == "overstated"
+    )
 
 
 def _strongest(report: Report) -> Result | None:
@@ -248,7 +254,7 @@ def _strongest(report: Report) -> Result | None:
 
 
 def _verdict(claim: Claim, result: Result) -> Verdict:
-    """Confirmed where the claim lies in the 95 % Wilson interval of what was measured."""
+    """Confirmed if the claim lies in the 95 % Wilson interval of the measured accuracy."""
     low, high = (100 * bound for bound in result.interval95_wilson)
     kind = "overstated" if claim.percent > high else "understated" if claim.percent < low else "confirmed"
     measured = 100 * result.accuracy
@@ -274,7 +280,7 @@ def _card(
     signs: tuple[Sign, ...],
     curve: masking.Curve,
     report: Report | None,
-    judged: tuple[Verdict, ...],
+    compared: tuple[Verdict, ...],
     command: str,
     seconds: float,
 ) -> Card:
@@ -290,7 +296,7 @@ def _card(
         weights=weights,
         checks=checks,
         signs=signs,
-        verdicts=judged,
+        verdicts=compared,
         report=report,
         curve=curve,
         command=command,
@@ -301,17 +307,17 @@ def _card(
 
 
 def _seconds(report: Report) -> float:
-    """Of all processes and interrupted calls together; the worst case repeats the attacks' sum."""
+    """The sum over all processes and interrupted calls, without the worst case, whose seconds are the attacks' sum."""
     return sum(result.seconds for result in report.results if result.kind != "worst_case")
 
 
 def _commit() -> str:
-    """The commit of the checkout that this module lies in, with "-dirty" where files differ; "" outside of one."""
+    """The commit of the checkout of this module, with "-dirty" if tracked files differ; "" outside a checkout."""
     if not (_ROOT / ".git").exists():  # an installed package may lie inside somebody else's repository
         return ""
-    asked = ["git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    command = ["git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        told = subprocess.run(asked, cwd=_ROOT, capture_output=True, text=True, timeout=60, check=True)
+        result = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return told.stdout.strip()
+    return result.stdout.strip()

@@ -1,4 +1,4 @@
-"""A card in RobustBench's words: the JSON of its leaderboard, its form "New Model(s)", and what stands in the way."""
+"""A card in RobustBench's formats: the JSON of its leaderboard, its form "New Model(s)", and obstacles to a listing."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from atent_ext.integrations.robustbench.source import Source
 from atent_ext.submissions.cards import Card
 
 _IMAGES = 10_000
-"""What RobustBench's leaderboards score on CIFAR: the whole test split."""
+"""Number of images of RobustBench's leaderboards on CIFAR: the whole test split."""
 
 _FORM = """\
 # [New Model] {name}
@@ -50,22 +50,21 @@ def percent(result: Result) -> str:
 
 
 def autoattack(card: Card) -> Result:
-    """The card's result of standard AutoAttack. Raises BadInput if it has none."""
+    """The card's result of standard AutoAttack. Raises BadInput if there is none."""
     for result in _results(card):
         if result.kind == "autoattack" and result.settings.get("version") == "standard" and not result.changed:
             return result
-    found = ", ".join(result.attack for result in _results(card)) or "nothing was scored"
-    raise BadInput(
-        f"the card of {card.submission.name} has no standard AutoAttack ({found}), by which RobustBench ranks; "
-        "measure it with `atent verify`"
-    )
+    attacks = ", ".join(result.attack for result in _results(card)) or "nothing was scored"
+    message = f"the card of {card.submission.name} has no standard AutoAttack ({attacks}), by which RobustBench "
+    message += "ranks; measure it with `atent verify`"
+    raise BadInput(message, code="missing", field="report")
 
 
 def model_info(card: Card, architecture: str) -> dict[str, Any]:
-    """The fields that RobustBench's leaderboard and tables read; accuracies in percent, as text, as it writes them.
+    """The fields of RobustBench's leaderboard and tables; accuracies are texts in percent, as RobustBench writes them.
 
-    reported: the first robust accuracy that is claimed. external: of all attacks together, where that is lower than
-    AutoAttack's; RobustBench ranks by it then. unreliable: whether a sign of gradient masking was found.
+    reported: the first claimed robust accuracy. external: the worst case over all attacks, if it is lower than
+    AutoAttack; RobustBench then ranks by it. unreliable: whether a sign of gradient masking was found.
     Raises BadInput for a card without clean accuracy or AutoAttack.
     """
     submission, lower = card.submission, _lower(card)
@@ -90,14 +89,14 @@ def model_info(card: Card, architecture: str) -> dict[str, Any]:
 
 
 def radius(eps: float) -> str:
-    """eps as RobustBench writes it: 8/255 where it is a whole number of 255ths and no short decimal."""
+    """eps as RobustBench writes it: 8/255 for a multiple of 1/255 that is not a short decimal, else a decimal."""
     steps = round(eps * 255)
     short = float(f"{eps:.2g}") == eps
     return f"{eps:g}" if short or not steps or abs(eps * 255 - steps) > 1e-3 else f"{steps}/255"
 
 
-def measured_on(card: Card) -> str:
-    """The images of the card, in words; its data can be a part of the data set."""
+def scored_images(card: Card) -> str:
+    """The scored images of the card as text; they can be a part of the data set."""
     data = card.report.data if card.report else card.submission.dataset
     return f"the first {autoattack(card).n} test images of {_line(str(data))}"
 
@@ -105,7 +104,7 @@ def measured_on(card: Card) -> str:
 def form(card: Card, network: Source) -> str:
     """The filled form "New Model(s)", as Markdown."""
     submission, info = card.submission, model_info(card, network.title)
-    method = f"AutoAttack, standard ({autoattack(card).settings.get('package')}), on {measured_on(card)}"
+    method = f"AutoAttack, standard ({autoattack(card).settings.get('package')}), on {scored_images(card)}"
     mit = submission.license.upper() in ("MIT", "MIT LICENSE")
     return _FORM.format(
         **info,
@@ -121,7 +120,7 @@ def form(card: Card, network: Source) -> str:
 
 
 def remarks(card: Card) -> Iterator[str]:
-    """What RobustBench's maintainers would send the bundle back for, one sentence each."""
+    """Reasons for which RobustBench's maintainers may refuse the bundle, one sentence each."""
     submission = card.submission
     place = (submission.dataset, submission.threat.norm)
     usual = zoo.LEADERBOARD_EPS.get(place)
@@ -133,7 +132,7 @@ def remarks(card: Card) -> Iterator[str]:
     elif abs(usual - submission.threat.eps) > 1e-5:
         yield f"eps is {radius(submission.threat.eps)}; the leaderboard is for {radius(usual)}."
     if autoattack(card).n < _IMAGES:
-        yield f"It was measured on {measured_on(card)}; a leaderboard takes all test images, {_IMAGES:,} for CIFAR."
+        yield f"It was measured on {scored_images(card)}; a leaderboard takes all test images, {_IMAGES:,} for CIFAR."
     if not submission.link:
         yield "The card has no link; a paper or a report is needed."
     for sign in card.signs:
@@ -142,9 +141,10 @@ def remarks(card: Card) -> Iterator[str]:
     for check in card.checks:
         if check.passed is False:
             yield f"A check of the network failed: {_line(check.name)} ({_line(check.said)})."
-    for one in card.verdicts:
-        if one.verdict == "overstated":
-            yield f"A claim is overstated: {one.claim.percent:g} % ({one.claim.what}), measured {one.measured:.1f} %."
+    for verdict in card.verdicts:
+        if verdict.verdict == "overstated":
+            claim = f"{verdict.claim.percent:g} % ({verdict.claim.what})"
+            yield f"A claim is overstated: {claim}, measured {verdict.measured:.1f} %."
 
 
 def _results(card: Card) -> tuple[Result, ...]:
@@ -155,18 +155,20 @@ def _clean(card: Card) -> Result:
     for result in _results(card):
         if result.kind == "clean":
             return result
-    raise BadInput(f"the card of {card.submission.name} has no clean accuracy; measure it with `atent verify`")
+    message = f"the card of {card.submission.name} has no clean accuracy; measure it with `atent verify`"
+    raise BadInput(message, code="missing", field="report")
 
 
 def _lower(card: Card) -> Result | None:
     """The worst case over all attacks, if it is lower than AutoAttack alone."""
     bound = autoattack(card).accuracy
-    return next((one for one in _results(card) if one.kind == "worst_case" and one.accuracy < bound), None)
+    worst = (result for result in _results(card) if result.kind == "worst_case")
+    return next((result for result in worst if result.accuracy < bound), None)
 
 
 def _footnotes(card: Card) -> Iterator[str]:
     if autoattack(card).n < _IMAGES:
-        yield f"Measured on {measured_on(card)}."
+        yield f"Measured on {scored_images(card)}."
     if lower := _lower(card):
         yield f"External: an image counts only if it withstands each of {lower.over}."
 

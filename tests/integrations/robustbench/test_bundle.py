@@ -359,6 +359,14 @@ def test_a_network_in_a_file_of_its_own_is_the_network(name, channels, side, arg
         assert [layer.p for layer in same.modules() if isinstance(layer, nn.Dropout)] == [0.25]
 
 
+def test_a_network_in_a_file_of_its_own_refuses_bad_arguments_as_it_does_here():
+    space = {}
+    exec(source("small-cnn", 10, 1, {}).file, space)
+    with pytest.raises(ValueError, match="width is 99") as error:
+        space["SmallCNN"](width=99)
+    assert (error.value.code, error.value.field) == ("bad-value", "width")
+
+
 def elsewhere(name, classes):
     """The network as RobustBench's classes, or torchvision's, make it."""
     text = source(name, classes, 3, {})
