@@ -5,8 +5,8 @@ restarts           several runs of a chain, and which of their points is returne
 advertorch_style   LinfATENTAttack and L2ATENTAttack
 autoattack         AutoAttack on a batch of images
 external           minimal-norm attacks of other libraries
-spec               one attack of a protocol: its fields, its setting, its outcome
-runners            how each attack of a protocol is run
+spec               what an attack of a protocol is, the setting it runs under, its outcome
+specs              the attacks of protocols that this package brings, a kind a file
 accuracy           which images stay right, re-checked against ball and box
 gamma              how strong ATENT's ℓ2 pull has to be
 """

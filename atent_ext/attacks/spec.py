@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from torch import Tensor, nn
 
 from atent_ext.core import registry
-from atent_ext.core.errors import BadInput
+from atent_ext.core.errors import BadInput, Code
 from atent_ext.core.schema import Section, Threat, explain
 from atent_ext.data.datasets import Split
 
@@ -89,14 +89,19 @@ def parse(raw: object) -> AttackSpec:
     if isinstance(raw, AttackSpec):
         return raw
     if not isinstance(raw, Mapping) or not isinstance(raw.get("attack"), str):
-        raise BadInput(f"{raw!r} is no attack; a mapping with the field attack is needed", code="bad-type")
+        message = f"{raw!r} is no attack; a mapping with the field attack is needed"
+        raise BadInput(message, code="bad-type", field="attack")
     kind = registry.resolve("attack", raw["attack"])
     if not (isinstance(kind, type) and issubclass(kind, AttackSpec)):
-        raise BadInput(f"the attack {raw['attack']!r} is {kind!r}; a subclass of AttackSpec is needed", code="bad-type")
+        message = f"the attack {raw['attack']!r} is {kind!r}; a subclass of AttackSpec is needed"
+        raise BadInput(message, code="bad-type", field="attack")
     try:
         return kind.model_validate(dict(raw))
     except ValidationError as error:
-        raise BadInput(f"attack {raw['attack']!r}: {explain(error, kind)}", field="attack") from None
+        wrong = error.errors()[0]
+        field = ".".join(map(str, wrong["loc"])) or "attack"
+        code: Code = "unknown-name" if wrong["type"] == "extra_forbidden" else "bad-value"
+        raise BadInput(f"attack {raw['attack']!r}: {explain(error, kind)}", code=code, field=field) from None
 
 
 AnyAttack = Annotated[SerializeAsAny[AttackSpec], BeforeValidator(parse)]

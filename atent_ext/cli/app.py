@@ -115,7 +115,9 @@ def evaluate(
             help="A run folder, a weights file (.safetensors, .pt, .pth), a name of `atent zoo`, or robustbench:NAME."
         ),
     ],
-    protocol: Annotated[str, typer.Option(help="autoattack, autoattack+atent, zoo, pgd, quick, clean.")] = "autoattack",
+    protocol: Annotated[
+        str, typer.Option(help="autoattack, autoattack+atent, zoo, pgd, quick, clean, or a YAML file.")
+    ] = "autoattack",
     n: Annotated[int | None, typer.Option("--n", help="Score on the first N test images [default: all].")] = None,
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Score on the images that the run held out of training instead.")

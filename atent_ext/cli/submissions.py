@@ -30,7 +30,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="A submission: weights and card.yaml.")],
     n: Annotated[int | None, typer.Option("--n", min=1, help="The first N test images [default: all].")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The card [default: FOLDER.card.json].")] = None,
-    protocol: Annotated[str, typer.Option(help="What is measured; a name of eval/protocols.")] = "verify",
+    protocol: Annotated[str, typer.Option(help="What is measured: a protocol's name or YAML file.")] = "verify",
     dataset: Annotated[str | None, typer.Option(help="Load this instead of the card's data set, npz:FILE say.")] = None,
     seed: Seed = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch; the random draws follow it.")] = 250,

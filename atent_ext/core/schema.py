@@ -40,7 +40,9 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
 def _explain_one(detail: dict[str, Any], kind: type[BaseModel]) -> str:
     location = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return str(registry.nearest("field", location, kind.model_fields))
+        below = len(detail["loc"]) > 1  # then it is a field of some part, not of `kind`
+        known = registry.nearest("field", location, kind.model_fields)
+        return f"{location}: unknown field; remove it" if below else str(known)
     message = str(detail["msg"]).removeprefix("Value error, ")
     value = "" if detail["type"] == "missing" else f" is {detail['input']!r}"
     return f"{location}{value}: {message}" if location else message

@@ -38,7 +38,10 @@ def load_protocol(name: str) -> Protocol:
         path = known[name]
     try:
         return Protocol.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        message = f"protocol {name} cannot be read: {error.strerror}"
+        raise BadInput(message, code="unreadable", field="protocol") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         message = f"protocol {name} is not YAML: {' '.join(str(error).split())}"
         raise BadInput(message, code="unreadable", field="protocol") from None
     except ValidationError as error:

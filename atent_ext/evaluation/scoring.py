@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -173,7 +174,8 @@ def _report(
 def default_path(subject: Path, loaded: Subject, protocol: Protocol, n: int | None, seed: int) -> Path:
     """Where a report goes: into the run folder, or for other subjects into runs/; named after its setting."""
     count = len(loaded.test) if n is None else n
-    protocol_name = protocol.name if loaded.part == datasets.TEST else f"{protocol.name}-held-out"
+    protocol_name = re.sub(r"[^\w.+ -]", "-", protocol.name)  # of a file, it may say anything
+    protocol_name += "" if loaded.part == datasets.TEST else "-held-out"
     name = f"eval-{protocol_name}-{loaded.threat.norm}-{loaded.threat.eps:g}-n{count}-seed{seed}.json"
     digest = str(loaded.about.weights_sha256)[:8]
     return (subject if subject.is_dir() else Path("runs") / f"{loaded.about.name}-{digest}") / name

@@ -71,6 +71,10 @@ class Column(Section):
             raise BadInput(
                 f"column {self.name!r} has the radius of its certificate; remove eps, norm, share, step_share"
             )
+        if self.attack is not None and self.step_share is not None and not hasattr(self.attack, "step_size"):
+            raise BadInput(
+                f"column {self.name!r} has a step_share, and {self.attack.attack} has no step_size; remove it"
+            )
         return self
 
     def threat(self, row: Threat) -> Threat:
