@@ -26,7 +26,8 @@ def evaluate(
 ) -> list[Outcome]:
     """Run a protocol: one outcome per attack, then their worst case if there are several.
 
-    Raises BadInput for images outside [0, 1], for labels that the model has no logit for, and for an empty split.
+    Raises BadInput for images outside [0, 1], for labels that the model has no logit for, for an empty split, and for
+    an attack that does not return one flag an image.
     """
     with seeded(setting.seed):  # for networks that draw
         _check(model, split)
@@ -34,7 +35,7 @@ def evaluate(
     for spec in protocol.attacks:
         start = time.perf_counter()
         with seeded(setting.seed):
-            outcome = spec.run(model, split, setting)
+            outcome = _of_the_images(spec.run(model, split, setting), spec.attack, len(split))
         outcomes.append(replace(outcome, seconds=time.perf_counter() - start))
         report(outcomes[-1])
     if len(outcomes) > 1:
@@ -48,6 +49,15 @@ def worst_case(outcomes: list[Outcome]) -> Outcome:
     flags = reduce(torch.logical_and, [outcome.flags for outcome in outcomes])
     over = ", ".join(outcome.attack for outcome in outcomes)
     return Outcome("worst_case", "worst case", {"over": over}, flags, sum(outcome.seconds for outcome in outcomes))
+
+
+def _of_the_images(outcome: Outcome, attack: str, count: int) -> Outcome:
+    """The outcome of an attack, which may be another package's, if its flags are (count,) bool."""
+    flags = outcome.flags
+    if flags.shape != (count,) or flags.dtype is not torch.bool:
+        message = f"attack {attack!r} returned flags {tuple(flags.shape)} of {flags.dtype}; ({count},) bool is needed"
+        raise BadInput(message, code="bad-shape", field="attack")
+    return outcome
 
 
 def _check(model: nn.Module, split: Split) -> None:
