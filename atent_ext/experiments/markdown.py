@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atent_ext.core.statistics import paired
+from atent_ext.evaluation.report import Result as Measured
 from atent_ext.experiments.report import Result, described
 
 SIGNIFICANT = 0.05
@@ -40,7 +41,7 @@ def duels(results: Sequence[Result]) -> Iterator[Duel]:
     A network that was trained against an attack is compared only in the norm it was trained for.
     """
     for result in (result for result in results if result["kind"] == "accuracy"):
-        for column in (column for column in result["columns"] if column.startswith("AutoAttack")):
+        for column in result["columns"]:
             rows = [row for row in result["rows"] if _counts(row, row.get("cells", {}).get(column, {}))]
             for ours in (row for row in rows if row["name"].startswith(OURS)):
                 for rival in (row for row in rows if not row["name"].startswith(OURS)):
@@ -51,9 +52,11 @@ def duels(results: Sequence[Result]) -> Iterator[Duel]:
 
 def _counts(row: Result, cell: dict[str, Any]) -> bool:
     """Whether a cell is AutoAttack as published on a network trained here, in the norm that it was trained for."""
-    if "recipe" not in row or cell.get("attack") != "AutoAttack":
+    if "recipe" not in row or "attack" not in cell:
         return False
-    return not _defended(row) or bool(cell["threat"]["norm"] == row["threat"]["norm"])
+    measured = Measured.of_cell(cell)
+    published = measured.kind == "autoattack" and not measured.changed
+    return published and (not _defended(row) or bool(cell["threat"]["norm"] == row["threat"]["norm"]))
 
 
 def _defended(row: Result) -> bool:

@@ -137,8 +137,8 @@ def measure(subject: Subject, column: Column, row: Row, scale: Scale, seed: int,
 
 
 def cell(outcome: Outcome) -> Cell:
-    """An outcome as a cell holds it: settings beside figures, notes as texts."""
-    result: Cell = result_of(outcome).model_dump(mode="json", exclude={"kind"})
+    """An outcome as a cell holds it: settings beside figures, notes as texts; `Result.of_cell` reads it back."""
+    result: Cell = result_of(outcome).model_dump(mode="json")
     settings, robust_after = result.pop("settings"), result.pop("robust_after")
     counts = {"robust_after": robust_after} if robust_after else {}
     texts = [note["text"] for note in result["notes"]]

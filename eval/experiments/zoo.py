@@ -4,7 +4,6 @@ python eval/experiments/zoo.py linf-wide-long-eps-0.36 mnist-linf-atent-48 --out
 """
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -19,8 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from atent_ext.cli import exit
 from atent_ext.core.errors import BadInput
 from atent_ext.data import datasets
+from atent_ext.evaluation.report import Report
 from atent_ext.experiments.rows import finished
 from atent_ext.experiments.study import run_name
+from atent_ext.submissions.cards import read_card
 from atent_ext.submissions.folder import new as write_submission
 from atent_ext.training import recipes
 from atent_ext.training.loop import fit
@@ -126,10 +127,9 @@ def score(group: Group, name: str, n: int, run: Path, out: Path, batch: int, spe
 
 
 def _check(target: Path, n: int, run: Path) -> None:
-    found = json.loads(target.read_text(encoding="utf-8"))
-    found = found.get("report", found)
+    found = read_card(target).report if target.name.endswith(".card.json") else Report.load(target)
     weights = hashlib.sha256(RunFolder(run).weights.read_bytes()).hexdigest()
-    if found["weights_sha256"] != weights or found["results"][0]["n"] != n:
+    if found is None or found.weights_sha256 != weights or found.n != n:
         raise BadInput(f"{target} is not of {n} images and the weights in {run}; move it away")
 
 

@@ -20,6 +20,8 @@ from typing import Annotated, Any
 
 import typer
 
+from atent_ext.evaluation.report import Report
+
 Flags = dict[str, str]
 Kill = dict[str, Any]
 Written = dict[str, tuple[int, float]]
@@ -176,7 +178,7 @@ def most_at_once(now: Written, before: Written) -> int:
 
 
 def flags(report: Path) -> Flags:
-    return {result["attack"]: result["flags"] for result in json.loads(report.read_text(encoding="utf-8"))["results"]}
+    return {result.attack: result.flags for result in Report.load(report).results}
 
 
 if __name__ == "__main__":
