@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from problems import Wrapped, attack_spec, small_batch, small_net
+from pydantic import BaseModel
 
 from atent_ext.attacks.advertorch_style import L2ATENTAttack, LinfATENTAttack
 from atent_ext.certification.smoothing import Smoothing
@@ -88,6 +89,8 @@ def timeless(value):
     """Nested data without what a clock said, tensors as their bytes: what `==` compares bit for bit."""
     if isinstance(value, torch.Tensor):
         return value.dtype, value.shape, value.numpy().tobytes()
+    if isinstance(value, BaseModel):
+        return timeless(value.model_dump())
     if isinstance(value, dict):
         return {name: timeless(part) for name, part in value.items() if name != "seconds"}
     return [timeless(part) for part in value] if isinstance(value, list | tuple) else value

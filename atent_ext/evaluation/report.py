@@ -6,7 +6,7 @@ One typed, versioned record that evaluations write and that cards, the leaderboa
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,12 +14,13 @@ import torch
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
-from atent_ext.attacks.spec import Kind, Note, Outcome
+from atent_ext.attacks.spec import Kind, Note, NoteKind, Outcome
 from atent_ext.core.errors import BadInput
 from atent_ext.core.registry import nearest
-from atent_ext.core.schema import Section, Share, Threat, explain
+from atent_ext.core.schema import Section, Threat, explain
 from atent_ext.core.statistics import interval
 from atent_ext.storage import files
 
@@ -27,6 +28,12 @@ VERSION = 2
 _MOST = 100_000_000
 """Test images."""
 _SPLIT = re.compile(r"(?P<part>.+), the first (?P<n>\d+) of (?P<total>\d+)")
+
+
+# Numbers are numbers, no texts that look like one: a card is a stranger's.
+Images = Annotated[int, Field(gt=0, le=_MOST, strict=True)]
+Counted = Annotated[int, Field(ge=0, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
 def _in_one_line(text: str) -> str:
@@ -46,12 +53,12 @@ class Result(Section):
     kind: Kind
     attack: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_in_one_line)]
     settings: dict[str, JsonValue] = Field(default_factory=dict)
-    correct: Annotated[int, Field(ge=0)]
-    n: Annotated[int, Field(gt=0, le=_MOST)]
+    correct: Counted
+    n: Images
     accuracy: Share
     interval95_wilson: tuple[Share, Share]
-    robust_after: dict[str, int] = Field(default_factory=dict)
-    seconds: Annotated[float, Field(ge=0)] = 0.0
+    robust_after: dict[str, Counted] = Field(default_factory=dict)
+    seconds: Annotated[float, Field(ge=0, strict=True)] = 0.0
     notes: tuple[Note, ...] = ()
     flags: str = ""
 
@@ -60,13 +67,26 @@ class Result(Section):
     def _of_an_older_version(cls, raw: Any) -> Any:
         return _migrated_result(raw) if isinstance(raw, Mapping) and "kind" not in raw and "attack" in raw else raw
 
+    @classmethod
+    def of_cell(cls, cell: Mapping[str, Any]) -> "Result":
+        """The result in a cell of a study, which holds settings beside figures, as version 1 did."""
+        return cls.model_validate(_migrated_result(cell))
+
     @property
     def over(self) -> str:
         """For a worst case: the names of its attacks."""
         return str(self.settings.get("over", ""))
 
+    @property
+    def changed(self) -> bool:
+        """Whether AutoAttack ran otherwise than as published."""
+        return any(note.kind == "changed" for note in self.notes)
+
     def robust(self) -> Tensor:
-        """Which images stayed right, (n,) bool."""
+        """Which images stayed right, (n,) bool. Raises BadInput where the flags are not n digits 0 or 1."""
+        if len(self.flags) != self.n or self.flags.strip("01"):
+            message = f"{self.attack} has {len(self.flags)} flags, and {self.n} digits 0 or 1 are needed; score it anew"
+            raise BadInput(message, code="bad-shape", field="flags")
         return torch.tensor([flag == "1" for flag in self.flags], dtype=torch.bool)
 
 
@@ -97,8 +117,8 @@ class Report(About):
 
     version: Literal[2] = 2
     part: str
-    n: Annotated[int, Field(gt=0, le=_MOST)]
-    total: Annotated[int, Field(gt=0, le=_MOST)]
+    n: Images
+    total: Images
     protocol: str
     threat: Threat
     seed: int
@@ -123,23 +143,27 @@ class Report(About):
         """The images in words."""
         return f"{self.part}, the first {self.n} of {self.total}"
 
-    def result(self, name: str) -> Result:
-        """The result whose attack is called `name`, or of the kind `name` if there is one ("clean", "autoattack").
+    def of_kind(self, kind: Kind) -> Result | None:
+        """The first result of a kind, None if there is none."""
+        return next((result for result in self.results if result.kind == kind), None)
 
-        Raises BadInput with the nearest name if there is none.
+    def result(self, name: str) -> Result:
+        """The result of the kind `name` ("clean", "autoattack", "worst_case"), or whose attack is called `name`.
+
+        The kind comes first: no attack hides another by the name it has. Raises BadInput with the nearest name.
         """
-        for key in ("attack", "kind"):
-            for result in self.results:
-                if getattr(result, key) == name:
-                    return result
-        raise nearest("attack of the report", name, [result.attack for result in self.results])
+        found = [result for result in self.results if result.kind == name != "attack"]
+        found += [result for result in self.results if result.attack == name]
+        if not found:
+            raise nearest("attack of the report", name, [result.attack for result in self.results])
+        return found[0]
 
     def accuracy(self, name: str) -> float:
         """The accuracy in [0, 1] under an attack, as `result` finds it."""
         return self.result(name).accuracy
 
     def flags(self, name: str) -> Tensor:
-        """Which images stayed right under an attack, (n,) bool."""
+        """Which images stayed right under an attack, (n,) bool. Raises BadInput as `result` and `Result.robust` do."""
         return self.result(name).robust()
 
     @property
@@ -155,12 +179,12 @@ class Report(About):
     @property
     def worst(self) -> Result:
         """The result of the worst case; of a protocol of one attack, that attack's."""
-        return next((result for result in self.results if result.kind == "worst_case"), self.results[-1])
+        return self.of_kind("worst_case") or self.results[-1]
 
     @property
     def autoattack(self) -> Result | None:
         """AutoAttack, also a changed one, unless it was not run."""
-        return next((result for result in self.results if result.kind == "autoattack"), None)
+        return self.of_kind("autoattack")
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -196,7 +220,7 @@ class Report(About):
             return cls.model_validate(dict(raw))
         except ValidationError as error:
             message = f"{source} is no report of `atent eval`: {explain(error, cls)}"
-            raise BadInput(message[:1000], code="unreadable") from None
+            raise BadInput(" ".join(message.split())[:1000], code="unreadable") from None
 
     def table(self) -> Table:
         """One row per attack: correct, accuracy, 95 % interval, seconds of all processes together."""
@@ -204,31 +228,32 @@ class Report(About):
             f"{self.name} on {self.data}, {self.split}; {self.threat.norm} eps {self.threat.eps:g}, "
             f"protocol {self.protocol}, seed {self.seed}"
         )
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(title), title_justify="left")  # no markup: names are other people's
         seconds = "seconds" if self.processes == 1 else "process-seconds"
         for heading in ("attack", "correct", "accuracy", "95 % interval", seconds):
             table.add_column(heading, justify="left" if heading == "attack" else "right")
         for result in self.results:
             low, high = result.interval95_wilson
             counts = f"{result.correct}/{result.n}", f"{result.accuracy:.2%}", f"{low:.1%} - {high:.1%}"
-            table.add_row(result.attack, *counts, f"{result.seconds:.1f}")
+            table.add_row(Text(result.attack), *counts, f"{result.seconds:.1f}")
         return table
 
     def __rich__(self) -> Table:
         return self.table()
 
     def __str__(self) -> str:
-        console = Console(width=100, no_color=True)
-        with console.capture() as capture:
-            console.print(self.table())
-            for note in self.notes:
-                console.print(f"note: {note}", markup=False, highlight=False)
-        return capture.get().rstrip()
+        return self._shown().export_text().rstrip()
 
     def _repr_html_(self) -> str:
-        console = Console(width=100, record=True, file=io.StringIO())
+        return self._shown().export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+    def _shown(self) -> Console:
+        """A console that has recorded the table and the notes, and has shown them nowhere."""
+        console = Console(width=100, record=True, file=io.StringIO(), force_terminal=False, force_jupyter=False)
         console.print(self.table())
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+        for note in self.notes:
+            console.print(f"note: {note}", markup=False, highlight=False)
+        return console
 
 
 def result_of(outcome: Outcome) -> Result:
@@ -253,28 +278,41 @@ def result_of(outcome: Outcome) -> Result:
 
 _FIELDS = {"attack", "correct", "n", "accuracy", "interval95_wilson", "robust_after", "seconds", "notes", "flags"}
 _KINDS: Mapping[str, Kind] = {"clean": "clean", "worst case": "worst_case", "certified": "certified"}
+_NOTES: Mapping[str, NoteKind] = {
+    r"not standard AutoAttack": "changed",
+    r"AutoAttack warns": "warning",
+    r"\d+ images are answered otherwise": "boundary",
+    r"\d+ adversaries left": "outside",
+    r"memory ran out": "memory",
+    r"eps is 0|no images": "no-attack",
+}
+_OF_CHUNKS = r"(in \d+ of \d+ chunks; first: )?"
 
 
 def _migrated_result(raw: Mapping[str, Any]) -> dict[str, Any]:
-    name, notes = str(raw["attack"]), raw.get("notes", ())
-    standard = "autoattack" if name.startswith("AutoAttack") else "attack"
+    name, texts = str(raw["attack"]), raw.get("notes", ())
+    kind = raw.get("kind") or _KINDS.get(name, "autoattack" if name.startswith("AutoAttack") else "attack")
     kept = {key: value for key, value in raw.items() if key in _FIELDS}
-    settings = {key: value for key, value in raw.items() if key not in _FIELDS}
-    texts = notes if isinstance(notes, list | tuple) else ()
-    return kept | {
-        "kind": _KINDS.get(name, standard),
-        "settings": settings,
-        "notes": [_migrated_note(n) for n in texts],
-    }
+    settings = {key: value for key, value in raw.items() if key not in (*_FIELDS, "kind")}
+    notes = _migrated_notes(name, kind, texts) if isinstance(texts, list | tuple) else texts
+    return kept | {"kind": kind, "settings": settings, "notes": notes}
 
 
-def _migrated_note(text: Any) -> Any:
-    known = {"not standard AutoAttack": "changed", "AutoAttack warns": "warning", "memory ran out": "memory"}
-    kind = next((kind for start, kind in known.items() if str(text).startswith(start)), "other")
-    return {"kind": kind, "text": text}
+def _migrated_notes(name: str, kind: Kind, texts: Sequence[Any]) -> list[dict[str, Any]]:
+    notes = [_migrated_note(text) for text in texts]
+    if kind != "autoattack" or name == "AutoAttack" or any(note["kind"] == "changed" for note in notes):
+        return notes
+    return [{"kind": "changed", "text": f"not standard AutoAttack: the report calls it {name!r}"}, *notes]
+
+
+def _migrated_note(text: Any) -> dict[str, Any]:
+    kinds = (kind for start, kind in _NOTES.items() if re.match(f"{_OF_CHUNKS}({start})", str(text)))
+    return {"kind": next(kinds, "other"), "text": text}
 
 
 def _migrated(raw: Mapping[str, Any]) -> dict[str, Any]:
     split = _SPLIT.fullmatch(str(raw["split"]))
-    images: dict[str, Any] = split.groupdict() if split else {}
+    if split is None:
+        raise ValueError(f"split is {str(raw['split'])[:100]!r}; it reads 'test, the first 100 of 360'")
+    images = {"part": split["part"], "n": int(split["n"]), "total": int(split["total"])}
     return {"version": VERSION, **{key: value for key, value in raw.items() if key != "split"}, **images}

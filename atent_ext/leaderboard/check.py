@@ -1,6 +1,7 @@
 """What is wrong with a registry: its cards, which are counted again, their hashes, the recipes, the README's tables."""
 
 import hashlib
+import json
 import math
 import re
 from collections import defaultdict
@@ -103,9 +104,9 @@ def _known(entry: Entry) -> Iterator[str]:
 
 
 def _origin(entry: Entry, weights: Path) -> Iterator[str]:
-    """Hashes and the date."""
-    card = entry.card
-    for name, digest in _hashes({"weights": card.weights, "report": entry.report.model_dump(exclude_none=True)}):
+    """Hashes, also of fields of the file that nobody reads, and the date."""
+    card, raw = entry.card, json.loads(entry.path.read_text(encoding="utf-8"))
+    for name, digest in _hashes({"weights": raw["weights"], "report": raw["report"]}):
         if not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
             yield f"{name} is {digest!r}, and a SHA-256 has 64 digits 0 to f; score it anew"
     stated, scored = card.weights.get("sha256"), entry.report.weights_sha256

@@ -21,8 +21,6 @@ from atent_ext.submissions.sanity import is_random
 _NORMS = {"Linf": "ℓ∞", "L2": "ℓ2"}
 Tone = Literal["good", "bad", "plain"]
 TONES: Mapping[str, Tone] = {"overstated": "bad", "understated": "plain", "confirmed": "good"}
-_MOST = 100_000_000
-"""Test images."""
 _FEW = 100
 """Images below which an accuracy says little."""
 _LONGEST = 120
@@ -78,7 +76,7 @@ class Entry:
     @property
     def worst(self) -> Result:
         """The worst case over all attacks, by which models are ranked."""
-        return self.report.result("worst_case")
+        return self.report.worst
 
     @property
     def autoattack(self) -> Result | None:
@@ -259,5 +257,5 @@ def _unusual(entry: Entry) -> Iterable[Badge]:
         yield Badge("other test images", "plain", f"{report.data}. {report.data_note}".strip())
     if entry.autoattack is None:
         yield Badge("no AutoAttack", "bad", "AutoAttack was not run")
-    elif any(note.kind == "changed" for note in entry.autoattack.notes):
+    elif entry.autoattack.changed:
         yield Badge("AutoAttack changed", "plain", "; ".join(note.text for note in entry.autoattack.notes))

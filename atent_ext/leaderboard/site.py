@@ -78,7 +78,7 @@ def inserted(page: str, tables: str) -> str:
 def _model(table: Table, entry: Entry, folder: Path) -> list[Path]:
     card = folder / f"{entry.page}.json"
     files.write(card, entry.path.read_bytes())
-    facts = entry.report.model_dump(mode="json") | {"split": entry.report.split}
+    facts = entry.report.model_dump(mode="json", exclude_none=True) | {"split": entry.report.split}
     shown = {"entry": entry, "table": table, "drawing": draw(entry), "gallery": _gallery(entry), "json": _short(entry)}
     return [
         _write(folder / f"{entry.page}.html", "model.html", up="../", facts=facts, width=WIDTH, height=HEIGHT, **shown),

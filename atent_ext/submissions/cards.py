@@ -201,7 +201,7 @@ class Card(Section):
     @field_validator("report", mode="before")
     @classmethod
     def _none_of_an_older_version(cls, report: Any) -> Any:
-        return report or None
+        return None if report == {} else report
 
     @field_validator("weights")
     @classmethod

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from torch import nn
 
-from atent_ext.attacks.spec import Kind
 from atent_ext.core import processes
 from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet, Split
@@ -151,16 +150,12 @@ def verdicts(claims: Iterable[Claim], report: Report, random: bool = False) -> t
     case loses images by chance, also under attacks that do nothing.
     """
     measured = {
-        "clean": _result(report, "clean"),
-        "robust": _strongest(report) if random else _result(report, "worst_case"),
+        "clean": report.of_kind("clean"),
+        "robust": _strongest(report) if random else report.of_kind("worst_case"),
     }
     found = [_verdict(claim, result) for claim in claims if (result := measured[claim.what])]
     thorough = report.autoattack is not None
     return tuple(one for one in found if thorough or one.claim.what == "clean" or one.verdict == "overstated")
-
-
-def _result(report: Report, kind: Kind) -> Result | None:
-    return next((result for result in report.results if result.kind == kind), None)
 
 
 def _strongest(report: Report) -> Result | None:

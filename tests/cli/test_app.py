@@ -92,7 +92,7 @@ def test_eval_scores_the_images_that_a_run_held_out(run, tmp_path):
     done = atent("eval", folder, "--held-out", "--protocol", "quick", "--n", 30)
     assert done.returncode == 0, done.stderr
     report = json.loads((folder / "eval-quick-held-out-Linf-0.15-n30-seed0.json").read_text())
-    assert report["split"] == "held out of training, the first 30 of 60"
+    assert (report["part"], report["n"], report["total"]) == ("held out of training", 30, 60)
     images = datasets.load("digits")
     _, held_out = datasets.hold_out(images.train, 60, 3)  # the recipe's count and seed
     network = RunFolder(folder).load_model(images)

@@ -30,8 +30,8 @@ def home(tmp_path_factory):
 def test_a_run_becomes_a_card_and_its_gallery(home):
     card = cards.read_card(home / "sent.card.json")
     assert card.submission.name == "digits-linf-atent"
-    assert [one["n"] for one in card.report["results"]] == [30] * len(card.report["results"])
-    assert card.report["seed"] == 2
+    assert [one.n for one in card.report.results] == [30] * 4
+    assert card.report.seed == 2
     assert card.command == "atent verify sent --n 30 --protocol quick --seed 2"  # no folder of this machine
     assert (home / "sent.card.png").read_bytes().startswith(PNG)
     said = (home / "said").read_text(encoding="utf-8")

@@ -7,11 +7,11 @@ import torch
 from problems import LinearTwoClass, SmallNet, attack_spec
 from torch import nn
 
-from atent_ext.attacks import accuracy, autoattack, runners
+from atent_ext.attacks import accuracy, autoattack
 from atent_ext.attacks.accuracy import robust_flags
 from atent_ext.attacks.langevin import atent, fgsm, pgd
 from atent_ext.attacks.restarts import allowed
-from atent_ext.attacks.spec import Outcome, Setting
+from atent_ext.attacks.spec import Note, Outcome, Setting
 from atent_ext.core import registry, statistics
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import norm as norm_called
@@ -19,6 +19,7 @@ from atent_ext.core.schema import Threat
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation import run
 from atent_ext.evaluation.protocol import Protocol, load_protocol
+from atent_ext.evaluation.report import result_of
 
 SHAPE = (1, 6, 6)
 EPS = {"Linf": 0.02, "L2": 0.1}
@@ -249,8 +250,9 @@ def test_logits_that_are_not_finite_are_refused():
 
 
 def test_a_field_that_does_not_apply_is_refused():
-    with pytest.raises(ValueError, match="restarts does not apply to attack 'fgsm'"):
+    with pytest.raises(BadInput, match="attack 'fgsm': unknown field 'restarts'") as error:
         attack_spec("fgsm", restarts=10)
+    assert (error.value.code, error.value.field) == ("unknown-name", "restarts")
     with pytest.raises(ValueError, match="at least 1 item"):
         Protocol(name="none", description="", attacks=())
 
@@ -274,30 +276,36 @@ def test_only_what_stays_in_the_box_counts(monkeypatch):
 
 
 def outcome(name, text, seconds=1.0):
-    return Outcome(name, {}, torch.tensor([letter == "1" for letter in text]), seconds)
+    return Outcome("attack", name, {}, torch.tensor([letter == "1" for letter in text]), seconds)
 
 
 def test_the_worst_case_is_right_under_all():
     worst = run.worst_case([outcome("a", "11100", 1), outcome("b", "11010", 2), outcome("c", "01111", 4)])
     assert worst.flags.tolist() == [False, True, False, False, False]
-    assert (worst.attack, worst.settings, worst.seconds) == ("worst case", {"over": "a, b, c"}, 7)
+    assert (worst.kind, worst.attack, worst.settings, worst.seconds) == (
+        *("worst_case", "worst case"),
+        {"over": "a, b, c"},
+        7,
+    )
     assert worst.accuracy == 0.2
 
 
-def test_a_report_is_plain_data():
+def test_a_result_is_plain_data():
     flags = torch.arange(263) < 81
-    report = Outcome("PGD-7", {"steps": 7, "restarts": 2}, flags, 1.26, ("slow",)).report()
-    assert json.loads(json.dumps(report)) == report | {"interval95_wilson": list(report["interval95_wilson"])}
-    assert report.pop("interval95_wilson") == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert report == {
+    notes = (Note(kind="other", text="slow"),)
+    result = result_of(Outcome("attack", "PGD-7", {"steps": 7, "restarts": 2}, flags, 1.26, notes))
+    plain = json.loads(result.model_dump_json())
+    assert plain.pop("interval95_wilson") == pytest.approx([0.2553, 0.3662], abs=5e-5)
+    assert plain == {
+        "kind": "attack",
         "attack": "PGD-7",
-        "steps": 7,
-        "restarts": 2,
+        "settings": {"steps": 7, "restarts": 2},
         "correct": 81,
         "n": 263,
         "accuracy": 81 / 263,
+        "robust_after": {},
         "seconds": 1.3,
-        "notes": ["slow"],
+        "notes": [{"kind": "other", "text": "slow"}],
         "flags": "1" * 81 + "0" * 182,
     }
 
@@ -308,11 +316,12 @@ def test_evaluate_runs_the_protocol_in_order():
     results = run.evaluate(linear(), split, protocol("clean", "fgsm", pgd_spec), setting(), reported.append)
     assert reported == results
     assert [result.attack for result in results] == ["clean", "FGSM", "PGD-50 x 2", "worst case"]
+    assert [result.kind for result in results] == ["clean", "attack", "attack", "worst_case"]
     clean, robust = margins(split)[0] > 0, closed_form(split, "Linf")
     for result, expected in zip(results, (clean, robust, robust, robust), strict=True):
         assert torch.equal(result.flags, expected)
-        assert result.report()["flags"] == "".join(str(int(flag)) for flag in expected)
-        assert result.report()["correct"] == int(expected.sum())
+        assert result_of(result).flags == "".join(str(int(flag)) for flag in expected)
+        assert result_of(result).correct == int(expected.sum())
     assert results[2].settings == {"steps": 50, "step_size": pytest.approx(2.5 * 0.02 / 50), "restarts": 2}
     assert results[3].settings == {"over": "clean, FGSM, PGD-50 x 2"}
     assert all(result.seconds > 0 for result in results)
@@ -360,7 +369,11 @@ def test_the_l2_threat_reaches_the_attacks():
 
 
 @pytest.mark.parametrize(
-    ("note", "name"), [("note", "AutoAttack"), (f"{autoattack.NOT_STANDARD}2 classes", "AutoAttack, changed")]
+    ("note", "name"),
+    [
+        (Note(kind="warning", text="not standard AutoAttack: the words do not matter"), "AutoAttack"),
+        (Note(kind="changed", text="2 classes"), "AutoAttack, changed"),
+    ],
 )
 def test_autoattack_gets_the_threat_and_its_flags_are_kept(monkeypatch, note, name):
     split, calls = linear_split(20), []
@@ -383,10 +396,11 @@ def test_autoattack_gets_the_threat_and_its_flags_are_kept(monkeypatch, note, na
     assert call == {"norm": "L2", "eps": 0.1, "version": "rand", "seed": 5, "batch_size": 9}
     assert torch.equal(result.flags, robust)
     assert torch.equal(worst.flags, robust & clean.flags)
-    assert (result.attack, result.notes) == (name, (note,))
+    assert (result.kind, result.attack, result.notes) == ("autoattack", name, (note,))
     assert result.settings == {"version": "rand", "package": "pyautoattack 0.2.0", "attacks": ["apgd-ce"]}
-    assert result.report()["robust_after"] == {"clean": 18, "apgd-ce": 9}
-    json.dumps(result.report())
+    assert result_of(result).robust_after == {"clean": 18, "apgd-ce": 9}
+    assert result_of(result).changed == (note.kind == "changed")
+    json.dumps(result_of(result).model_dump(mode="json"))
 
 
 def test_autoattack_beyond_its_budget_does_not_count(monkeypatch):
@@ -405,7 +419,7 @@ def test_autoattack_beyond_its_budget_does_not_count(monkeypatch):
     clean, result, _ = run.evaluate(linear(), split, protocol("clean", attack_spec("autoattack")), setting(eps=0.01))
     assert torch.equal(result.flags[:5], clean.flags[:5])
     assert not result.flags[5:].any()
-    assert result.notes == ("5 adversaries left ball or box and do not count",)
+    assert result.notes == (Note(kind="outside", text="5 adversaries left ball or box and do not count"),)
 
 
 # ---- the model comes back as found
@@ -501,7 +515,7 @@ def test_a_split_that_cannot_be_evaluated_is_refused(images, labels, part):
 
 
 def test_nothing_is_attacked_before_the_check(monkeypatch):
-    monkeypatch.setattr(runners, "robust_flags", lambda *_: pytest.fail("attacked"))
+    monkeypatch.setattr("atent_ext.attacks.specs.gradient.robust_flags", lambda *_: pytest.fail("attacked"))
     assert "divide them by 255" in refusal(Split(torch.full((2, *SHAPE), 255.0), torch.tensor([0, 1])))
 
 
@@ -512,17 +526,12 @@ def test_the_shipped_protocols():
     loaded = {name: load_protocol(name) for name in registry.files("protocol")}
     assert loaded.keys() >= {"autoattack", "autoattack+atent", "pgd", "quick"}
     assert all(protocol.name == name for name, protocol in loaded.items())
-    specs = {
-        name: [(s.attack, s.steps, s.restarts) for s in loaded[name].attacks] for name in ("pgd", "clean", "quick")
-    }
-    assert specs["pgd"] == [("clean", 40, 1), ("fgsm", 40, 1), ("pgd", 40, 10)]
-    assert specs["clean"] == [("clean", 40, 1)]
-    assert specs["quick"] == [("clean", 40, 1), ("fgsm", 40, 1), ("pgd", 20, 1)]
-    clean, pgd_40, auto = loaded["autoattack"].attacks
-    assert (clean.attack, pgd_40.attack, pgd_40.steps, auto.attack, auto.version) == (
-        *("clean", "pgd", 40),
-        *("autoattack", "standard"),
-    )
+    specs = {name: [spec.model_dump() for spec in protocol.attacks] for name, protocol in loaded.items()}
+    pgd = {"attack": "pgd", "steps": 40, "restarts": 1, "step_size": None, "keep": "last"}
+    assert specs["pgd"] == [{"attack": "clean"}, {"attack": "fgsm"}, pgd | {"restarts": 10}]
+    assert specs["clean"] == [{"attack": "clean"}]
+    assert specs["quick"] == [{"attack": "clean"}, {"attack": "fgsm"}, pgd | {"steps": 20}]
+    assert specs["autoattack"] == [{"attack": "clean"}, pgd, {"attack": "autoattack", "version": "standard"}]
 
 
 def test_an_unknown_protocol_is_refused_with_the_nearest():

@@ -338,7 +338,7 @@ def result_of(flags):
     """A result of one AutoAttack column with these flags by row."""
     cells = {
         name: {"accuracy": text.count("1") / len(text), "n": len(text), "interval95_wilson": (0.1, 0.9), "flags": text}
-        | {"attack": "AutoAttack", "threat": {"norm": "L2"}, "notes": []}
+        | {"attack": "AutoAttack", "correct": text.count("1"), "threat": {"norm": "L2"}, "notes": []}
         for name, text in flags.items()
     }
     rows = [

@@ -5,6 +5,7 @@ from problems import attack_spec
 
 from atent_ext.core.errors import BadInput
 from atent_ext.evaluation.protocol import Protocol
+from atent_ext.evaluation.report import Report
 from atent_ext.experiments.quickstart import METHODS, quickstart
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -26,11 +27,12 @@ def result(tmp_path_factory):
 def test_it_trains_and_scores_the_five_methods(result):
     out, reports, begun = result
     assert begun == [f"digits-linf-{method}" for method in METHODS]
-    assert [report["name"] for report in reports] == begun
-    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(reports))
+    assert [report.name for report in reports] == begun
+    written = json.loads((out / "results.json").read_text())
+    assert [Report.parse(one, "results.json") for one in written] == reports
     for report in reports:
-        assert [r["attack"] for r in report["results"]] == ["clean", "PGD-3", "worst case"]
-        assert all(r["n"] == 40 for r in report["results"])
+        assert [r.attack for r in report.results] == ["clean", "PGD-3", "worst case"]
+        assert all(r.n == 40 for r in report.results)
 
 
 def test_it_writes_a_ranked_table(result):
@@ -55,7 +57,7 @@ def test_it_goes_on_where_it_stopped_and_does_not_overwrite_in_silence(result, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("atent_ext.experiments.quickstart.load_protocol", lambda name: SHORT)
         again = quickstart(out, n=40, overrides=TINY)
-    assert [r["results"][1]["flags"] for r in again] == [r["results"][1]["flags"] for r in reports]
+    assert [r.results[1].flags for r in again] == [r.results[1].flags for r in reports]
     with pytest.raises(BadInput, match="was trained with seed = 0, not 1"):
         quickstart(out, n=40, overrides=TINY, seed=1)
     with pytest.raises(BadInput, match="only 360 examples"):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -401,8 +402,7 @@ def test_runs_on_different_data_are_not_drawn_together(tmp_path, runs, monkeypat
 
     def other(path, root=None):
         found = whole(path, root)
-        found.about["data"] = path.name
-        return found
+        return replace(found, about=found.about.model_copy(update={"data": path.name}))
 
     monkeypatch.setattr(run_folder, "from_run", other)
     assert "data sets a, b" in refusal(drawing.draw, "probabilities", runs, tmp_path / "one.png")

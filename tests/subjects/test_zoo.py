@@ -19,6 +19,7 @@ from atent_ext.core import registry, statistics
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
+from atent_ext.evaluation.report import Report
 from atent_ext.subjects import run_folder, zoo
 from atent_ext.submissions import cards
 from atent_ext.training import recipes
@@ -101,10 +102,8 @@ def test_a_model_with_a_card_alone_says_so():
 @pytest.mark.parametrize("name", zoo.names())
 def test_the_cards_clean_flags_are_reproduced(name, data_root):
     (card, *_), _ = zoo.find(name)
-    (clean,) = (one for one in card.report["results"] if one["attack"] == "clean")
-    test = datasets.load(card.submission.dataset, data_root).test.take(clean["n"])
-    flags = accuracy.clean_flags(atent_ext.load(name), test)
-    assert "".join("01"[flag] for flag in flags.tolist()) == clean["flags"]
+    test = datasets.load(card.submission.dataset, data_root).test.take(card.report.result("clean").n)
+    assert torch.equal(accuracy.clean_flags(atent_ext.load(name), test), card.report.flags("clean"))
 
 
 def atent(*arguments, cwd):
@@ -118,9 +117,9 @@ def test_eval_takes_a_name(tmp_path, data_root):
     done = atent("eval", BEST, "--protocol", "quick", "--n", "20", "--data-root", str(data_root), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob(f"runs/{BEST}-*/eval-quick-Linf-0.3-n20-seed0.json")
-    report, card = json.loads(path.read_text()), zoo.find(BEST)[0][0]
-    assert report["weights_sha256"] == card.weights["sha256"]
-    assert report["results"][0]["flags"] == card.report["results"][0]["flags"][:20]
+    report, card = Report.load(path), zoo.find(BEST)[0][0]
+    assert report.weights_sha256 == card.weights["sha256"]
+    assert torch.equal(report.flags("clean"), card.report.flags("clean")[:20])
 
 
 @pytest.mark.integration

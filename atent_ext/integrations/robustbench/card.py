@@ -52,7 +52,7 @@ def percent(result: Result) -> str:
 def autoattack(card: Card) -> Result:
     """The card's result of standard AutoAttack. Raises BadInput if it has none."""
     for result in _results(card):
-        if result.kind == "autoattack" and result.settings.get("version") == "standard" and not _changed(result):
+        if result.kind == "autoattack" and result.settings.get("version") == "standard" and not result.changed:
             return result
     found = ", ".join(result.attack for result in _results(card)) or "nothing was scored"
     raise BadInput(
@@ -149,10 +149,6 @@ def remarks(card: Card) -> Iterator[str]:
 
 def _results(card: Card) -> tuple[Result, ...]:
     return card.report.results if card.report else ()
-
-
-def _changed(result: Result) -> bool:
-    return any(note.kind == "changed" for note in result.notes)
 
 
 def _clean(card: Card) -> Result:

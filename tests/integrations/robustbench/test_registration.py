@@ -427,9 +427,9 @@ def test_a_model_of_the_zoo_is_loaded_and_scored(tmp_path, monkeypatch, capsys):
     subject = subjects.load(Path(f"robustbench:{ZOO}"), dataset="cifar10", model_dir=Path("z"))
     assert subject.threat == Threat(norm="Linf", eps=8 / 255)
     assert same_weights(subject.model, network)
-    assert subject.about["name"] == ZOO
-    assert subject.about["model"] == "robustbench 1.1.1"
-    assert subject.about["weights_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert subject.about.name == ZOO
+    assert subject.about.model == "robustbench 1.1.1"
+    assert subject.about.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     protocol = Protocol(name="clean", description="", attacks=(attack_spec("clean"),))
     path = scoring.default_path(Path(f"robustbench:{ZOO}"), subject, protocol, 2, 0)
     assert path.parts[0] == "runs"
