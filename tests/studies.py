@@ -1,5 +1,6 @@
-"""A small study for tests."""
+"""Small studies for tests."""
 
+from atent_ext.experiments import study
 from atent_ext.experiments.study import Study
 
 SMALL = ("epochs=1", "validation.count=60", "validation.steps=2")
@@ -32,3 +33,25 @@ def tiny(**more):
         },
     }
     return Study.model_validate(given | more)
+
+
+def lighter(whole):
+    """A shipped study at the scale `smoke` for less: a third of the inner steps, three times as long.
+
+    Its long curves have half of the radii, its figures a third of the images.
+    """
+    scale = whole.at("smoke")
+    if whole.kind == "figure":
+        scale = scale.model_copy(update={"n": scale.n // 3})
+    rows = tuple(_fewer_steps(whole, row) for row in whole.rows)
+    curves = tuple(axis.model_copy(update={"by": axis.by * (1 + (len(axis.radii()) > 9))}) for axis in whole.curves)
+    return whole.model_copy(update={"scales": {"smoke": scale}, "rows": rows, "curves": curves})
+
+
+def _fewer_steps(whole, row):
+    if row.recipe is None or "steps" not in (objective := study.recipe_of(whole, row, "smoke").objective):
+        return row
+    fewer = [f"objective.steps={max(1, objective['steps'] // 3)}"]
+    if "step_size" in objective:
+        fewer.append(f"objective.step_size={3 * objective['step_size']}")
+    return row.model_copy(update={"set": {"smoke": (*row.set.get("smoke", ()), *fewer)}})

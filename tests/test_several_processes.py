@@ -1,14 +1,16 @@
-"""Two processes train as one does. torchrun starts this very file, too: the programs at its end."""
+"""Two processes train as one does. This very file is started, too: the programs at its end."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
-import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import safetensors.torch
+import scripts
 import torch
 from problems import visible
 from torch import nn
@@ -57,7 +59,7 @@ RESUMED = {
 }
 """With BatchNorm and dropout, in float32."""
 
-COMMAND = ("epochs=6", "objective.steps=6", "validation.count=100", "validation.steps=2")
+COMMAND = ("epochs=3", "objective.steps=2", "validation.count=100", "validation.steps=2")
 
 
 def double_net(classes=10, channels=1):
@@ -76,19 +78,22 @@ def digits(dtype=torch.float64):
 
 
 def torchrun(*arguments):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # two processes leave no core for a second thread
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return finished(command)
 
 
-def finish(process):
-    """Its output; a process that hangs is an error."""
-    try:
-        out, err = process.communicate(timeout=180)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        raise
-    return out, err
+def two(program, folder):
+    """One of the programs at the end of this file in two processes, as torchrun starts them, with one import for both.
+
+    The exit codes of both are what the program prints.
+    """
+    return finished([sys.executable, __file__, program, str(folder)])
+
+
+def finished(command):
+    """A process that hangs is an error."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # two processes leave no core for a second thread
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
 
 
 def lines(folder):
@@ -108,9 +113,8 @@ def distance(first, other):
 def distributed(tmp_path_factory):
     """What two processes made of all the recipes above."""
     folder = tmp_path_factory.mktemp("together")
-    process = torchrun(__file__, "everything", str(folder))
-    _, err = finish(process)
-    assert process.returncode == 0, err
+    done = two("everything", folder)
+    assert done.stdout.splitlines()[-1] == "[0, 0]", done.stderr
     return folder
 
 
@@ -202,35 +206,25 @@ def test_what_was_restored_is_what_all_remember():
 
 
 def test_the_command_writes_one_run_that_may_be_killed_and_resumed(distributed, tmp_path):
-    out = tmp_path / "run"
-    options = [part for setting in COMMAND for part in ("--set", setting)]
-    command = ["-m", "atent_ext", "train", "digits-linf-atent", *options, "--out", str(out)]
-    process, deadline = torchrun(*command), time.monotonic() + 120
-    while not (out / "metrics.jsonl").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.terminate()
-    finish(process)
-    assert 1 <= len(lines(out)) < 6
-    process = torchrun(*command, "--resume")
-    output, err = finish(process)
-    assert process.returncode == 0, err
-    assert output.count("trained: ") == 1
-    assert len(lines(out)) == 6
-    assert flat(weights(out)) == flat(weights(distributed / "command"))
-    assert lines(out) == lines(distributed / "command")
+    done = two("killed", tmp_path / "run")
+    assert done.stdout.splitlines()[-1] == "[-9, -9]", done.stderr
+    assert len(lines(tmp_path / "run")) == 1
+    done = torchrun("-m", "atent_ext", *command(tmp_path / "run"), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained: ") == 1
+    assert len(lines(tmp_path / "run")) == 3
+    assert flat(weights(tmp_path / "run")) == flat(weights(distributed / "command"))
+    assert lines(tmp_path / "run") == lines(distributed / "command")
 
 
 def test_a_loss_that_breaks_in_one_process_ends_both(tmp_path):
-    process = torchrun(__file__, "broken", str(tmp_path))
-    _, err = finish(process)
-    assert process.returncode != 0
-    assert "NonFiniteLoss: the loss is nan at epoch 1, step 3; no epoch was finished" in err
+    done = two("broken", tmp_path)
+    assert done.stdout.splitlines()[-1] == "[1, 1]", done.stderr
+    assert "NonFiniteLoss: the loss is nan at epoch 1, step 3; no epoch was finished" in done.stderr
     assert [path.name for path in visible(tmp_path / "run")] == ["recipe.yaml"]
 
 
-# ---- what torchrun starts
+# ---- what the two processes do
 
 
 class Notes(loop.Silent):
@@ -300,6 +294,16 @@ def count_reductions(folder):
     (folder / "reductions.json").write_text(json.dumps(everyone))
 
 
+def command(folder):
+    options = [part for setting in COMMAND for part in ("--set", setting)]
+    return "train", "digits-linf-atent", *options, "--out", str(folder)
+
+
+def killed(folder):
+    """The command, which is killed in its second epoch: an epoch has 21 steps."""
+    scripts.module("stress/signal_at").main("SIGKILL", "step=30", os.devnull, *command(folder))
+
+
 def broken(folder):
     """Plain training whose loss is NaN in the third step of the second process alone."""
     from atent_ext.objectives import standard
@@ -314,7 +318,24 @@ def broken(folder):
     loop.fit(load("digits-linf-sgd"), digits(), folder / "run")
 
 
+def run(program, folder, rank):
+    """A program in one of the processes."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    program(folder)
+    torch.distributed.destroy_process_group()  # a thread of it that outlives the interpreter may abort the process
+
+
 if __name__ == "__main__":
     registry.MODELS |= {"double-net": "test_several_processes:double_net", "tiny-net": "problems:tiny_net"}
-    {"everything": everything, "broken": broken}[sys.argv[1]](Path(sys.argv[2]))
-    torch.distributed.destroy_process_group()  # a thread of it that outlives the interpreter may abort the process
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    # As torchrun tells its processes of each other.
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    program = {"everything": everything, "killed": killed, "broken": broken}[sys.argv[1]]
+    processes = [get_context("fork").Process(target=run, args=(program, Path(sys.argv[2]), n)) for n in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    print([process.exitcode for process in processes])

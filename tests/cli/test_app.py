@@ -4,9 +4,9 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import scripts
 from commands import TINY, atent, refused, shell
 
 from atent_ext.attacks import accuracy
@@ -223,14 +223,14 @@ def test_two_processes_share_an_evaluation_that_one_began(run, tmp_path, monkeyp
 
 @pytest.mark.integration
 def test_an_evaluation_that_is_killed_loses_at_most_one_chunk(run, tmp_path):
-    script = Path(__file__).parents[2] / "eval" / "stress" / "kill_evaluation.py"
-    size = ["--n", "24", "--chunk", "4", "--kills", "2", "--protocol", "pgd"]
-    command = [sys.executable, script, run[0], "--out", tmp_path / "kills.json", *size]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads((tmp_path / "kills.json").read_text())
-    assert (len(told["kills"]), told["good"], set(told["flags_same"])) == (2, True, {True})
-    assert (told["kills_while_scoring"], told["of_them_after_new_chunks"]) == (2, 2)
+    kill_evaluation = scripts.module("stress/kill_evaluation")
+    with pytest.raises(SystemExit) as end:  # it prints its record where it is BAD
+        kill_evaluation.main(run[0], tmp_path / "kills.json", n=24, chunk=4, kills=2, protocol="quick")
+    assert not end.value.code
+    record = json.loads((tmp_path / "kills.json").read_text())
+    assert (len(record["kills"]), record["good"], record["flags_same"]) == (2, True, [True])
+    assert [(kill["chunks_gained"], kill["chunks_lost"]) for kill in record["kills"]] == [(1, 1), (2, 1)]
+    assert all(kill["while_scoring"] and not kill["kept_and_repeated"] for kill in record["kills"])
 
 
 def test_eval_of_bad_input(run, tmp_path):

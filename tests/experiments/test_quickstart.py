@@ -9,8 +9,8 @@ from atent_ext.evaluation.report import Report
 from atent_ext.experiments.quickstart import METHODS, quickstart
 
 PNG = b"\x89PNG\r\n\x1a\n"
-# The real thing takes minutes: here two epochs, and PGD in the place of AutoAttack.
-TINY = ("epochs=2", "validation.count=100", "validation.steps=2")
+# The real thing takes minutes: here two epochs of few images, and PGD in the place of AutoAttack.
+TINY = ("epochs=2", "examples=320", "validation.count=100", "validation.steps=2")
 SHORT = Protocol(name="short", description="", attacks=(attack_spec("clean"), attack_spec("pgd", steps=3, restarts=1)))
 
 

@@ -4,6 +4,7 @@ import json
 from itertools import pairwise
 
 import pytest
+import studies
 
 from atent_ext.experiments import study
 from atent_ext.experiments.reproduce import reproduce
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """A function from a study's name to its result; runs are shared between studies."""
-    out = tmp_path_factory.mktemp("smoke")
+    out, load = tmp_path_factory.mktemp("smoke"), study.load
 
     def result(name):
         target = out / f"{name}-smoke.json"
@@ -24,7 +25,9 @@ def smoke(tmp_path_factory):
         return json.loads(target.read_text())
 
     result.out = out
-    return result
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "load", lambda name: studies.lighter(load(name)))
+        yield result
 
 
 def accuracies(result):

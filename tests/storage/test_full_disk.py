@@ -9,8 +9,9 @@ from pathlib import Path
 
 import filelock
 import pytest
-from commands import TINY, atent, refused, started, wait_for
+from commands import TINY, atent, refused
 from problems import visible
+from scripts import started
 
 from atent_ext.core.errors import BadInput, NotWritten
 from atent_ext.storage import files, locks
@@ -18,7 +19,7 @@ from atent_ext.training import recipes
 from atent_ext.training.run_folder import RunFolder
 
 HISTORY = ("plot", "history")
-SCORE = ("--protocol", "quick", "--n", 40, "--chunk", 2)
+SCORE = ("--protocol", "quick", "--n", 20, "--chunk", 4)
 
 
 @pytest.fixture(scope="module")
@@ -57,22 +58,17 @@ def fails(number):
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_evaluation_that_is_interrupted_goes_on_to_the_same_flags(run, undisturbed, tmp_path, number):
-    report, chunk = tmp_path / "report.json", tmp_path / "report.json.chunks" / "0000.json"
-    process = started("eval", run, *SCORE, "--out", report)
-    try:
-        wait_for(chunk, process)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=120)
-    finally:
-        process.kill()
-        process.communicate()
+    report, chunks = tmp_path / "report.json", tmp_path / "report.json.chunks"
+    process = started(number, {"begin": 3, "pass": 5}, "eval", run, *SCORE, "--out", report)
+    _, err = process.communicate()
     assert process.returncode == 130
     assert err.strip().splitlines() == ["atent: eval was interrupted; the same command goes on from here"]
     assert not report.exists()
-    assert all(isinstance(json.loads(path.read_text()), dict) for path in visible(chunk.parent))
+    assert [path.name for path in visible(chunks)] == ["0000.json", "0001.json", "setting.json"]
+    assert all(isinstance(json.loads(path.read_text()), dict) for path in visible(chunks))
     assert atent("eval", run, *SCORE, "--out", report).returncode == 0
     assert flags(report) == undisturbed
-    assert not chunk.parent.exists()
+    assert not chunks.exists()
 
 
 @pytest.mark.parametrize("changes", [[], TINY])

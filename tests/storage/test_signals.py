@@ -6,14 +6,16 @@ import signal
 import threading
 
 import pytest
-from commands import TINY, atent, refused, started, wait_for
+from commands import TINY, atent, refused
 from problems import visible
+from scripts import started, stopped
 
 from atent_ext.core.errors import BadInput, NotWritten
 from atent_ext.storage import files, locks, signals
 
 pytestmark = pytest.mark.usefixtures("ctrl_c")
-LONG = ["--set", "epochs=500", "--set", "objective.steps=2", "--set", "validation.count=60"]
+SECOND_EPOCH = {"step": 30}
+"""An epoch of TINY has 22 steps."""
 
 # ---- signals
 
@@ -68,10 +70,8 @@ def test_a_file_is_written_whole_before_ctrl_c_ends_anything(tmp_path, monkeypat
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_training_that_is_interrupted_says_how_to_go_on(tmp_path, number):
-    process = started("train", "digits-linf-pgd-at", *LONG, "--out", tmp_path / "run")
-    wait_for(tmp_path / "run" / "metrics.jsonl", process)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    process = started(number, SECOND_EPOCH, "train", "digits-linf-pgd-at", *TINY, "--out", tmp_path / "run")
+    _, err = process.communicate()
     assert process.returncode == 130
     assert err.strip().splitlines() == ["atent: train was interrupted; go on with the same command and --resume"]
     names = ["metrics.jsonl", "recipe.yaml", "state.pt", "weights.safetensors"]
@@ -82,16 +82,11 @@ def test_training_that_is_interrupted_says_how_to_go_on(tmp_path, number):
 
 
 def test_a_second_process_on_a_run_folder_is_refused_by_name_of_the_first(tmp_path):
-    first = started("train", "digits-linf-pgd-at", *LONG, "--out", tmp_path / "run")
-    try:
-        wait_for(tmp_path / "run" / "metrics.jsonl", first)
+    first = started(signal.SIGSTOP, SECOND_EPOCH, "train", "digits-linf-pgd-at", *TINY, "--out", tmp_path / "run")
+    with stopped(first):
         for how in ("--resume", "--overwrite"):
-            second = atent("train", "digits-linf-pgd-at", *LONG, "--out", tmp_path / "run", how)
+            second = atent("train", "digits-linf-pgd-at", *TINY, "--out", tmp_path / "run", how)
             refused(second, f"run is in use by process {first.pid} on ", "wait for it, or name another --out")
-        assert first.poll() is None
-    finally:
-        first.kill()
-        first.communicate()
     with locks.held(tmp_path / "run", ""):  # a kill frees it
         pass
 
@@ -137,14 +132,10 @@ def test_after_overwrite_the_remedy_is_to_leave_it_out(tmp_path, monkeypatch, co
 def test_two_evaluations_with_one_out_are_not_mixed(tmp_path):
     done = atent("train", "digits-linf-pgd-at", *TINY, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    evaluation = ("eval", tmp_path / "run", "--n", 20, "--chunk", 1, "--out", tmp_path / "report.json")
-    first = started(*evaluation)
-    try:
-        wait_for(tmp_path / "report.json.chunks" / "0000.json", first)
+    evaluation = ("eval", tmp_path / "run", "--n", 20, "--chunk", 10, "--out", tmp_path / "report.json")
+    first = started(signal.SIGSTOP, {"begin": 1}, *evaluation)
+    with stopped(first):
         refused(atent(*evaluation), "report.json.chunks is in use by process", str(first.pid))
-    finally:
-        first.kill()
-        first.communicate()
 
 
 # ---- a disk that is full
