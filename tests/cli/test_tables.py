@@ -7,6 +7,8 @@ from commands import atent
 from rich.console import Console
 
 from atent_ext.cli import console, options
+from atent_ext.evaluation.certificates import Certified
+from atent_ext.evaluation.report import Report
 from atent_ext.experiments import report, study
 
 MODEL = "quickstart-digits-linf-entropy-sgd-of-another-seed"
@@ -16,19 +18,22 @@ REPAIR = "zero_gradients supplied from advertorch's own past, container_abcs sup
 VERSION = "2.15.0.dev20261126+cu128"
 
 
-def scored(name):
+def scored(name, attacks=ATTACKS):
+    kinds = {"clean": "clean", "worst case": "worst_case"}
     results = [
-        {"attack": attack, "correct": 9876, "n": 10000, "accuracy": 0.9876, "interval95_wilson": (0.98, 0.99)}
-        | {"seconds": 12345.6, "notes": []}
-        for attack in ATTACKS
+        {"kind": kinds.get(attack, "attack"), "attack": attack, "correct": 9876, "n": 10000, "accuracy": 0.9876}
+        | {"interval95_wilson": (0.98, 0.99), "seconds": 12345.6}
+        for attack in attacks
     ]
-    about = {"name": name, "data": "mnist", "split": "test, the first 1000 of 10000", "protocol": "zoo", "seed": 0}
-    return about | {"threat": {"norm": "Linf", "eps": 0.3}, "processes": 2, "results": results}
+    about = {"name": name, "model": "net", "data": "mnist", "part": "test", "n": 1000, "total": 10000, "seed": 0}
+    setting = {"protocol": "zoo", "threat": {"norm": "Linf", "eps": 0.3}, "batch_size": 250, "processes": 2}
+    return Report.model_validate(about | setting | {"results": results})
 
 
 def certified():
     smoothing = {"sigma": 0.25, "n": 100000, "n0": 100, "alpha": 0.001}
-    return scored(MODEL) | {"images": 100, "smoothing": smoothing, "certified_accuracy": {"0.0625": 0.9, "1": 0.0}}
+    about = {"name": MODEL, "model": "net", "data": "mnist", "seed": 0, "images": 100, "smoothing": smoothing}
+    return Certified.model_validate(about | {"certified_accuracy": {"0.0625": 0.9, "1": 0.0}})
 
 
 def examined():
@@ -53,7 +58,7 @@ def result(kind):
 
 
 TABLES = {
-    "eval": (console.report_table(scored(MODEL)), ATTACKS),
+    "eval": (scored(MODEL).table(), ATTACKS),
     "certify": (console.certified_table(certified()), ("0.0625", "1")),
     "quickstart": (console.board_table([scored(MODEL), scored("b")]), (MODEL, "b")),
     "doctor": (console.doctor_table(examined()), ("advertorch", "torchattacks", "autoattack")),
@@ -97,9 +102,8 @@ def test_the_doctor_cuts_no_version_no_repair_and_no_command(width):
 
 
 def test_what_is_usual_fits_80_columns():
-    usual = [scored("quickstart-digits-linf-pgd-at")]
-    usual[0]["results"] = [one | {"attack": name} for one, name in zip(usual[0]["results"], ATTACKS[:2], strict=False)]
-    for table in (console.report_table(scored(MODEL)), console.board_table(usual), report.listing()):
+    usual = [scored("quickstart-digits-linf-pgd-at", ATTACKS[:2])]
+    for table in (scored(MODEL).table(), console.board_table(usual), report.listing()):
         assert max(map(len, drawn(table, 80).splitlines())) <= 80
 
 
