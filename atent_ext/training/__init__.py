@@ -1,9 +1,9 @@
-"""Training: recipes as data, one loop for every objective, run folders that an interrupted training goes on in.
+"""Training: recipes as data, one loop for every objective, run folders in which an interrupted training is resumed.
 
 recipes       a run as validated data, read from registry/recipes
 loop          the training loop, `fit`
 batches       order, augmentation and shares of batches
-run_folder    what a run leaves on disk, and where it is resumed
+run_folder    the files of a run, and the lock of its folder
 entropy_sgd   the optimizer Entropy-SGD
 """
 
