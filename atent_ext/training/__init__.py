@@ -1,4 +1,4 @@
-"""Training: recipes as data, one loop for every objective, run folders that an interrupted training goes on in.
+"""Training: recipes as data, one loop for every objective, run folders in which an interrupted training is resumed.
 
 recipes       a run as validated data
 recipe_files  the files of registry/recipes as plain data: bases, overrides
