@@ -78,7 +78,7 @@ def no_data(monkeypatch):
 def test_a_name_that_is_a_model_and_a_path_says_how_to_say_each(no_data, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     for known in (BEST, f"zoo:{BEST}"):
-        assert subjects.load(known).about["name"] == BEST
+        assert subjects.load(known).about.name == BEST
     assert "does not exist" in str(refusal(f"./{BEST}"))
     (tmp_path / BEST).mkdir() if kind == "folder" else (tmp_path / BEST).touch()
     for both in (BEST, Path(BEST)):
@@ -87,7 +87,7 @@ def test_a_name_that_is_a_model_and_a_path_says_how_to_say_each(no_data, tmp_pat
         assert f"{BEST} is a {kind} here and a model of the zoo; say ./{BEST} for the {kind}, or zoo:{BEST}" in str(
             error
         )
-    assert subjects.load(f"zoo:{BEST}").about["name"] == BEST
+    assert subjects.load(f"zoo:{BEST}").about.name == BEST
     said = "there is no recipe.yaml in it" if kind == "folder" else "a weights file needs --model, --dataset and --eps"
     for path in (f"./{BEST}", f"{tmp_path}/{BEST}", tmp_path / BEST, *([f"{BEST}/"] if kind == "folder" else [])):
         assert said in str(refusal(path))
@@ -206,6 +206,14 @@ def scored(*flags, recipe="digits-linf-atent", notes=()):
     return [settings | {"recipe": dumped(recipe, seed), "results": results(f, notes)} for seed, f in enumerate(flags)]
 
 
+def whole(flags):
+    """A report of version 1 that lacks nothing."""
+    (one,) = scored(flags)
+    counts = [result | {"correct": result["flags"].count("1"), "n": len(flags)} for result in one["results"]]
+    about = {"name": "one", "model": "net", "protocol": "autoattack", "batch_size": 8}
+    return one | about | {"results": counts}
+
+
 def results(flags, notes):
     right, n = flags.count("1"), len(flags)
     won = {"flags": flags, "accuracy": right / n, "interval95_wilson": statistics.interval(right, n)}
@@ -282,7 +290,7 @@ def test_an_entry_that_was_trained_and_not_scored_shows_its_training(page, tmp_p
 def test_a_report_of_another_recipe_is_refused(page, tmp_path, monkeypatch):
     monkeypatch.setattr(page.measured, "REPORTS", tmp_path)
     (tmp_path / "search").mkdir()
-    (tmp_path / "search" / "one.json").write_text(json.dumps(scored("01")[0]))
+    (tmp_path / "search" / "one.json").write_text(json.dumps(whole("00000001")))
     entry = page.Entry(recipe="digits-linf-atent")
     assert len(page.measured.reports({("search", "one"): entry})["one"]) == 1
     with pytest.raises(BadInput, match=r"one\.json is of another recipe than the entry one; score it anew"):
@@ -311,12 +319,12 @@ def test_entries_that_do_not_fit_are_refused(page, tmp_path, text, said):
 
 def test_what_an_entry_starts_from_is_trained_before_it(page, tmp_path, monkeypatch):
     zoo, trained = importlib.import_module("zoo"), []
-    monkeypatch.setattr(zoo, "fit", lambda recipe, data, folder, resume: trained.append(folder.name))
+    monkeypatch.setattr(zoo.Runner, "train", lambda self, recipe, name: trained.append(name))
     base = page.Entry(recipe="digits-linf-sgd", set=("epochs=1",))
     tuned = page.Entry(recipe="digits-linf-sgd", set=(f"init_from=zoo/runs/{zoo.digest(base.load())}",))
     known = {("search", "tuned"): tuned, ("search", "other"): tuned, ("search", "base"): base}
-    zoo.train(tuned.load(), known, tmp_path)
-    assert trained == [zoo.digest(base.load()), zoo.digest(tuned.load())]
+    zoo.train(tuned.load(), known, zoo.Runner(tmp_path))
+    assert trained == [f"runs/{zoo.digest(entry.load())}" for entry in (base, tuned)]
 
 
 @pytest.mark.integration
@@ -329,16 +337,18 @@ def test_the_zoo_is_trained_and_scored_by_its_entries(page, tmp_path):
     assert "written" not in done.stdout
     card = cards.read_card(tmp_path / "zoo" / "models" / "one.card.json")
     assert card.submission.training.endswith("Recipe: digits-linf-sgd.")
-    searched = json.loads((tmp_path / "zoo" / "search" / "two.json").read_text())
-    assert searched["split"] == "held out of training, the first 4 of 50"
-    assert searched["weights_sha256"] == card.weights["sha256"]  # one training served both
+    searched = Report.load(tmp_path / "zoo" / "search" / "two.json")
+    assert searched.split == "held out of training, the first 4 of 50"
+    assert searched.weights_sha256 == card.weights["sha256"]  # one training served both
     assert len(list((tmp_path / "zoo" / "runs").iterdir())) == 1
     done = script("experiments/zoo.py", "three")
     assert done.returncode == 2
     assert done.stderr.startswith("atent: three is no entry of zoo.yaml; it has: mnist-linf-atent, ")
     run = next((tmp_path / "zoo" / "runs").iterdir())
-    with pytest.raises(BadInput, match=r"two\.json is not of 5 images and the weights in .*; move it away"):
-        importlib.import_module("zoo").score("search", "two", 5, run, tmp_path / "zoo", 250, "plain")
+    zoo_script = importlib.import_module("zoo")
+    folder = zoo_script.RunFolder(run)
+    with pytest.raises(BadInput, match=r"two\.json was made with n = 4, not 5; "):
+        zoo_script.score("search", "two", 5, folder, zoo_script.Runner(tmp_path / "zoo"), 250, "plain")
 
 
 @pytest.mark.integration
