@@ -38,7 +38,7 @@ def report(*results: Result, **fields: Any) -> Report:
         "data": "digits",
         "part": "test",
         "n": results[0].n,
-        "total": 360,
+        "total": max(360, results[0].n),
         "protocol": "mine",
         "threat": {"norm": "Linf", "eps": 0.15},
         "seed": 0,

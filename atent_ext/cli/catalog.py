@@ -134,13 +134,9 @@ def _card(path: Path) -> Entry:
     return {"name": path.stem, **about, "loads": loads(path.stem), "file": place}
 
 
-_OLDER = {"clean": "clean", "worst case": "worst_case"}
-"""Kinds of results by their attack, for cards of older versions, which lack kinds."""
-
-
 def _measured(content: Mapping[str, Any]) -> Entry:
     submission, results = content["submission"], content["report"]["results"]
-    accuracy = {result.get("kind", _OLDER.get(result["attack"])): result["accuracy"] for result in results}
+    accuracy = {result["kind"]: result["accuracy"] for result in results}
     return {
         "recipe": recipe_of(content),
         "dataset": submission["dataset"],
