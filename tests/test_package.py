@@ -95,14 +95,32 @@ def test_the_wheel_finds_its_data_without_the_checkout(elsewhere):
     assert (int(recipes), protocol, study) == (len(shipped), "quick", "v2-table1")
 
 
+IN_TURN = """
+import json, sys
+from atent_ext.cli import app
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["atent", *command]
+    try:
+        app.main()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+"""Commands in one process, which imports once what they share."""
+
+
 @pytest.mark.integration
 def test_the_wheel_trains_scores_and_writes_the_board_without_the_checkout(elsewhere):
     assert elsewhere("atent", "--version").strip() == f"atent-ext {__version__}"
-    assert "mnist-linf-atent" in elsewhere("atent", "recipes")
-    assert Path("site", "index.html").as_posix() in elsewhere("atent", "board", "--out", "site")
-    small = ("--set", "epochs=1", "--set", "validation.count=50")
-    elsewhere("atent", "train", "digits-linf-sgd", *small, "--out", "run")
-    assert "worst case" in elsewhere("atent", "eval", "run", "--protocol", "quick", "--n", "20")
+    commands = [
+        ["recipes"],
+        ["board", "--out", "site"],
+        ["train", "digits-linf-sgd", "--set", "epochs=1", "--set", "validation.count=50", "--out", "run"],
+        ["eval", "run", "--protocol", "quick", "--n", "20"],
+    ]
+    output = elsewhere("python", "-c", IN_TURN, json.dumps(commands))
+    for part in ("mnist-linf-atent", Path("site", "index.html").as_posix(), "trained: run", "worst case"):
+        assert part in output
 
 
 @pytest.mark.integration

@@ -1,5 +1,6 @@
 """All neighbours in one process, in several import orders; and none of them."""
 
+import json
 import subprocess
 import sys
 
@@ -113,23 +114,56 @@ import advertorch.attacks, robustbench.utils
 """
 
 
-def python(code, *arguments):
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+CASES = {f"together: {' '.join(order)}": (TOGETHER, order) for order in ORDERS}
+CASES |= {"failed": (FAILED, ()), "none": (BLOCKED + CORE, ())}
+
+FORKING = """
+import json, os, sys, traceback
+import numpy, scipy.stats, torch, torchvision
+for name, (code, arguments) in json.load(sys.stdin).items():
+    read, write = os.pipe()
+    if not os.fork():
+        os.dup2(write, 1), os.dup2(write, 2)
+        sys.argv, status = ["-c", *arguments], 0
+        try:
+            exec(code, {"__name__": "__main__"})
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    os.close(write)
+    with os.fdopen(read) as output:
+        text = output.read()
+    print(json.dumps([name, os.waitstatus_to_exitcode(os.wait()[1]), text]))
+"""
+"""Each case in a process of its own; what none of them is about is imported once."""
+
+
+@pytest.fixture(scope="module")
+def ran():
+    """Case -> exit code and output."""
+    command = [sys.executable, "-c", FORKING]
+    done = subprocess.run(command, input=json.dumps(CASES), capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return {name: (code, text) for name, code, text in map(json.loads, done.stdout.splitlines())}
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=" ".join)
-def test_all_neighbours_import_and_run_in_one_process(order):
-    python(TOGETHER, *order)
+def test_all_neighbours_import_and_run_in_one_process(ran, order):
+    code, text = ran[f"together: {' '.join(order)}"]
+    assert code == 0, text
 
 
-def test_a_failed_import_of_the_user_does_not_stand_in_the_way():
-    python(FAILED)
+def test_a_failed_import_of_the_user_does_not_stand_in_the_way(ran):
+    code, text = ran["failed"]
+    assert code == 0, text
 
 
-def test_without_the_extras_the_core_works_and_asking_for_one_names_it():
-    told = python(BLOCKED + CORE).splitlines()
-    assert len(told) == len(EXTRAS)
-    for name, line in zip(EXTRAS, told, strict=True):
+def test_without_the_extras_the_core_works_and_asking_for_one_names_it(ran):
+    code, text = ran["none"]
+    assert code == 0, text
+    lines = text.splitlines()
+    assert len(lines) == len(EXTRAS)
+    for name, line in zip(EXTRAS, lines, strict=True):
         assert f"pip install 'atent-ext[{name}]'" in line
