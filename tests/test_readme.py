@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from commands import atent
@@ -127,7 +128,7 @@ def ran(folder):
         text = f"{command} {SMALLER[command]}".replace("DATA", "data").replace("--download", "")
         program, *arguments = shlex.split(text)
         if program == "torchrun":
-            return process(folder, "-m", "torch.distributed.run", *arguments)
+            return process(folder, forked.__file__, *arguments)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             patch.setenv("ATENT_DATA", "data")
