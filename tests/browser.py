@@ -18,9 +18,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 def program() -> str:
     """The browser's path. Without one the test fails in CI and is skipped elsewhere, as tests on real data are."""
-    found = os.environ.get("ATENT_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if found:
-        return found
+    path = os.environ.get("ATENT_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if path:
+        return path
     reason = f"there is no {', '.join(NAMES)} on the path; install chromium"
     if os.environ.get("ATENT_REQUIRE_DATA"):
         pytest.fail(reason)

@@ -1,15 +1,13 @@
 """The command `atent` for tests: in this process, or in one of its own."""
 
-import io
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
-from rich.console import Console
+from typer.testing import CliRunner
 
-from atent_ext.cli import app
+from atent_ext.cli import app, options
 
 SMALL = ("epochs=2", "objective.steps=2", "validation.count=60", "validation.steps=2")
 TINY = [part for change in SMALL for part in ("--set", change)]
@@ -21,18 +19,12 @@ def shell(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def atent(*arguments):
-    """The command in this process, which spares the imports: the same entry point, streams and exit code."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["atent", *map(str, arguments)])
-        patch.setattr(app, "console", Console(width=200))
-        try:
-            app.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+def atent(*arguments, width=200):
+    """The command in this process, which spares the imports: the same streams and exit code, `width` columns."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(options.console, "width", width)
+        done = CliRunner().invoke(app.app, [*map(str, arguments)], catch_exceptions=False)
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
 def refused(done, *words):

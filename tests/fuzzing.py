@@ -43,10 +43,10 @@ class Case:
 
     kind: str
     run: Callable[[], str]
-    told: Any
+    description: Any
 
     def __repr__(self) -> str:
-        return f"{self.kind}: {self.told}"
+        return f"{self.kind}: {self.description}"
 
 
 def outcome(case: Case) -> str:
@@ -208,7 +208,7 @@ class Problem:
     y: Any
     box: tuple[float, float]
     sound: bool  # whether all that comes out must be finite
-    told: tuple[Any, ...]
+    description: tuple[Any, ...]
 
 
 @st.composite
@@ -229,17 +229,17 @@ def problems(draw: Any, theme: str) -> Problem:
     x = (low + (high - low) * torch.rand(count, *features)).to(dtype)
     y = torch.randint(classes, (count,))
     x, y = _IMAGES.get(odd_x, lambda x: x)(x), _LABELS.get(odd_y, lambda y: y)(y)
-    told = (name, training, (count, *features), classes, dtype, odd_x, odd_y, box, seed)
-    return Problem(model, x, y, box, name != "nan" and odd_x != "huge", told)
+    description = (name, training, (count, *features), classes, dtype, odd_x, odd_y, box, seed)
+    return Problem(model, x, y, box, name != "nan" and odd_x != "huge", description)
 
 
-def in_ball(norm: Any, eps: Any, x: Tensor, found: Tensor) -> bool:
+def in_ball(norm: Any, eps: Any, x: Tensor, adversaries: Tensor) -> bool:
     """Whether each lies in its eps ball, up to a few roundings of its own precision for every feature."""
-    unit, wide, clean = torch.finfo(x.dtype).eps, found.double(), x.detach().double()
+    unit, wide, clean = torch.finfo(x.dtype).eps, adversaries.double(), x.detach().double()
     given = eps.double() if isinstance(eps, Tensor) else torch.tensor(float(eps), dtype=torch.float64)
     radius = given.expand(len(x))
     largest = torch.maximum(wide.flatten(1).abs().amax(1), clean.flatten(1).abs().amax(1))
-    features = prod(x.shape[1:]) if norm is L2 else 1
+    features = prod(x.shape[1:]) if norm == L2 else 1
     return bool((norm.size(wide - clean) <= radius + 4 * unit * features**0.5 * (largest + radius)).all())
 
 
@@ -298,8 +298,8 @@ def attacks(draw: Any) -> Case:
     arguments = draw(with_odd({**_ATTACK, **sensible}, _odd(theme, "arguments")))
     n = draw(with_odd({"n": st.sampled_from((None, None, 1, 2))}, _odd(theme, "rest")))["n"]
     context = draw(st.sampled_from(("none", "no_grad", "inference_mode", *_autocasts(problem))))
-    told = (problem.told, arguments, n, context)
-    return Case(kind.__name__, partial(_attacked, kind, problem, arguments, n, context), told)
+    description = (problem.description, arguments, n, context)
+    return Case(kind.__name__, partial(_attacked, kind, problem, arguments, n, context), description)
 
 
 def _attacked(kind: Any, problem: Problem, arguments: Arguments, n: Any, context: str) -> str:
@@ -307,7 +307,7 @@ def _attacked(kind: Any, problem: Problem, arguments: Arguments, n: Any, context
     try:
         with _CONTEXTS[context]():
             attack = kind(problem.model, **arguments)
-            found = attack.perturb(problem.x, problem.y) if n is None else attack.sample(problem.x, problem.y, n)
+            adversaries = attack.perturb(problem.x, problem.y) if n is None else attack.sample(problem.x, problem.y, n)
     finally:
         untouched(before, problem.model)
         for old, new in zip(given, (problem.x, problem.y), strict=True):
@@ -315,13 +315,13 @@ def _attacked(kind: Any, problem: Problem, arguments: Arguments, n: Any, context
                 assert torch.equal(_bits(old), _bits(new)), "images or labels changed"
                 assert new.grad is None, "a gradient was left on the images"
     x = problem.x
-    assert found.shape == (x.shape if n is None else (n, *x.shape)), "wrong shape"
-    assert found.dtype is x.dtype, "wrong dtype"
-    assert not found.requires_grad, "not detached"
-    for one in (found[None] if n is None else found) if x.numel() else ():
-        assert one.isfinite().all(), "NaN or infinity among the adversaries"
-        assert in_box((float(arguments["clip_min"]), float(arguments["clip_max"])), one), "outside the box"
-        assert arguments["project"] is None or in_ball(attack.norm, arguments["eps"], x, one), "outside the ball"
+    assert adversaries.shape == (x.shape if n is None else (n, *x.shape)), "wrong shape"
+    assert adversaries.dtype is x.dtype, "wrong dtype"
+    assert not adversaries.requires_grad, "not detached"
+    for adversary in (adversaries[None] if n is None else adversaries) if x.numel() else ():
+        assert adversary.isfinite().all(), "NaN or infinity among the adversaries"
+        assert in_box((float(arguments["clip_min"]), float(arguments["clip_max"])), adversary), "outside the box"
+        assert arguments["project"] is None or in_ball(attack.norm, arguments["eps"], x, adversary), "outside the ball"
     return VALID
 
 
@@ -380,8 +380,8 @@ def trainings(draw: Any) -> Case:
     places = draw(st.sampled_from(_ODD_PLACES if odd_rest else _PLACES))
     index = places(len(problem.x)) if places and isinstance(problem.x, Tensor) and problem.x.dim() else None
     context = draw(st.sampled_from(("none", *_autocasts(problem))))
-    told = (problem.told, arguments, factor, index, context)
-    return Case(kind, partial(_trained, kind, problem, arguments, factor, index, context), told)
+    description = (problem.description, arguments, factor, index, context)
+    return Case(kind, partial(_trained, kind, problem, arguments, factor, index, context), description)
 
 
 def _trained(kind: str, problem: Problem, arguments: Arguments, factor: Any, index: Any, context: str) -> str:
@@ -443,8 +443,8 @@ def _walked(kind: str, arguments: Arguments) -> str:
     kernel = getattr(langevin, kind)(**arguments)
     model, y = network("plain", (4,), 3, torch.float32, False), torch.tensor([0, 1])
     x = torch.full((2, 4), 0.5)
-    found = langevin.last_iterate(kernel, model, x, y, cross_entropy, torch.Generator().manual_seed(0))
-    assert found.isfinite().all(), "NaN or infinity among the adversaries"
-    assert in_box(kernel.box, found), "outside the box"
-    assert kernel.project == "never" or in_ball(kernel.norm, kernel.eps, x, found), "outside the ball"
+    adversaries = langevin.last_iterate(kernel, model, x, y, cross_entropy, torch.Generator().manual_seed(0))
+    assert adversaries.isfinite().all(), "NaN or infinity among the adversaries"
+    assert in_box(kernel.box, adversaries), "outside the box"
+    assert kernel.project == "never" or in_ball(kernel.norm, kernel.eps, x, adversaries), "outside the ball"
     return VALID

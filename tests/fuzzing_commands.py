@@ -200,7 +200,12 @@ _COMMANDS: Mapping[str, tuple[list[st.SearchStrategy[str]], Options]] = {
         },
     ),
     "registry check": ([_FILES], {}),
-    "zoo": ([], {"--help": None}),
+    "ls": ([], {"--json": None, "--help": None}),
+    "ls recipes": ([], {"--json": None}),
+    "show": (
+        [_RECIPES | st.sampled_from(("zoo", "mnist-linf-atnt", "empty.yaml", "broken.yaml", "list-run/recipe.yaml"))],
+        {"--json": None, "--kind": st.sampled_from(("recipe", "card", "zoo"))},
+    ),
     "nothing": ([_FILES], {"--out": _FILES}),
 }
 

@@ -1,9 +1,12 @@
 """Models whose optimum, posterior or gradient is known in closed form, and small networks to check against."""
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from atent_ext.attacks.spec import parse
 
 
 class LinearTwoClass(nn.Module):
@@ -66,6 +69,21 @@ def tiny_net(classes: int = 10, channels: int = 1) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(32, classes))
 
 
+class OnlyBuffers(nn.Module):
+    """No parameters, buffers on `device`: always class 1 of 2. `seen` has the devices of what any copy was shown."""
+
+    seen: ClassVar[list[torch.device]] = []
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1, affine=False, device=device)
+        self.seen.clear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.device)
+        return torch.tensor([0.0, 1.0]).expand(len(x), 2)
+
+
 class Wrapped(nn.Module):
     """A sound network inside of one that answers by `answer(network, x)`."""
 
@@ -80,3 +98,8 @@ class Wrapped(nn.Module):
 def visible(folder):
     """What lies in a folder besides hidden files, such as the lock of who works there."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def attack_spec(name, **fields):
+    """An attack of a protocol by its name."""
+    return parse({"attack": name, **fields})

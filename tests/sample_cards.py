@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from atent_ext.attacks.spec import Kind
 from atent_ext.core.statistics import interval
+from atent_ext.evaluation.report import Report
 from atent_ext.submissions import masking, sanity, verification
 from atent_ext.submissions.cards import Card, Submission, write_card
 
 STANDARD = {"PGD-40 x 3, every iterate": 0.03, "ATENT-40 x 3, every iterate": 0.02, "AutoAttack": 0.0}
 """How much more accuracy each attack leaves than the strongest of them."""
+KINDS: Mapping[str, Kind] = {"clean": "clean", "AutoAttack": "autoattack", "worst case": "worst_case"}
 
 
 def card(name: str = "sample", *, clean: float = 0.9, robust: float = 0.5, n: int = 200, **changes: Any) -> Card:
@@ -22,7 +25,7 @@ def card(name: str = "sample", *, clean: float = 0.9, robust: float = 0.5, n: in
         "submission": submission,
         "weights": {
             "file": "model.safetensors",
-            "sha256": report["weights_sha256"],
+            "sha256": report.weights_sha256,
             "bytes": 44_700_000,
             "parameters": 11_173_962,
         },
@@ -84,7 +87,7 @@ def _submission(name: str, changes: Mapping[str, Any]) -> Submission:
     return Submission.model_validate(given | rest)
 
 
-def _report(submission: Submission, clean: float, robust: float, n: int) -> dict[str, Any]:
+def _report(submission: Submission, clean: float, robust: float, n: int) -> Report:
     draw = random.Random(submission.name)
     # Images in the order of their difficulty: attacks mostly break the same ones.
     order = draw.sample(range(n), n)
@@ -95,27 +98,33 @@ def _report(submission: Submission, clean: float, robust: float, n: int) -> dict
         flags[attack] = set(sorted(right, key=lambda image: order.index(image) + draw.gauss(0, n / 60))[:kept])
     flags["worst case"] = set.intersection(*flags.values())
     results = [_result(attack, images, n) for attack, images in flags.items()]
-    results[-1]["over"] = ", ".join(attack for attack in flags if attack != "worst case")
+    results[-1]["settings"] = {"over": ", ".join(attack for attack in flags if attack != "worst case")}
     after = {"apgd-ce": results[3]["correct"] + 4, "apgd-t": results[3]["correct"]}
-    results[3] |= {"version": "standard", "robust_after": after}
-    return {
+    results[3] |= {"settings": {"version": "standard"}, "robust_after": after}
+    whole = {
         "name": submission.name,
         "model": submission.architecture.name,
         "weights_sha256": hashlib.sha256(submission.name.encode()).hexdigest(),
         "data": submission.dataset,
         "data_note": "",
-        "split": f"test, the first {n} of 10000",
+        "data_sha256": hashlib.sha256(b"images").hexdigest(),
+        "part": "test",
+        "n": n,
+        "total": 10_000,
         "protocol": "verify",
-        "threat": submission.threat.model_dump(),
+        "threat": submission.threat,
         "seed": 0,
+        "batch_size": 250,
         "versions": {"atent-ext": "0.2.0", "torch": "2.15.0"},
         "machine": {"device": "cpu", "threads": 1},
         "results": results,
     }
+    return Report.model_validate(whole)
 
 
 def _result(attack: str, images: set[int], n: int) -> dict[str, Any]:
     return {
+        "kind": KINDS.get(attack, "attack"),
         "attack": attack,
         "correct": len(images),
         "n": n,

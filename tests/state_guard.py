@@ -48,15 +48,15 @@ def _logging() -> object:
 
 def _configured(logger: logging.Logger) -> object:
     # pytest gives its own handlers to whatever logger does not propagate.
-    handlers = [one for one in logger.handlers if not type(one).__module__.startswith("_pytest")]
+    handlers = [handler for handler in logger.handlers if not type(handler).__module__.startswith("_pytest")]
     return logger.level, logger.propagate, handlers
 
 
 def _environment() -> dict[bytes, bytes]:
-    found = os.environ._data.copy()  # type: ignore[attr-defined]  # in a tenth of the time of dict()
+    variables = os.environ._data.copy()  # type: ignore[attr-defined]  # in a tenth of the time of dict()
     for name in _NOT_OURS:
-        found.pop(name, None)
-    return found
+        variables.pop(name, None)
+    return variables
 
 
 RANDOM: Mapping[str, Callable[[], object]] = {
@@ -119,17 +119,17 @@ def watched(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:
         if _inside:
             return function(*arguments, **options)
-        found = _checked(lambda: function(*arguments, **options), function, arguments, options)
-        return _steps(found, function, arguments, options) if isinstance(found, GeneratorType) else found
+        result = _checked(lambda: function(*arguments, **options), function, arguments, options)
+        return _steps(result, function, arguments, options) if isinstance(result, GeneratorType) else result
 
     call.is_watched = True  # type: ignore[attr-defined]
     return call
 
 
-def _steps(found: Iterator[Any], function: Callable[..., Any], arguments: Any, options: Any) -> Iterator[Any]:
+def _steps(result: Iterator[Any], function: Callable[..., Any], arguments: Any, options: Any) -> Iterator[Any]:
     while True:
         try:  # no name holds what is yielded: its graph is the caller's alone
-            yield next(found) if _inside else _checked(lambda: next(found), function, arguments, options)
+            yield next(result) if _inside else _checked(lambda: next(result), function, arguments, options)
         except StopIteration:
             return
 
@@ -161,7 +161,7 @@ def documented_draws(function: Callable[..., Any], given: Mapping[str, Any]) -> 
     owner = given.get("self")
     generators = given.get("generator", ...), _of(owner, "generator"), _of(owner, "_generator")
     torch_draws = (
-        any(one is None for one in generators)
+        any(generator is None for generator in generators)
         or function.__qualname__ == "EntropySGD.step"  # its noise is seeded from there
         or function.__module__ == "atent_ext.models.networks"  # the weights of a fresh network
         or function.__qualname__ == "build_model"
@@ -190,9 +190,9 @@ def watch_package() -> None:
     """Watch what is public in atent_ext; what was imported from it earlier is not."""
     importlib.import_module("sklearn")  # the import itself sets environment variables (KMP_...)
     nn.Dropout.forward = _noticed(nn.Dropout.forward)  # type: ignore[method-assign]
-    for found in pkgutil.walk_packages(atent_ext.__path__, "atent_ext."):
-        if not found.name.startswith(_UNWATCHED):
-            watch(importlib.import_module(found.name))
+    for module in pkgutil.walk_packages(atent_ext.__path__, "atent_ext."):
+        if not module.name.startswith(_UNWATCHED):
+            watch(importlib.import_module(module.name))
 
 
 def watch_integrations() -> None:
@@ -203,13 +203,13 @@ def watch_integrations() -> None:
 
 def watch(module: ModuleType) -> None:
     """Replace the public functions of a module, and the methods of its public classes, by watched ones."""
-    for name, found in list(vars(module).items()):
-        if name.startswith("_") or getattr(found, "__module__", None) != module.__name__:
+    for name, value in list(vars(module).items()):
+        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
             continue
-        if inspect.isfunction(found):
-            setattr(module, name, _once(found))
-        elif inspect.isclass(found) and not issubclass(found, nn.Module):
-            for kind in (base for base in found.__mro__ if base.__module__ == module.__name__):
+        if inspect.isfunction(value):
+            setattr(module, name, _once(value))
+        elif inspect.isclass(value) and not issubclass(value, nn.Module):
+            for kind in (base for base in value.__mro__ if base.__module__ == module.__name__):
                 for method in (method for method in _METHODS if inspect.isfunction(vars(kind).get(method))):
                     setattr(kind, method, _once(vars(kind)[method]))
 

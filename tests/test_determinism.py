@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from problems import Wrapped, small_batch, small_net
+from problems import Wrapped, attack_spec, small_batch, small_net
+from pydantic import BaseModel
 
 from atent_ext.attacks.advertorch_style import L2ATENTAttack, LinfATENTAttack
-from atent_ext.attacks.spec import AttackSpec
 from atent_ext.certification.smoothing import Smoothing
 from atent_ext.core import registry
 from atent_ext.data import datasets
@@ -52,7 +52,7 @@ METHODS = {
 PROTOCOL = Protocol(
     name="both",
     description="",
-    attacks=tuple(AttackSpec(attack=name, steps=4, restarts=2, keep="success") for name in ("pgd", "atent")),
+    attacks=tuple(attack_spec(name, steps=4, restarts=2, keep="success") for name in ("pgd", "atent")),
 )
 
 
@@ -76,19 +76,21 @@ def digits():
 
 def twice(call):
     """What a call with an argument of its own returns under two global random states."""
-    found = []
+    results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 -- a library may draw from it
         random.seed(seed)
-        found.append(call(str(seed)))
-    return found
+        results.append(call(str(seed)))
+    return results
 
 
 def timeless(value):
     """Nested data without what a clock said, tensors as their bytes: what `==` compares bit for bit."""
     if isinstance(value, torch.Tensor):
         return value.dtype, value.shape, value.numpy().tobytes()
+    if isinstance(value, BaseModel):
+        return timeless(value.model_dump())
     if isinstance(value, dict):
         return {name: timeless(part) for name, part in value.items() if name != "seconds"}
     return [timeless(part) for part in value] if isinstance(value, list | tuple) else value
@@ -101,11 +103,11 @@ def test_training_writes_the_same_weights_state_and_metrics(tmp_path, digits, na
         folder = fit(chosen, digits, tmp_path / place)
         return folder.weights.read_bytes(), timeless(files.load_state(folder.state))
 
-    one, again = twice(trained)
+    first, again = twice(trained)
     other = trained("other", seed=4)
-    assert one == again
-    assert one[0] != other[0]
-    assert one[1]["optimizer"] != other[1]["optimizer"]
+    assert first == again
+    assert first[0] != other[0]
+    assert first[1]["optimizer"] != other[1]["optimizer"]
 
 
 @pytest.mark.parametrize("kind", [LinfATENTAttack, L2ATENTAttack])
@@ -118,9 +120,9 @@ def test_an_attack_with_a_generator_finds_the_same_adversaries(kind, options):
         attack = kind(model, eps=0.2, nb_iter=4, eps_iter=0.08, noise=0.01, generator=generator, **options)
         return attack.perturb(x, y).numpy().tobytes(), attack.sample(x, y, 2).numpy().tobytes()
 
-    one, again = twice(lambda place: attacked(5))
-    assert one == again
-    assert all(mine != other for mine, other in zip(one, attacked(6), strict=True))
+    first, again = twice(lambda place: attacked(5))
+    assert first == again
+    assert all(mine != other for mine, other in zip(first, attacked(6), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +144,9 @@ def test_an_evaluation_gives_the_same_report(run):
     def scored(place):
         return timeless(scoring.score(run_folder.from_run(run), PROTOCOL, n=30, seed=4, chunk=20))
 
-    one, again = twice(scored)
-    assert one == again
-    assert [result["n"] for result in one["results"]] == [30, 30, 30]
+    first, again = twice(scored)
+    assert first == again
+    assert [result["n"] for result in first["results"]] == [30, 30, 30]
 
 
 def test_an_evaluation_of_a_network_that_draws_repeats_and_moves_no_state(run):
@@ -157,9 +159,9 @@ def test_an_evaluation_of_a_network_that_draws_repeats_and_moves_no_state(run):
         assert torch.equal(before, torch.get_rng_state())
         return report["results"]
 
-    one, again = twice(scored)
-    assert one == again
-    assert [result["flags"] for result in one] != [result["flags"] for result in scored("other", seed=5)]
+    first, again = twice(scored)
+    assert first == again
+    assert [result["flags"] for result in first] != [result["flags"] for result in scored("other", seed=5)]
 
 
 def test_certification_writes_the_same_bytes(tmp_path, run):
@@ -170,9 +172,9 @@ def test_certification_writes_the_same_bytes(tmp_path, run):
         certificates.certify(run_folder.from_run(run), smoothing, out, images=5, seed=seed, progress=lambda done: None)
         return out.read_bytes()
 
-    one, again = twice(certified)
-    assert one == again
-    assert one != certified("other", seed=5)
+    first, again = twice(certified)
+    assert first == again
+    assert first != certified("other", seed=5)
 
 
 @pytest.mark.parametrize("kind", drawing.KINDS)
@@ -185,9 +187,9 @@ def test_a_figure_and_its_numbers_are_the_same_bytes(tmp_path, monkeypatch, run,
         written = drawing.draw(kind, runs, tmp_path / place / "figure.png", n=20, seed=4, index=2, updates=4)
         return [(path.name, path.read_bytes()) for path in written]
 
-    one, again = twice(drawn)
-    assert [name for name, _ in one][:2] == ["figure.png", "figure.svg"]
-    assert one == again
+    first, again = twice(drawn)
+    assert [name for name, _ in first][:2] == ["figure.png", "figure.svg"]
+    assert first == again
 
 
 def test_every_promise_names_a_test_that_is_there():

@@ -76,7 +76,7 @@ def test_the_wheel_holds_all_of_the_package(wheel):
 def test_the_wheel_is_small(wheel):
     """The code, protocols and recipes took 0.3 MB on 2026-11-26; cards and weights may add to it."""
     data = ("atent_ext/_registry/cards/", "atent_ext/_registry/weights/")
-    sizes = {one.filename: one.compress_size for one in zipfile.ZipFile(wheel).infolist()}
+    sizes = {entry.filename: entry.compress_size for entry in zipfile.ZipFile(wheel).infolist()}
     assert sum(size for name, size in sizes.items() if not name.startswith(data)) < 500_000
     assert max(sizes.values()) < 5_000_000
 
@@ -113,7 +113,7 @@ for command in json.loads(sys.argv[1]):
 def test_the_wheel_trains_scores_and_writes_the_board_without_the_checkout(elsewhere):
     assert elsewhere("atent", "--version").strip() == f"atent-ext {__version__}"
     commands = [
-        ["recipes"],
+        ["ls", "recipes"],
         ["board", "--out", "site"],
         ["train", "digits-linf-sgd", "--set", "epochs=1", "--set", "validation.count=50", "--out", "run"],
         ["eval", "run", "--protocol", "quick", "--n", "20"],
@@ -129,8 +129,8 @@ def test_the_wheel_reproduces_a_cards_clean_accuracy_to_the_example(elsewhere, d
     card = json.loads((ROOT / "registry/cards/mnist/Linf-0.3/mnist-linf-atent.json").read_text())
     clean = card["report"]["results"][0]
     given = ("--protocol", "clean", "--n", clean["n"], "--data-root", data_root.resolve(), "--out", "clean.json")
-    told = elsewhere("atent", "eval", "mnist-linf-atent", *given)
-    assert f"{clean['correct']}/{clean['n']}" in told
+    output = elsewhere("atent", "eval", "mnist-linf-atent", *given)
+    assert f"{clean['correct']}/{clean['n']}" in output
     flags = elsewhere("python", "-c", "import json; print(json.load(open('clean.json'))['results'][0]['flags'])")
     assert flags.strip() == clean["flags"]
 

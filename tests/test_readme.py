@@ -26,7 +26,7 @@ SUBMISSION = "atent submission new runs/mnist-linf-atent-fast --out mine --autho
 # What each command of the README is run with on top; one that is not listed here fails the test.
 SMALLER = {
     "atent quickstart": "--n 4 --set epochs=1 --set batch_size=128 --set validation.count=100",
-    "atent recipes": "",
+    "atent ls recipes": "",
     "atent train mnist-linf-atent --data-root DATA --download": QUICK,
     RUN: QUICK,
     "atent train mnist-linf-atent-fast --resume": "",
@@ -39,7 +39,7 @@ SMALLER = {
     "atent plot curve runs/mnist-linf-atent-fast --out curve.png": "--n 4",
     "atent eval model.safetensors --model small-cnn --dataset mnist --eps 0.3 --n 1000": "--n 4",
     "atent certify runs/mnist-linf-atent-fast --sigma 0.25 --n 1000 --images 100": "--n 50 --images 2",
-    "atent zoo": "",
+    "atent ls zoo": "",
     "atent eval mnist-linf-atent --protocol clean --n 1000": "--n 4",
     SUBMISSION: "",
     CARD: "--n 4",
@@ -69,9 +69,9 @@ import torch
 from atent_ext import data
 torch.manual_seed(0)
 split = data.load("mnist").test
-x, y = split.images[:4], split.labels[:4]
+x, y = images, labels = split.images[:4], split.labels[:4]
 loader = [(x, y)]
-model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+model, another_model = (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10)) for _ in range(2))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 """
 

@@ -85,8 +85,8 @@ def weights(folder):
     return safetensors.torch.load_file(folder / "weights.safetensors")
 
 
-def distance(one, other):
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
+def distance(first, other):
+    return max(float((first[name] - other[name]).abs().max()) for name in first)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def python(*arguments):
 
 
 @pytest.fixture(scope="module")
-def together(ran):
+def distributed(ran):
     """What two processes made of all the recipes above."""
     place, codes, errors = ran
     assert codes["everything"] == [0, 0], errors
@@ -122,42 +122,42 @@ def double_net_is_known(monkeypatch):
 
 
 @pytest.mark.parametrize("case", EQUAL)
-def test_two_processes_train_as_one(together, tmp_path, double_net_is_known, case):
+def test_two_processes_train_as_one(distributed, tmp_path, double_net_is_known, case):
     chosen = load(*EQUAL[case])
     folder = loop.fit(chosen, digits(), tmp_path / "alone")
     with seeded(chosen.seed):
         first = build_model(chosen, digits()).state_dict()
-    alone, shared = weights(folder.path), weights(together / case)
+    alone, shared = weights(folder.path), weights(distributed / case)
     assert {tensor.dtype for tensor in shared.values()} == {torch.float64}
     apart, moved = distance(alone, shared), distance(alone, first)
     print(f"{case}: largest difference {apart:.2g}, moved by {moved:.2g}")
     assert apart < 1e-8
     assert moved > 1e-3
-    for one, other in zip(lines(folder.path), lines(together / case), strict=True):
-        assert one.pop("loss") == pytest.approx(other.pop("loss"), abs=1e-8)
-        assert one == other
+    for first, other in zip(lines(folder.path), lines(distributed / case), strict=True):
+        assert first.pop("loss") == pytest.approx(other.pop("loss"), abs=1e-8)
+        assert first == other
 
 
-def test_one_folder_is_written_and_all_agree_on_its_metrics(together):
+def test_one_folder_is_written_and_all_agree_on_its_metrics(distributed):
     for case in EQUAL:
-        names = sorted(path.name for path in visible(together / case))
+        names = sorted(path.name for path in visible(distributed / case))
         assert names == ["metrics.jsonl", "recipe.yaml", "state.pt", "weights.safetensors"]
-        told = [json.loads((together / f"{case}-{process}.json").read_text()) for process in range(2)]
-        assert told[0] == told[1] == lines(together / case)
+        recorded = [json.loads((distributed / f"{case}-{process}.json").read_text()) for process in range(2)]
+        assert recorded[0] == recorded[1] == lines(distributed / case)
 
 
 @pytest.mark.parametrize(("case", "examples"), [("mma", 53), ("mma with a last example alone", 57)])
-def test_two_processes_remember_what_one_does(together, tmp_path, double_net_is_known, case, examples):
+def test_two_processes_remember_what_one_does(distributed, tmp_path, double_net_is_known, case, examples):
     alone = loop.fit(load(*EQUAL[case]), digits(), tmp_path / "alone").state
-    one, other = (torch.load(path)["objective"]["lengths"] for path in (alone, together / case / "state.pt"))
-    assert one.shape == (examples,)
-    assert torch.allclose(one, other, rtol=0, atol=1e-6)
-    assert len(one.unique()) > 20
+    first, other = (torch.load(path)["objective"]["lengths"] for path in (alone, distributed / case / "state.pt"))
+    assert first.shape == (examples,)
+    assert torch.allclose(first, other, rtol=0, atol=1e-6)
+    assert len(first.unique()) > 20
 
 
 @pytest.mark.parametrize("case", RESUMED)
-def test_a_resumed_run_of_two_processes_is_the_undisturbed_one_bit_for_bit(together, case):
-    whole, cut = together / f"{case} whole", together / f"{case} cut"
+def test_a_resumed_run_of_two_processes_is_the_undisturbed_one_bit_for_bit(distributed, case):
+    whole, cut = distributed / f"{case} whole", distributed / f"{case} cut"
     assert (whole / "weights.safetensors").read_bytes() == (cut / "weights.safetensors").read_bytes()
     assert (whole / "state.pt").stat().st_size > 1000
     assert lines(whole) == lines(cut)
@@ -169,25 +169,25 @@ def flat(state):
     return {name: tensor.numpy().tobytes() for name, tensor in state.items()}
 
 
-def test_processes_meet_once_a_step_not_once_a_term_or_a_pass(together):
-    counted = json.loads((together / "reductions.json").read_text())
+def test_processes_meet_once_a_step_not_once_a_term_or_a_pass(distributed):
+    counted = json.loads((distributed / "reductions.json").read_text())
     assert counted == [{"steps": 21, "terms": 63, "reductions": 21, "broadcasts": 0}] * 2
 
 
 def test_what_several_processes_remember_is_merged():
-    one, other = Lengths(0.1), Lengths(0.1)
+    first, other = Lengths(0.1), Lengths(0.1)
     x, right = torch.zeros(2, 1, dtype=torch.float64), torch.tensor([True, True])
-    one.of(torch.tensor([0, 4]), x)
-    one.put(torch.tensor([0, 4]), right, torch.tensor([0.5, 0.25]))
+    first.of(torch.tensor([0, 4]), x)
+    first.put(torch.tensor([0, 4]), right, torch.tensor([0.5, 0.25]))
     other.of(torch.tensor([2, 1]), x)
     other.put(torch.tensor([2, 1]), ~right | torch.tensor([True, False]), torch.tensor([0.75, 9.0]))
-    found = [one.values.clone(), other.values.clone()]
-    for lengths in (one, other):
-        lengths.merge(found)
+    states = [first.values.clone(), other.values.clone()]
+    for lengths in (first, other):
+        lengths.merge(states)
         assert lengths.values.tolist() == torch.tensor([0.5, 0.1, 0.75, 0.1, 0.25]).tolist()
     other.put(torch.tensor([0, 3]), right, torch.tensor([0.1, 0.3]))  # back to where it began, and a new one
-    one.merge([one.values.clone(), other.values.clone()])
-    assert one.values.tolist() == torch.tensor([0.1, 0.1, 0.75, 0.3, 0.25]).tolist()
+    first.merge([first.values.clone(), other.values.clone()])
+    assert first.values.tolist() == torch.tensor([0.1, 0.1, 0.75, 0.3, 0.25]).tolist()
 
 
 def test_what_was_restored_is_what_all_remember():
@@ -200,7 +200,7 @@ def test_what_was_restored_is_what_all_remember():
 # ---- the command, and what goes wrong
 
 
-def test_the_command_writes_one_run_that_may_be_killed_and_resumed(ran, together):
+def test_the_command_writes_one_run_that_may_be_killed_and_resumed(ran, distributed):
     place, codes, errors = ran
     run = place / "killed"
     assert codes["killed"] == [-9, -9], errors
@@ -210,8 +210,8 @@ def test_the_command_writes_one_run_that_may_be_killed_and_resumed(ran, together
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained: ") == 1
     assert len(lines(run)) == 3
-    assert flat(weights(run)) == flat(weights(together / "command"))
-    assert lines(run) == lines(together / "command")
+    assert flat(weights(run)) == flat(weights(distributed / "command"))
+    assert lines(run) == lines(distributed / "command")
 
 
 def test_a_loss_that_breaks_in_one_process_ends_both(ran):
@@ -228,7 +228,7 @@ class Notes(loop.Silent):
     """Keeps an epoch's metrics; may stop the run after a step."""
 
     def __init__(self, stop_after=0):
-        self.steps, self.stop_after, self.told = 0, stop_after, []
+        self.steps, self.stop_after, self.recorded = 0, stop_after, []
 
     def step(self, loss):
         self.steps += 1
@@ -236,7 +236,7 @@ class Notes(loop.Silent):
             raise KeyboardInterrupt
 
     def epoch(self, metrics):
-        self.told.append({key: value for key, value in metrics.items() if key != "seconds"})
+        self.recorded.append({key: value for key, value in metrics.items() if key != "seconds"})
 
 
 def everything(folder):
@@ -245,7 +245,7 @@ def everything(folder):
     for case, settings in EQUAL.items():
         notes = Notes()
         loop.fit(load(*settings), digits(), folder / case, reporter=notes)
-        (folder / f"{case}-{process}.json").write_text(json.dumps(notes.told))
+        (folder / f"{case}-{process}.json").write_text(json.dumps(notes.recorded))
     for case, settings in RESUMED.items():
         chosen = load(*settings, "model.name=tiny-net")
         loop.fit(chosen, digits(torch.float32), folder / f"{case} whole")

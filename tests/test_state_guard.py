@@ -66,7 +66,7 @@ def restored(monkeypatch):
     monkeypatch.chdir(".")
     monkeypatch.setenv("ATENT_GUARD", "0")
     numbers = signal.SIGINT, signal.SIGTERM
-    handlers, levels = [*map(signal.getsignal, numbers)], [(one, one.level) for one in (logging.root, LOGGER)]
+    handlers, levels = [*map(signal.getsignal, numbers)], [(logger, logger.level) for logger in (logging.root, LOGGER)]
     threads, flags = torch.get_num_threads(), [(name, getattr(torch.backends.cudnn, name)) for name in CUDNN]
     yield
     for number, handler in zip(numbers, handlers, strict=True):
@@ -184,7 +184,7 @@ def test_what_users_call_is_watched():
     assert len(watched) == 7  # fit, load and five objectives; the attacks inherit theirs
     attack = atent_ext.LinfATENTAttack
     watched += [attack.perturb, attack.sample, EntropySGD.step, drawing.draw, quickstart.quickstart, norms.gaussian]
-    watched += [scoring.score, certificates.certify, verification.verify, run.evaluate, reproduce.reproduce]
+    watched += [scoring.score, certificates.certify, verification.verify, run.run_protocol, reproduce.reproduce]
     assert all(call.is_watched for call in watched)
     assert not hasattr(compat.advertorch, "is_watched")
 

@@ -1,14 +1,14 @@
-"""Attacks: the Langevin kernel and its one loop, restarts, the attacks of protocols, and flags of what stays right.
+"""Attacks: the Langevin kernel and its loop, restarts, the attacks of protocols, and per-image robustness flags.
 
-langevin           the kernel, where step, pull and noise are added, and the only loop over steps
-restarts           several runs of a chain, and which of their points is returned
-advertorch_style   LinfATENTAttack and L2ATENTAttack
+langevin           the kernel, which adds step, pull and noise, and the only loop over steps
+restarts           restarts of a chain, and which of the iterates is returned
+advertorch_style   LinfATENTAttack and L2ATENTAttack, in the interface of advertorch
 autoattack         AutoAttack on a batch of images
 external           minimal-norm attacks of other libraries
-spec               one attack of a protocol: its fields, its setting, its outcome
-runners            how each attack of a protocol is run
-accuracy           which images stay right, re-checked against ball and box
-gamma              how strong ATENT's ℓ2 pull has to be
+spec               an attack of a protocol: its fields, its setting, its outcome
+specs              the attacks of protocols that this package defines
+accuracy           which images a model predicts correctly, clean and under attack; checks ball and box
+gamma              calibration of the strength of ATENT's ℓ2 pull
 """
 
 import lazy_loader

@@ -7,5 +7,6 @@ from .advertorch_style import LinfATENTAttack as LinfATENTAttack
 from .gamma import calibrate_gamma as calibrate_gamma
 from .langevin import Langevin as Langevin
 from .spec import AttackSpec as AttackSpec
+from .spec import Note as Note
 from .spec import Outcome as Outcome
 from .spec import Setting as Setting

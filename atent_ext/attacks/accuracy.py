@@ -1,4 +1,4 @@
-"""Which images a model predicts right, clean and under an attack: flags (N,), one an image."""
+"""Which images a model predicts correctly, clean and under attack: flags (N,), one per image."""
 
 import torch
 from torch import Tensor, nn
@@ -7,6 +7,7 @@ from atent_ext.attacks.external import Attack
 from atent_ext.attacks.langevin import Langevin
 from atent_ext.attacks.restarts import Keep, adversaries, allowed
 from atent_ext.attacks.spec import Setting
+from atent_ext.core import seeds, validate
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import device_of, evaluating, frozen
 from atent_ext.core.norms import Norm
@@ -18,11 +19,17 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     """The logits (N, classes) of `images` (N, ...) in eval mode, computed in batches, on the CPU."""
     device = device_of(model)
     with evaluating(model), torch.no_grad():
-        return torch.cat([model(batch.to(device)).float().cpu() for batch in torch.split(images, batch_size)])
+        return torch.cat([_logits(model, batch.to(device)).float().cpu() for batch in torch.split(images, batch_size)])
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = model(x)
+    validate.logits(logits, len(x))
+    return logits
 
 
 def clean_flags(model: nn.Module, split: Split, batch_size: int = 250) -> Tensor:
-    """Which examples are predicted right, (N,) bool."""
+    """Which examples are predicted correctly, (N,) bool."""
     return predict(model, split.images, batch_size).argmax(1) == split.labels
 
 
@@ -35,13 +42,13 @@ def robust_flags(
     keep: Keep = "last",
     early_stop: bool = True,
 ) -> Tensor:
-    """Which examples are right and stay right in every one of `restarts` runs of the attack, (N,) bool.
+    """Which examples are predicted correctly, clean and after each of `restarts` restarts of the attack, (N,) bool.
 
-    keep: "last" counts the last iterate of each run, "success" every iterate. early_stop: what is broken is attacked no
-    further, which changes the cost and not the flags (`search.adversaries`).
-    Raises BadInput if the attack runs into NaN: what cannot be attacked is not robust.
+    keep: "last" checks the last iterate of each restart, "success" every iterate. early_stop: images that are already
+    misclassified are skipped from then on, which reduces the cost and does not change the flags (see
+    `restarts.adversaries`). Raises BadInput if input gradients are NaN or missing, since the attack would fail.
     """
-    generator = torch.Generator(device_of(model)).manual_seed(setting.seed)
+    generator = seeds.generator(setting.seed, device_of(model))
 
     def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return adversaries(
@@ -60,10 +67,10 @@ def flags_under(
     batch_size: int,
     box: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
-    """Which examples are right and stay right under any attack, (N,) bool.
+    """Which examples are predicted correctly, clean and after `attack`, (N,) bool.
 
-    What an attack returns outside the eps ball or the box does not count, so that a minimal-norm attack succeeds only
-    within eps.
+    Adversaries outside the eps ball or the box do not count, so that a minimal-norm attack succeeds only within eps.
+    batch_size: images per call of `attack`, which gets (model, x (n, ...), y (n,)) on the model's device.
     """
     device = device_of(model)
     flags = []
@@ -72,12 +79,12 @@ def flags_under(
             batch = slice(start, start + batch_size)
             x, y = split.images[batch].to(device), split.labels[batch].to(device)
             adversary = attack(model, x, y)
-            stays = _right(model, adversary, y) | ~allowed(norm, eps, x, adversary, box)
-            flags.append((_right(model, x, y) & stays).cpu())
+            robust = _correct(model, adversary, y) | ~allowed(norm, eps, x, adversary, box)
+            flags.append((_correct(model, x, y) & robust).cpu())
     return torch.cat(flags)
 
 
-def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         prediction: Tensor = model(x).argmax(1)
     return prediction == y

@@ -1,7 +1,7 @@
-"""ATENT as attacks in advertorch's style: real subclasses of its `Attack` and `LabelMixin`.
+"""ATENT as attacks in the interface of advertorch: subclasses of its `Attack` and `LabelMixin`.
 
-Unlike advertorch's own, they work under `torch.no_grad()`, leave no gradient behind, run the model in eval mode and
-give it back as it was. Importing this module imports advertorch, repaired for today's torch (`atent_ext.core.compat`).
+Unlike advertorch's own attacks, they work under `torch.no_grad()`, leave no gradients on the model, run it in eval mode
+and restore its state. Importing this module imports advertorch, repaired for current torch (`atent_ext.core.compat`).
 """
 
 from typing import Any, Literal
@@ -28,7 +28,7 @@ Projection = Literal["every", "last"]
 
 
 class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
-    """What both attacks share; a subclass sets `norm`."""
+    """Base of both attacks; a subclass sets `norm`."""
 
     norm: Norm
 
@@ -52,19 +52,21 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
 
     def __init__(self, predict: Model, loss_fn: Loss | None, clip_min: float, clip_max: float, **settings: Any) -> None:
         if not callable(predict):
-            raise BadInput(f"predict is {predict!r}; it must be a model, (N, ...) to logits")
+            message = f"predict is {predict!r}; it must be a model, (N, ...) to logits"
+            raise BadInput(message, code="bad-type", field="predict")
         if loss_fn is not None and not callable(loss_fn):
-            raise BadInput(f"loss_fn is {loss_fn!r}; it must be a function of (logits, y), or None for cross-entropy")
+            message = f"loss_fn is {loss_fn!r}; it must be a function of (logits, y), or None for cross-entropy"
+            raise BadInput(message, code="bad-type", field="loss_fn")
         super().__init__(predict, cross_entropy if loss_fn is None else loss_fn, clip_min, clip_max)
         self.__dict__.update(settings)
-        self.kernel  # noqa: B018 -- building it checks the arguments now, not at the first call
+        self.kernel  # noqa: B018 -- validates the arguments now, not at the first call
         validate.flag("early_stop", self.early_stop)
         restarts.check(self.restarts, self.keep, self.batch_size)
         speed.check_view(self.speed)
 
     @property
     def kernel(self) -> Langevin:
-        """The attack as a value of the one kernel, read from the attributes at each call."""
+        """The attack as a `Langevin` kernel, built from the current attributes. Raises BadInput for invalid ones."""
         validate.steps("nb_iter", self.nb_iter)
         validate.radius("eps_iter", self.eps_iter)
         validate.flag("rand_init", self.rand_init)
@@ -88,8 +90,8 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
         """The last iterate of one chain per example.
 
         x: (N, ...) inside [clip_min, clip_max], any rank >= 2. y: (N,) labels, or the targets if `targeted`; None
-        takes the model's own predictions. Returns (N, ...), detached. Raises BadInput for inputs outside the box, for
-        labels out of range, for a targeted attack without y, and for input gradients that are NaN.
+        uses the model's predictions. Returns (N, ...), detached. Raises BadInput for inputs outside the box, for labels
+        out of range, for a targeted attack without y, and for input gradients that are NaN or missing.
         """
         return self.sample(x, y, 1)[0]
 
@@ -97,13 +99,13 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
         """The last iterates of `n` independent chains per example, shape (n, N, ...); see `perturb`."""
         validate.steps("n", n)
         validate.images(x, self.clip_min, self.clip_max)
-        if len(x) == 0:  # many models cannot run on it
+        if len(x) == 0:  # many models fail on an empty batch
             return x.new_empty((n, *x.shape))
         with evaluating(self.predict), speed.viewed(self.predict, x, self.speed) as model:
             y = self._labels(x, y)
-            return torch.stack([self._found(model, x, y) for _ in range(n)])
+            return torch.stack([self._attack(model, x, y) for _ in range(n)])
 
-    def _found(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
+    def _attack(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         return adversaries(
             self.kernel,
             model,
@@ -120,13 +122,13 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
     def _labels(self, x: Tensor, y: Tensor | None) -> Tensor:
         if y is None:
             if self.targeted:
-                raise BadInput("y is None; a targeted attack needs the target classes")
+                raise BadInput("y is None; a targeted attack needs the target classes", code="missing", field="y")
             with torch.no_grad():
                 logits = self.predict(x)
             validate.logits(logits, len(x))
             return logits.argmax(1)  # type: ignore[no-any-return]
         with torch.no_grad():
-            classes = self.predict(x[:1]).numel()  # a model that ends in squeeze() drops the batch dimension here
+            classes = self.predict(x[:1]).numel()  # numel: squeeze() in a model drops a batch dimension of 1
         validate.labels(y, len(x), classes)
         return y.to(x.device, torch.long)
 
@@ -136,12 +138,12 @@ class LinfATENTAttack(_ATENTAttack):
 
     predict: model, (N, ...) to logits. loss_fn: per-example or summed loss of (logits, y); None is cross-entropy.
     eps: radius, a number or (N,). nb_iter: steps. eps_iter: step size. noise: square root of the temperature.
-    rand_init: start uniformly in the ball (or at `start`: "corner" is the authors'); False starts at x.
-    project: "last" step only (the authors' for CIFAR-10) or "every". generator: source of noise and starts.
-    restarts, keep, early_stop, batch_size: how often it runs and what it returns, as in `search.adversaries`: the last
-    iterate of one run unless told otherwise; images on the CPU go in batches of 64 at most where batch_size is None.
-    speed: "channels-last" or "plain", as in `speed.viewed`.
-    What it returns lies in the eps ball and in [clip_min, clip_max]. Raises BadInput for values that make no sense.
+    rand_init: start uniformly in the ball (or at `start`; the authors use "corner"); False starts at x.
+    project: project at the "last" step only (the authors' choice for CIFAR-10) or at "every" step. gamma, pull,
+    direction: as in `Langevin`. generator: source of noise and random starts; None is torch's global generator.
+    restarts, keep, early_stop, batch_size: as in `restarts.adversaries`. By default the last iterate of one chain is
+    returned, and images on the CPU are processed in batches of at most 64. speed: "channels-last" or "plain", as in
+    `speed.viewed`. Adversaries lie in the eps ball and in [clip_min, clip_max]. Raises BadInput for invalid values.
     """
 
     norm = LINF
@@ -172,7 +174,8 @@ class LinfATENTAttack(_ATENTAttack):
         speed: ViewSpeed = "channels-last",
     ) -> None:
         if not isinstance(project, str) or project not in ("last", "every"):
-            raise BadInput(f"project is {project!r}; the ℓ∞ attack projects at the 'last' or at 'every' step")
+            message = f"project is {project!r}; the ℓ∞ attack projects at the 'last' or at 'every' step"
+            raise BadInput(message, code="unknown-name" if isinstance(project, str) else "bad-type", field="project")
         super().__init__(
             predict,
             loss_fn,
@@ -201,10 +204,10 @@ class LinfATENTAttack(_ATENTAttack):
 class L2ATENTAttack(_ATENTAttack):
     """ATENT ℓ2 as an attack (v2 Algorithm 1, inner loop): unit Langevin steps with a pull of strength gamma towards x.
 
-    The method itself has no projection. project: "every" step (the default, so that a robust accuracy at eps means what
-    it says), "last", or None for the paper's unprojected sampler, whose points may lie outside the eps ball.
+    The paper's method has no projection. project: at "every" step (the default, so that adversaries lie in the eps
+    ball), at the "last" step, or None for the paper's unprojected sampler, whose samples may lie outside the eps ball.
     start: "ball" (the default: normal, projected), "uniform", "corner", "blocks", "near", "clean".
-    Else as `LinfATENTAttack`.
+    The other arguments are those of `LinfATENTAttack`.
     """
 
     norm = L2

@@ -1,6 +1,7 @@
-"""Minimal-norm attacks of other libraries: from a batch to adversaries, judged by `evaluation` like every other attack.
+"""Minimal-norm attacks of other libraries: functions from a batch to adversaries.
 
-Such an attack looks for the nearest adversary; it has succeeded at eps only if that lies within eps.
+A minimal-norm attack searches for the nearest adversary. It succeeds at eps only if the distance is at most eps, which
+`accuracy.flags_under` checks.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from atent_ext.core import compat
 from atent_ext.core.norms import L2, Norm
 
 Attack: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(model, x (N, ...) in [0, 1], y (N,)) -> adversaries (N, ...); x itself where none was found."""
+"""(model, x (N, ...) in [0, 1], y (N,)) -> adversaries (N, ...); x itself if the attack fails."""
 
 
 def carlini_wagner(norm: Norm, steps: int) -> Attack:
@@ -21,24 +22,27 @@ def carlini_wagner(norm: Norm, steps: int) -> Attack:
 
     Raises MissingExtra without the extra `foolbox` (ℓ2) or `art` (ℓ∞).
     """
-    if norm is L2:
+    if norm == L2:
         return _by_foolbox("L2CarliniWagnerAttack", steps=steps)
     return _by_art("CarliniLInfMethod", max_iter=steps)
 
 
 def deepfool(norm: Norm, steps: int) -> Attack:
-    """DeepFool (Moosavi-Dezfooli et al. 2016) in ℓ2 or ℓ∞, by Foolbox with its overshoot of 2 %."""
-    return _by_foolbox("L2DeepFoolAttack" if norm is L2 else "LinfDeepFoolAttack", steps=steps)
+    """DeepFool (Moosavi-Dezfooli et al. 2016) in ℓ2 or ℓ∞, by Foolbox with its overshoot of 2 %.
+
+    Raises MissingExtra without the extra `foolbox`.
+    """
+    return _by_foolbox("L2DeepFoolAttack" if norm == L2 else "LinfDeepFoolAttack", steps=steps)
 
 
 def _by_foolbox(name: str, **settings: Any) -> Attack:
     foolbox: Any = compat.neighbour("foolbox", "foolbox")
-    chosen = getattr(foolbox.attacks, name)(**settings)
+    library_attack = getattr(foolbox.attacks, name)(**settings)
 
     def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        seen = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
-        found: Tensor = chosen.run(seen, x, foolbox.criteria.Misclassification(y))
-        return found
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
+        adversaries: Tensor = library_attack.run(wrapped, x, foolbox.criteria.Misclassification(y))
+        return adversaries
 
     return attack
 
@@ -55,7 +59,7 @@ def _by_art(name: str, **settings: Any) -> Attack:
         estimator = PyTorchClassifier(
             model, nn.CrossEntropyLoss(), x.shape[1:], classes, clip_values=(0.0, 1.0), device_type=device
         )
-        chosen = getattr(evasion, name)(estimator, batch_size=len(x), verbose=False, **settings)
-        return torch.from_numpy(chosen.generate(x.cpu().numpy(), y.cpu().numpy())).to(x)
+        library_attack = getattr(evasion, name)(estimator, batch_size=len(x), verbose=False, **settings)
+        return torch.from_numpy(library_attack.generate(x.cpu().numpy(), y.cpu().numpy())).to(x)
 
     return attack

@@ -1,9 +1,9 @@
-"""The kernel of stochastic gradient Langevin dynamics in data space, and the one loop that runs it.
+"""The kernel of stochastic gradient Langevin dynamics in data space, and the only loop over its steps.
 
     x'_{k+1} = clamp( project( x'_k + step_size * direction(grad L) + pull + noise * sqrt(2 step_size) * N(0, I) ) )
 
-PGD, FGSM, IFGSM, the inner loops of TRADES and MART, ATENT (Jagatap et al. 2022, Eqs. 8-14) and DESGD are values
-of it. Symbols: x the clean batch, x' the moving one, K the number of steps.
+PGD, FGSM, IFGSM, the inner loops of TRADES and MART, ATENT (Jagatap et al. 2022, Eqs. 8-14) and DESGD are special
+cases. Symbols: x is the clean batch, x'_k the iterate after k steps, K the number of steps.
 """
 
 import math
@@ -29,11 +29,11 @@ NEAR = 1e-3
 """Standard deviation of the "near" start of TRADES and MART."""
 
 BLOCK = 4
-"""Pixels along the side of a block of the start "blocks"."""
+"""Side of a block of the start "blocks", in pixels."""
 
 
 def _unit_or_random(gradient: Tensor, generator: Generator) -> Tensor:
-    # Where the gradient vanishes (TRADES starts next to the clean image, where its KL is flat) any way out will do.
+    # A zero gradient (TRADES starts near the clean image, where its KL is flat) is replaced by a random direction.
     size = per_example(LINF.size(gradient), gradient)
     return L2.steepest(torch.where(size == 0, gaussian(gradient, generator), gradient))
 
@@ -47,13 +47,13 @@ _DIRECTIONS: Mapping[str, Callable[[Tensor, Generator], Tensor]] = {
 
 
 def _largest_coordinate(displacement: Tensor) -> Tensor:
-    """The sign of each example's entry of largest size, zero elsewhere (v1 Eq. 13)."""
+    """The sign of each example's entry of largest absolute value, zero elsewhere (v1 Eq. 13)."""
     flat = displacement.flatten(1)
     largest = flat.abs().argmax(1, keepdim=True)
     return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(displacement)
 
 
-# (x - x', gamma, step size) -> displacement. The authors' code, unlike the paper, does not scale the pull by the step.
+# (x - x', gamma, step size) -> displacement. Only the paper, not the authors' code, scales the pull by the step size.
 _PULLS: Mapping[str, Callable[[Tensor, float, Radius], Tensor]] = {
     "authors": lambda back, gamma, step: gamma * back,
     "paper": lambda back, gamma, step: step * gamma * back,
@@ -62,11 +62,10 @@ _PULLS: Mapping[str, Callable[[Tensor, float, Radius], Tensor]] = {
 
 
 def _blocks(x: Tensor, generator: Generator) -> Tensor:
-    """Random signs, the same within each block of 4 x 4 pixels of a channel, of the shape of `x`."""
+    """Random signs of the shape of `x` (N, C, H, W), constant within blocks of 4 x 4 pixels of a channel."""
     if x.dim() != 4:
-        raise BadInput(
-            f"the start is 'blocks' and the inputs have shape {tuple(x.shape)}; it needs images (N, C, H, W)"
-        )
+        message = f"the start is 'blocks' and the inputs have shape {tuple(x.shape)}; it needs images (N, C, H, W)"
+        raise BadInput(message, code="bad-shape", field="start")
     signs = gaussian(x[..., ::BLOCK, ::BLOCK], generator).sign()
     return signs.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)[..., : x.shape[2], : x.shape[3]]
 
@@ -83,19 +82,20 @@ _STARTS: Mapping[str, Callable[[Tensor, Norm, Radius, Generator], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Langevin:
-    """One setting of the kernel.
+    """The settings of the kernel.
 
     norm: the norm of the projection. eps: radius of the ball, a number or (N,), in the units of x.
     steps: K >= 1. step_size: length of one step along `direction`, a number or (N,).
     direction: "sign" or "unit" (per example), "unit-or-random" (unit, random where the gradient is zero), "raw".
     noise: the square root of the temperature (v2 Eq. 8). gamma: strength of the pull towards x; pull: its form,
     `gamma (x - x')` ("authors"), step_size times that ("paper"), or gamma along one coordinate ("coordinate").
-    project: when x' is brought back into the ball. start: where x'_0 lies: "uniform" in the cube of half-width eps,
-    "ball" (normal, projected to the ℓ2 ball), "corner" of the cube, "blocks" (a corner with one sign for 4 x 4 pixels
-    of a channel; for images (N, C, H, W)), "near" x, or the "clean" x.
-    box: lowest and highest value of an input. box_first: clamp before projecting instead of after.
-    targeted: descend on the loss instead of ascending.
-    Raises BadInput for values that make no sense.
+    project: at which steps x' is projected to the eps ball: "every", "last" or "never". start: how x'_0 is chosen:
+    "uniform" in the cube of half-width eps, "ball" (normal, projected to the ℓ2 ball), "corner" of the cube, "blocks"
+    (a corner with the same sign for 4 x 4 pixels of a channel; images (N, C, H, W) only), "near" (normal with standard
+    deviation 1e-3 around x), or "clean" (x itself).
+    box: lowest and highest value of an input. box_first: clamp to the box before projecting instead of after.
+    targeted: minimise the loss instead of maximising it.
+    Raises BadInput for invalid values.
     """
 
     norm: Norm
@@ -127,12 +127,12 @@ class Langevin:
         validate.box(self.box)
 
     def begin(self, x: Tensor, generator: Generator = None) -> Tensor:
-        """x'_0, inside the box; (N, ...) -> (N, ...). Raises BadInput for "blocks" and inputs that are no images."""
+        """x'_0, inside the box; (N, ...) -> (N, ...). Raises BadInput if "blocks" gets inputs that are not images."""
         return _STARTS[self.start](x, self.norm, self.eps, generator).clamp(*self.box)
 
     @torch.no_grad()
     def step(self, x: Tensor, moving: Tensor, gradient: Tensor, last: bool, generator: Generator = None) -> Tensor:
-        """x'_{k+1} from x'_k (`moving`) and the gradient there of the summed loss, all (N, ...)."""
+        """x'_{k+1} from x'_k (`moving`) and the gradient of the summed loss at x'_k, all (N, ...)."""
         step = per_example(self.step_size, x)
         move = step * _DIRECTIONS[self.direction](gradient, generator)
         moved = moving - move if self.targeted else moving + move
@@ -152,15 +152,15 @@ class Langevin:
 
 
 Gradient: TypeAlias = Callable[[Tensor], Tensor]
-"""x' (N, ...) to the gradient of the SUM of the per-example losses there, so that no example sees the others."""
+"""x' (N, ...) to the gradient of the SUM of the per-example losses, so that examples do not affect each other."""
 
 
 def walk(
     kernel: Langevin, x: Tensor, gradient: Gradient, generator: Generator = None, first: Tensor | None = None
 ) -> Iterator[Tensor]:
-    """Yield x'_0, ..., x'_K, from `first` (N, ...) where it is given. This is the only loop over steps in the project.
+    """Yield x'_0, ..., x'_K. x'_0 is `first` (N, ...) if given. This is the only loop over steps in the project.
 
-    `gradient` is asked for x'_k only after x'_k was yielded, so that a training method may evaluate it on the way.
+    `gradient` is called with x'_k after x'_k was yielded, so that a training method can use x'_k first.
     """
     x = x.detach()
     moving = kernel.begin(x, generator) if first is None else first
@@ -173,31 +173,35 @@ def walk(
 def hardest(
     kernel: Langevin, x: Tensor, losses: Callable[[Tensor], Tensor], starts: int, generator: Generator = None
 ) -> Tensor:
-    """For each example the x'_0 of the largest loss among `starts` >= 1 of them, (N, ...).
+    """For each example, the x'_0 with the largest loss among `starts` >= 1 random starts, (N, ...).
 
-    `losses` maps x' (N, ...) to (N,) and is to record no graph. With one start there is nothing to choose, and no pass.
+    `losses` maps x' (N, ...) to (N,) and must not record a graph. It is not called for a single start. Raises BadInput
+    unless `starts` is a whole number >= 1.
     """
     validate.steps("starts", starts)
-    found = kernel.begin(x, generator)
+    start = kernel.begin(x, generator)
     if starts == 1:
-        return found
-    highest = losses(found)
+        return start
+    highest = losses(start)
     for _ in range(starts - 1):
         other = kernel.begin(x, generator)
         loss = losses(other)
         harder = loss > highest
         highest = torch.where(harder, loss, highest)
-        found = torch.where(harder.reshape(-1, *[1] * (x.dim() - 1)), other, found)
-    return found
+        start = torch.where(harder.reshape(-1, *[1] * (x.dim() - 1)), other, start)
+    return start
 
 
 def input_gradient(model: Model, loss: Loss, target: Tensor) -> Gradient:
-    """The gradient of `loss(model(x'), target)`, summed, with respect to x' alone; leaves no gradient on the model."""
+    """The gradient of `loss(model(x'), target)`, summed, with respect to x' only; no gradient is left on the model."""
     return lambda moving: scored_gradient(model, loss, moving, target)[0]
 
 
 def scored_gradient(model: Model, loss: Loss, moving: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """`input_gradient` at x', (N, ...), and the logits there, (N, classes), of the same pass."""
+    """`input_gradient` at x', (N, ...), and the logits (N, classes) of the same forward pass.
+
+    Raises BadInput if the logits are not (N, classes) or do not depend differentiably on the images.
+    """
     with torch.inference_mode(False), torch.enable_grad(), frozen(model):
         leaf = _recordable(moving.detach()).requires_grad_()
         logits = model(leaf)
@@ -205,45 +209,48 @@ def scored_gradient(model: Model, loss: Loss, moving: Tensor, target: Tensor) ->
         total = loss(logits, _recordable(target)).sum()
         gradient = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
         if gradient is None:
-            raise BadInput(
+            message = (
                 "the model's logits have no gradient with respect to the images (detach, no_grad or numpy in it?), so "
                 "that gradient attacks cannot score it"
             )
+            raise BadInput(message, code="broken-model", field="model")
         return gradient, logits.detach()
 
 
 def _recordable(tensor: Tensor) -> Tensor:
-    # Autograd refuses tensors that were made under inference_mode, but not their copies made outside it.
+    # Autograd cannot record tensors made under inference_mode, but it can record copies made outside it.
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 def last_iterate(
     kernel: Langevin, model: Model, x: Tensor, target: Tensor, loss: Loss, generator: Generator = None
 ) -> Tensor:
-    """x'_K of one chain per example: the adversary that an attack or an adversarial objective uses, (N, ...)."""
+    """x'_K of one chain per example, (N, ...): the adversary that an attack or an adversarial objective uses."""
     return deque(walk(kernel, x, input_gradient(model, loss, target), generator), maxlen=1).pop()
 
 
 def _check_norm(norm: Norm) -> None:
     if not hasattr(norm, "steepest"):
-        raise BadInput(f"norm is {norm!r}; a kernel takes norms.LINF or norms.L2")
+        message = f"norm is {norm!r}; a kernel takes norms.LINF or norms.L2"
+        raise BadInput(message, code="bad-type", field="norm")
 
 
 def _usual_step(eps: Radius, steps: int, least: float = 0.0) -> Radius:
-    """2.5 eps / steps, which crosses the ball and leaves steps to spare, but at least `least` eps."""
+    """2.5 eps / steps, with which a chain can cross the ball, but at least `least` times eps."""
     validate.steps("steps", steps)
     validate.radius("eps", eps)
     return 2.5 * eps / steps if 2.5 / steps >= least else least * eps
 
 
 def finite(adversary: Tensor) -> Tensor:
-    """The adversaries as they are. Raises BadInput for NaN among them: what cannot be attacked is not robust."""
+    """The adversaries (N, ...), unchanged. Raises BadInput for NaN, since a failed attack does not show robustness."""
     broken = int((~adversary.isfinite()).flatten(1).any(1).sum()) if len(adversary) else 0
     if broken:
-        raise BadInput(
+        message = (
             f"the model's input gradient is not finite for {broken} of {len(adversary)} images, so that gradient "
             "attacks cannot score it; mend the model (a log or a root of zero?)"
         )
+        raise BadInput(message, code="broken-model", field="model")
     return adversary
 
 
@@ -256,9 +263,10 @@ def pgd(
     box: tuple[float, float] = (0.0, 1.0),
     start: Start | None = None,
 ) -> Langevin:
-    """Projected gradient ascent (Madry et al. 2018): no noise, no pull, projected every step, the norm's own start.
+    """Projected gradient ascent (Madry et al. 2018): no noise, no pull, projected at every step.
 
-    step_size: None is 2.5 eps / steps, which crosses the ball and leaves steps to spare.
+    step_size: None is 2.5 eps / steps, with which a chain can cross the ball. start: None is the norm's own: "uniform"
+    for ℓ∞, "ball" for ℓ2.
     """
     _check_norm(norm)
     return Langevin(
@@ -292,13 +300,13 @@ def atent(
 ) -> Langevin:
     """ATENT's chain as an attack (Jagatap et al. 2022, section 4): its last iterate lies in the eps ball and the box.
 
-    project: None is the last step for ℓ∞, the authors', and every step for ℓ2. gamma: the pull; None is 0 for ℓ∞ and
-    the paper's 0.05 for ℓ2. Projected at the last step alone, ℓ∞ is a much weaker attack (docs/measurements.md).
-    step_size: None is 2.5 eps / steps, and for ℓ2 at least 1.25 gamma eps: the pull holds a chain at step_size / gamma.
-    start: None is the norm's own.
+    project: None is "last" for ℓ∞, as in the authors' code, and "every" for ℓ2. With "last" the ℓ∞ attack is much
+    weaker than with "every" (docs/measurements.md). gamma: strength of the pull; None is 0 for ℓ∞ and the paper's 0.05
+    for ℓ2. step_size: None is 2.5 eps / steps, and for ℓ2 at least 1.25 gamma eps, since the pull stops a chain at the
+    distance step_size / gamma. start: None is the norm's own, as in `pgd`.
     """
     _check_norm(norm)
-    linf = norm is LINF
+    linf = norm == LINF
     gamma = (0.0 if linf else 0.05) if gamma is None else gamma
     validate.number("gamma", gamma)
     return Langevin(

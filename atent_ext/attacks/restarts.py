@@ -1,7 +1,7 @@
-"""Several runs of a chain, and which of its points an attack returns: where only success counts, the rest is spared.
+"""Restarts of a chain, and which of its iterates an attack returns. Examples with an adversary can be skipped.
 
-The draws are always made for the whole batch, so that leaving out the examples that are done changes the cost and never
-the result (up to the rounding of passes with fewer images).
+Random numbers are always drawn for the whole batch. Skipping examples therefore reduces the cost and does not change
+the result (up to the rounding of forward passes with fewer images).
 """
 
 from dataclasses import dataclass, field
@@ -17,11 +17,11 @@ from atent_ext.core.types import Loss, Model, Radius
 
 Keep = Literal["last", "success"]
 _ROUNDING = 1e-5
-"""What float32 may add to a radius (half precision: its own); an attack that leaves ball or box by more has failed."""
+"""Tolerance for float32 rounding of distances (half precision adds its own). Adversaries beyond it do not count."""
 
 
 def allowed(norm: Norm, eps: Radius, x: Tensor, adversary: Tensor, box: tuple[float, float] = (0.0, 1.0)) -> Tensor:
-    """Which adversaries keep to the eps ball and the box up to rounding, (N,) bool: only those can count."""
+    """Which adversaries (N, ...) lie in the eps ball around x and in the box, up to rounding: (N,) bool."""
     low, high = box
     rounding = _ROUNDING + (torch.finfo(x.dtype).eps if x.dtype in (torch.float16, torch.bfloat16) else 0.0)
     in_box = ((adversary >= low - rounding) & (adversary <= high + rounding)).flatten(1).all(1)
@@ -29,7 +29,7 @@ def allowed(norm: Norm, eps: Radius, x: Tensor, adversary: Tensor, box: tuple[fl
 
 
 def check(restarts: int, keep: str, batch_size: int | None) -> None:
-    """Raise BadInput for values that make no sense."""
+    """Raise BadInput unless restarts and batch_size are whole numbers >= 1 and keep is "last" or "success"."""
     validate.steps("restarts", restarts)
     validate.choice("keep", keep, ("last", "success"))
     if batch_size is not None:
@@ -49,23 +49,24 @@ def adversaries(
     early_stop: bool = True,
     batch_size: int | None = None,
 ) -> Tensor:
-    """What an attack of `restarts` runs returns for x (N, ...) and y (N,) labels (or targets): (N, ...), detached.
+    """Attack x (N, ...) with labels or targets y (N,) in `restarts` restarts; return adversaries (N, ...), detached.
 
-    keep: "last" is a run's last iterate, of the first run where that succeeds, else of the last run; "success" is the
-    first iterate of all that succeeds, else the last of all. Success is a prediction other than y (for a targeted
-    kernel: y) inside ball and box. early_stop: examples that are done are attacked no further; the others are gathered
-    into batches of `batch_size` (None: one batch). Raises BadInput where input gradients are NaN.
+    keep: "last" returns the last iterate of the first restart that succeeds, else of the last restart. "success" also
+    checks every intermediate iterate and returns the first that succeeds, else the last iterate of the last restart.
+    An iterate succeeds if it lies in ball and box and the prediction is not y (for a targeted kernel: is y).
+    early_stop: examples with an adversary are skipped from then on; the others form batches of `batch_size` (None: one
+    batch). Raises BadInput if input gradients are NaN or missing.
     """
     check(restarts, keep, batch_size)
     if restarts == 1 and keep == "last" and batch_size is None:
         return finite(last_iterate(kernel, model, x, y, loss, generator))
     search = _Search(kernel, model, x.detach(), y, loss, keep == "success", early_stop, batch_size or len(x))
     if restarts == 1 and keep == "last":
-        return search.walked(generator)
-    for left in reversed(range(restarts)):
-        search.run(generator)
-        if left:  # after the last run there is nothing to choose
-            search.judge()
+        return search.run_chain(generator)
+    for remaining in reversed(range(restarts)):
+        search.restart(generator)
+        if remaining:  # the last restart's iterates are returned in any case
+            search.check_last()
     return search.best
 
 
@@ -76,51 +77,51 @@ class _Search:
     x: Tensor
     y: Tensor
     loss: Loss
-    everywhere: bool  # whether iterates on the way count
+    every_iterate: bool  # whether intermediate iterates count
     early_stop: bool
     batch_size: int
-    done: Tensor = field(init=False)  # (N,) bool: an adversary was found
-    best: Tensor = field(init=False)  # (N, ...): that adversary, or the last iterate of the last run
+    done: Tensor = field(init=False)  # (N,) bool: has an adversary
+    best: Tensor = field(init=False)  # (N, ...): that adversary, or the last iterate of the last restart
 
     def __post_init__(self) -> None:
         self.done = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
         self.best = self.x
 
-    def run(self, generator: Generator) -> None:
-        """One run: a chain from a new start."""
-        last = self.walked(generator)
+    def restart(self, generator: Generator) -> None:
+        """Run a chain per example from a new start."""
+        last = self.run_chain(generator)
         wide = self.done.reshape(-1, *[1] * (self.x.dim() - 1))
         self.best = torch.where(wide, self.best, last)
 
     @torch.no_grad()
-    def judge(self) -> None:
-        """Find out which of the last iterates succeed."""
+    def check_last(self) -> None:
+        """Record which of the last iterates succeed."""
         for rows in self.rows():
             self.record(rows, self.best[rows], self.model(self.best[rows]))
 
-    def walked(self, generator: Generator) -> Tensor:
+    def run_chain(self, generator: Generator) -> Tensor:
         """x'_K of one chain per example."""
-        for moving in walk(self.kernel, self.x, self.gradient, generator):  # noqa: B007 -- the last one is wanted
+        for moving in walk(self.kernel, self.x, self.gradient, generator):  # noqa: B007 -- only the last is used
             pass
         return finite(moving)
 
     def gradient(self, moving: Tensor) -> Tensor:
-        """The input gradient of the examples that are still sought for; zero for the others."""
+        """The input gradient of the examples that are still attacked; zero for the others."""
         total = torch.zeros_like(moving)
         for rows in self.rows():
             point = moving[rows]
             total[rows], logits = scored_gradient(self.model, self.loss, point, self.y[rows])
-            if self.everywhere:
+            if self.every_iterate:
                 self.record(rows, point, logits)
         return total
 
     def rows(self) -> list[Tensor]:
-        """The examples to be attacked, in batches."""
-        left = (~self.done).nonzero().squeeze(1) if self.early_stop else torch.arange(len(self.x), device=self.x.device)
-        return list(torch.split(left, min(int(self.batch_size), len(left)))) if len(left) else []
+        """Indices of the examples that are still attacked, in batches."""
+        rows = (~self.done).nonzero().squeeze(1) if self.early_stop else torch.arange(len(self.x), device=self.x.device)
+        return list(torch.split(rows, min(int(self.batch_size), len(rows)))) if len(rows) else []
 
     def record(self, rows: Tensor, point: Tensor, logits: Tensor) -> None:
-        """Keep the points among (n, ...) that succeed, of the examples `rows` (n,) that had not."""
+        """Keep those points (n, ...) of the examples `rows` (n,) that are their first success."""
         validate.logits(logits, len(rows))
         hit = (logits.argmax(1) == self.y[rows]) == self.kernel.targeted
         eps = (

@@ -1,97 +1,108 @@
-"""What a protocol asks of one attack, the setting it runs under, and its outcome."""
+"""One attack of a protocol as data that can run itself, the setting it runs under, and its outcome.
 
+A new attack is a subclass of `AttackSpec` in a file of its own. Ours are in `attacks/specs`; another package registers
+its class under the entry-point group `atent_ext.attacks`.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
-from torch import Tensor
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError
+from torch import Tensor, nn
 
-from atent_ext.attacks.restarts import Keep
-from atent_ext.core.errors import BadInput
-from atent_ext.core.schema import Count, Section, Threat
-from atent_ext.core.statistics import interval
+from atent_ext.core import registry
+from atent_ext.core.errors import BadInput, Code
+from atent_ext.core.schema import Section, Threat, explain
+from atent_ext.data.datasets import Split
 
-_CHAIN = ("steps", "restarts", "step_size", "keep")
-_APPLY = {
-    "pgd": _CHAIN,
-    "ifgsm": ("steps",),
-    "cw": ("steps",),
-    "deepfool": ("steps",),
-    "atent": (*_CHAIN, "noise", "project"),
-    "autoattack": ("version",),
-}
+Kind = Literal["clean", "attack", "autoattack", "worst_case", "certified"]
+"""Kinds of results: clean accuracy, an attack, AutoAttack (also changed), the worst case of several, a certificate."""
+
+NoteKind = Literal["changed", "warning", "boundary", "outside", "memory", "no-attack", "other"]
+"""AutoAttack was changed; AutoAttack warned; images lie on the boundary; adversaries left ball or box and do not count;
+memory ran out and batches were halved; no attack ran; other notes (also those in reports of older versions)."""
 
 
-class AttackSpec(Section):
-    """One measurement of a protocol.
+class Note(Section):
+    """A remark on a result, for readers."""
 
-    attack: "clean"; "fgsm", "ifgsm" (steps of eps / steps from the clean image), "pgd", "atent"; "cw" and "deepfool" of
-    other libraries (`library_attacks`); "autoattack". steps, restarts, step_size: of PGD and ATENT; a step_size
-    of None is 2.5 eps / steps; keep: "last" counts a run's last iterate, "success" each on the way. noise, project: of
-    ATENT, as in `langevin.atent`. version: of AutoAttack.
-    """
-
-    attack: Literal["clean", "fgsm", "ifgsm", "pgd", "atent", "cw", "deepfool", "autoattack"]
-    steps: Count = 40
-    restarts: Count = 1
-    step_size: Annotated[float, Field(gt=0)] | None = None
-    keep: Keep = "last"
-    noise: Annotated[float, Field(ge=0)] = 1e-3
-    project: Literal["last", "every"] | None = None
-    version: Literal["standard", "rand", "plus"] = "standard"
-
-    @model_validator(mode="after")
-    def _fields_apply(self) -> "AttackSpec":
-        for name in self.model_fields_set - {"attack", *_APPLY.get(self.attack, ())}:
-            raise BadInput(f"{name} does not apply to attack {self.attack!r}; remove it")
-        return self
+    kind: NoteKind
+    text: str
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One attack's result: `flags` (N,) is True where the prediction was right and stayed right.
+    """The result of an attack: `flags` (N,) bool is True for images that are predicted correctly, clean and attacked.
 
-    `seconds` is the work of all processes together. `robust_after`: of AutoAttack, as in `AutoAttackResult`.
+    attack: display name, with the main settings. settings: all settings, as plain data. seconds: duration, summed over
+    all processes. robust_after: for AutoAttack, as in `AutoAttackResult`.
     """
 
+    kind: Kind
     attack: str
     settings: Mapping[str, Any]
     flags: Tensor
-    seconds: float
-    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    notes: tuple[Note, ...] = ()
     robust_after: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
-        """Share of examples that are right, in [0, 1]."""
+        """Share of flags that are True, in [0, 1]."""
         return float(self.flags.double().mean())
-
-    def report(self) -> dict[str, Any]:
-        """The outcome as plain data: counts, accuracy, 95 % interval, the flags as a text of 0 and 1."""
-        right, count = int(self.flags.sum()), len(self.flags)
-        return {
-            "attack": self.attack,
-            **self.settings,
-            "correct": right,
-            "n": count,
-            "accuracy": right / count,
-            "interval95_wilson": interval(right, count),
-            **({"robust_after": dict(self.robust_after)} if self.robust_after else {}),
-            "seconds": round(self.seconds, 1),
-            "notes": list(self.notes),
-            "flags": "".join("01"[int(flag)] for flag in self.flags),
-        }
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Under what an attack is run. `seed` starts its random draws; results depend on `batch_size` through them.
+    """The threat model, seed and batch size of an attack. Results depend on `batch_size` through the random draws.
 
-    `busy` is told what a long attack is doing.
+    `busy` is called with progress messages of long attacks.
     """
 
     threat: Threat
     seed: int = 0
     batch_size: int = 250
     busy: Callable[[str], None] = lambda text: None
+
+
+class AttackSpec(Section, ABC):
+    """An attack of a protocol: a literal `attack` name, its own fields, and `run`."""
+
+    attack: str
+
+    @abstractmethod
+    def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
+        """Attack all images of `split`. The model is in eval mode; the caller seeds torch and measures the duration.
+
+        Take the flags from `robust_flags` or `flags_under` (`attacks.accuracy`), which check ball and box.
+        """
+
+    def for_random_network(self) -> "AttackSpec":
+        """A variant of the attack for networks with random outputs; by default the attack itself."""
+        return self
+
+
+def parse(raw: object) -> AttackSpec:
+    """The attack that a mapping describes, chosen by its field `attack`. Raises BadInput for invalid mappings."""
+    if isinstance(raw, AttackSpec):
+        return raw
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("attack"), str):
+        message = f"{raw!r} is no attack; a mapping with the field attack is needed"
+        raise BadInput(message, code="bad-type", field="attack")
+    kind = registry.resolve("attack", raw["attack"])
+    if not (isinstance(kind, type) and issubclass(kind, AttackSpec)):
+        message = f"the attack {raw['attack']!r} is {kind!r}; a subclass of AttackSpec is needed"
+        raise BadInput(message, code="bad-type", field="attack")
+    try:
+        return kind.model_validate(dict(raw))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        field = ".".join(map(str, wrong["loc"])) or "attack"
+        code: Code = "unknown-name" if wrong["type"] == "extra_forbidden" else "bad-value"
+        raise BadInput(f"attack {raw['attack']!r}: {explain(error, kind)}", code=code, field=field) from None
+
+
+AnyAttack = Annotated[SerializeAsAny[AttackSpec], BeforeValidator(parse)]
+"""A pydantic field type for any registered attack."""

@@ -1,4 +1,4 @@
-"""Proofs instead of attacks: randomized smoothing in ℓ2, interval bounds in ℓ∞."""
+"""Certified robustness: randomized smoothing in ℓ2, interval bounds in ℓ∞."""
 
 import lazy_loader
 

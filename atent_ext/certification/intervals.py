@@ -1,7 +1,7 @@
-"""Interval bounds of small networks over a box of inputs, which no attack passes (Gowal et al. 2018, arXiv:1810.12715).
+"""Interval bound propagation: certified bounds of a network's logits over a box of inputs (Gowal et al. 2018).
 
-The bounds are those of the network in eval mode, whatever mode it is in: dropout is the identity and batch norm uses
-its running statistics. They hold up to the rounding of floating-point numbers, and gradients flow through them.
+arXiv:1810.12715. The bounds are those of the network in eval mode, whatever its mode: dropout is the identity and batch
+norm uses its running statistics. They hold up to floating-point rounding, and they are differentiable.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atent_ext.core import validate
-from atent_ext.core.errors import BadInput
+from atent_ext.core.errors import BadInput, Code
 from atent_ext.core.losses import margin
 from atent_ext.core.model_state import evaluating
 
@@ -21,25 +21,27 @@ Interval: TypeAlias = tuple[Tensor, Tensor]
 """Lower and upper bounds, elementwise, of one shape (N, ...)."""
 
 _SAMPLES = 2
-"""How many inputs show that a network of its own `forward` is the chain of its children."""
+"""Inputs on which a network with its own `forward` is compared with the chain of its children."""
 
 
 def interval_bounds(model: nn.Module, low: Tensor, high: Tensor) -> Interval:
     """Elementwise bounds of the logits, (N, classes) each, for all inputs in [low, high] (Gowal et al. 2018, Eqs. 6-7).
 
-    low, high: (N, ...). Raises BadInput where low exceeds high or is NaN, and for networks that `sequence` refuses.
+    low, high: (N, ...). Raises BadInput if low > high or NaN anywhere, and for networks that `sequence` refuses.
     """
     if low.shape != high.shape or not bool((low <= high).all()):
-        raise BadInput(f"low {tuple(low.shape)} must have the shape of high {tuple(high.shape)} and nowhere exceed it")
+        code: Code = "bad-shape" if low.shape != high.shape else "bad-value"
+        message = f"low {tuple(low.shape)} must have the shape of high {tuple(high.shape)} and nowhere exceed it"
+        raise BadInput(message, code=code, field="low")
     return _through(sequence(model, low), low, high)
 
 
 def worst_margins(model: nn.Module, x: Tensor, y: Tensor, eps: float, box: tuple[float, float] = (0.0, 1.0)) -> Tensor:
     """Upper bounds of logit_k - logit_y over the ℓ∞ ball of radius eps inside the box, (N, classes); 0 for k = y.
 
-    The last linear layer is elided: its differences of rows act on the interval of its input (Gowal et al. 2018,
-    section 3), which is tighter than differences of logit bounds. x (N, ...) in the box, y (N,).
-    Raises BadInput for inputs that make no sense and for networks that `sequence` refuses.
+    The last linear layer is elided (Gowal et al. 2018, section 3): differences of its rows are applied to the interval
+    of its input, which is tighter than differences of logit bounds. x (N, ...) in the box, y (N,), eps >= 0.
+    Raises BadInput for invalid inputs and for networks that `sequence` refuses.
     """
     validate.radius("eps", eps)
     validate.images(x, *box)
@@ -62,10 +64,10 @@ def certified_linf(
     box: tuple[float, float] = (0.0, 1.0),
     batch_size: int = 250,
 ) -> Tensor:
-    """Which examples are right at every point of the ℓ∞ ball of radius eps inside the box, proven: (N,) bool.
+    """Which examples are certified: predicted correctly in the whole ℓ∞ ball of radius eps inside the box, (N,) bool.
 
-    True means that every bound of logit_k - logit_y, k != y, is negative; False means nothing. x (N, ...), y (N,).
-    Raises BadInput as `worst_margins` does.
+    True means that all upper bounds of logit_k - logit_y, k != y, are negative. False does not mean that an adversary
+    exists. x (N, ...), y (N,). Raises BadInput as `worst_margins`.
     """
     validate.labels(y, len(x))
     validate.steps("batch_size", batch_size)
@@ -77,16 +79,18 @@ def certified_linf(
 
 
 def sequence(model: nn.Module, sample: Tensor) -> list[nn.Module]:
-    """The layers whose chain the network is: an `nn.Sequential`, or a module that applies its children in order.
+    """The layers of a network that is an `nn.Sequential`, or a module that applies its children in order.
 
-    `sample` (N, ...) holds inputs on which the chain is compared to a `forward` that is not `nn.Sequential`'s.
-    Raises BadInput, naming the class, for a layer without bounds and for a network that is no chain.
+    `sample` (N, ...) holds inputs on which a custom `forward` is compared with the chain of layers.
+    Raises BadInput, which names the class, for a layer without bounds and for a network that is not a chain.
     """
     if not isinstance(model, nn.Module):
-        raise BadInput(f"the model is a {type(model).__name__}; interval bounds need an nn.Module")
+        message = f"the model is a {type(model).__name__}; interval bounds need an nn.Module"
+        raise BadInput(message, code="bad-type", field="model")
     layers = list(_leaves(model))
     if not _is_plain(model) and not _agree(layers, model, sample[:_SAMPLES]):
-        raise BadInput(f"{type(model).__name__} does not apply its children in order; write it as an nn.Sequential")
+        message = f"{type(model).__name__} does not apply its children in order; write it as an nn.Sequential"
+        raise BadInput(message, code="unsupported", field="model")
     return layers
 
 
@@ -99,11 +103,12 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
             yield from _leaves(child)
     else:
         known = ", ".join(sorted(kind.__name__ for kind in _RULES))
-        raise BadInput(f"the layer {module} has no interval bounds; build the network of {known}")
+        message = f"the layer {module} has no interval bounds; build the network of {known}"
+        raise BadInput(message, code="unsupported", field="model")
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether `forward` is known, here and below, to be the chain."""
+    """Whether the module and all its descendants use the `forward` of `nn.Sequential` or of a known layer."""
     chain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
     return type(module) in _RULES or (chain and all(_is_plain(child) for child in module.children()))
 
@@ -112,17 +117,17 @@ def _agree(layers: list[nn.Module], model: nn.Module, sample: Tensor) -> bool:
     with evaluating(model), torch.no_grad():
         expected = model(sample.clone())
         try:
-            found = reduce(lambda moving, layer: layer(moving), layers, sample.clone())
-        except (RuntimeError, ValueError):  # shapes that do not follow from one another
+            actual = reduce(lambda features, layer: layer(features), layers, sample.clone())
+        except (RuntimeError, ValueError):  # shapes that do not fit
             return False
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    return actual.shape == expected.shape and torch.allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 # ---- the layers
 
 
 def _through(layers: list[nn.Module], low: Tensor, high: Tensor) -> Interval:
-    low, high = low.clone(), high.clone()  # an in-place layer may come first
+    low, high = low.clone(), high.clone()  # the first layer may work in place
     for layer in layers:
         low, high = _RULES[type(layer)](layer, low, high)
     return low, high
@@ -149,7 +154,8 @@ def _linear(layer: nn.Linear, low: Tensor, high: Tensor) -> Interval:
 
 def _conv(layer: nn.Conv2d, low: Tensor, high: Tensor) -> Interval:
     if layer.padding_mode != "zeros":
-        raise BadInput(f"a Conv2d has padding_mode {layer.padding_mode!r}; interval bounds know 'zeros' only")
+        message = f"a Conv2d has padding_mode {layer.padding_mode!r}; interval bounds know 'zeros' only"
+        raise BadInput(message, code="unsupported", field="model")
     middle, radius = _middle(low, high)
     return _around(_convolve(layer, middle, layer.weight, layer.bias), _convolve(layer, radius, layer.weight.abs()))
 
@@ -161,7 +167,8 @@ def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None =
 def _batch_norm(layer: nn.BatchNorm2d, low: Tensor, high: Tensor) -> Interval:
     mean, variance, weight = layer.running_mean, layer.running_var, layer.weight
     if mean is None or variance is None:
-        raise BadInput("a BatchNorm2d has no running statistics; build it with track_running_stats=True")
+        message = "a BatchNorm2d has no running statistics; build it with track_running_stats=True"
+        raise BadInput(message, code="unsupported", field="model")
     middle, radius = _middle(low, high)
     moved = F.batch_norm(middle, mean, variance, weight, layer.bias, eps=layer.eps)
     scale = None if weight is None else weight.abs()
@@ -176,7 +183,7 @@ def _identity(layer: nn.Module, low: Tensor, high: Tensor) -> Interval:
     return low, high
 
 
-# By exact class: a subclass may compute something else.
+# Looked up by exact class, since a subclass may compute something else.
 _RULES: Mapping[type[nn.Module], Callable[[Any, Tensor, Tensor], Interval]] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv,

@@ -1,9 +1,18 @@
-"""The command `atent`: parse, call, print.
+"""The command `atent`: parses arguments, calls the library, prints results.
 
-app           train, eval, certify, export, quickstart, reproduce, plot, doctor
-submissions   verify, board, submit, submission new, registry check
-options       options that mean the same everywhere, and the console
+app           the whole command, --version, doctor
+listing       ls
+show          show
+train         train
+evaluate      eval, certify, export
+compare       compare
+experiments   quickstart, reproduce, plot
+submissions   verify, submit, submission new
+leaderboard   board, registry check
+catalog       lists of recipes, models, cards, ... without importing torch
+card_text     a card as text
+options       shared options, the console, and print functions
 console       progress bars and tables
-exit          how a command ends: well, interrupted, or refused in one line
-doctor        which neighbours work here
+exit          exit codes and one-line error messages
+doctor        tests which optional packages work here
 """

@@ -1,10 +1,12 @@
-"""What the command line shows: progress bars and tables, on rich."""
+"""Progress bars and tables of the command line, with rich."""
+
+from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,12 +19,15 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
-from atent_ext.evaluation.journal import Standing
-from atent_ext.evaluation.scoring import Report
-from atent_ext.training.loop import Metrics
+from atent_ext.core.tables import Table
+
+if TYPE_CHECKING:  # they import torch
+    from atent_ext.evaluation import journal
+    from atent_ext.evaluation.certificates import Certified
+    from atent_ext.evaluation.report import Report
+    from atent_ext.training.loop import Metrics
 
 
 class TrainingBar:
@@ -39,7 +44,7 @@ class TrainingBar:
         self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
         self.task = self.progress.add_task("", total=None, now="", visible=False)
 
-    def __enter__(self) -> "TrainingBar":
+    def __enter__(self) -> TrainingBar:
         self.progress.start()
         return self
 
@@ -72,14 +77,14 @@ class TrainingBar:
         self.busy(f"{name}: scoring")
 
     def busy(self, text: str) -> None:
-        """Show what is being done."""
+        """Show the current step."""
         self.progress.reset(self.task, description=text, total=None, now="", visible=True)
 
 
 class ScoringBar:
-    """A bar over the chunks of an evaluation, with the time that has passed, the time left, and the current attack.
+    """A bar over the chunks of an evaluation, with the elapsed time, the time left, and the current attack.
 
-    Where there is no terminal, a line per chunk instead.
+    Without a terminal it prints a line per chunk instead.
     """
 
     def __init__(self, console: Console) -> None:
@@ -90,7 +95,7 @@ class ScoringBar:
         self.task = self.progress.add_task("", total=None, now="", due=None)
         self.done: int | None = None
 
-    def __enter__(self) -> "ScoringBar":
+    def __enter__(self) -> ScoringBar:
         self.progress.start()
         return self
 
@@ -98,21 +103,21 @@ class ScoringBar:
         self.progress.stop()
 
     def busy(self, text: str) -> None:
-        """Show what is being done."""
+        """Show the current step."""
         self.progress.update(self.task, now=text)
 
-    def standing(self, standing: Standing) -> None:
+    def progress_to(self, current: journal.Progress) -> None:
         """Show how many chunks are done and how long the others will take, which runs down by the clock in between."""
-        if self.done == standing.done:
+        if self.done == current.done:
             return
-        left = standing.left
+        left = current.left
         due = None if left is None else time.monotonic() + left
-        self.progress.update(self.task, total=standing.chunks, completed=standing.done, due=due)
-        begun, self.done = self.done is None, standing.done
-        if left is not None and (begun or (left and not self.terminal)):
-            said = "going on where it stopped: " if begun else ""
-            said += f"{standing.done} of {standing.chunks} chunks are done, about {_clock(left)} left"
-            self.progress.console.print(said, highlight=False, soft_wrap=True)
+        self.progress.update(self.task, total=current.chunks, completed=current.done, due=due)
+        first, self.done = self.done is None, current.done
+        if left is not None and (first or (left and not self.terminal)):
+            text = "going on where it stopped: " if first else ""
+            text += f"{current.done} of {current.chunks} chunks are done, about {_clock(left)} left"
+            self.progress.console.print(text, highlight=False, soft_wrap=True)
 
 
 class _TimeLeft(ProgressColumn):
@@ -125,35 +130,16 @@ def _clock(seconds: float) -> str:
     return str(timedelta(seconds=max(0, math.ceil(seconds))))
 
 
-def report_table(report: Report) -> Table:
-    """One row per attack: correct, accuracy, 95 % interval, seconds of all processes together."""
-    threat = report["threat"]
-    title = (
-        f"{report['name']} on {report['data']}, {report['split']}; {threat['norm']} eps {threat['eps']:g}, "
-        f"protocol {report['protocol']}, seed {report['seed']}"
-    )
-    table = Table(title=title, title_justify="left")
-    seconds = "seconds" if report["processes"] == 1 else "process-seconds"
-    for heading in ("attack", "correct", "accuracy", "95 % interval", seconds):
-        table.add_column(heading, justify="left" if heading == "attack" else "right")
-    for result in report["results"]:
-        low, high = result["interval95_wilson"]
-        correct = f"{result['correct']}/{result['n']}"
-        share = f"{result['accuracy']:.2%}"
-        table.add_row(result["attack"], correct, share, f"{low:.1%} - {high:.1%}", f"{result['seconds']:.1f}")
-    return table
-
-
-def certified_table(report: Report) -> Table:
+def certified_table(report: Certified) -> Table:
     """Certified accuracy at each ℓ2 radius."""
-    used = report["smoothing"]
+    settings = report.smoothing
     title = (
-        f"{report['name']} on {report['data']}, the first {report['images']} test images; sigma {used['sigma']:g}, "
-        f"n {used['n']}, n0 {used['n0']}, alpha {used['alpha']:g}, seed {report['seed']}"
+        f"{report.name} on {report.data}, the first {report.images} test images; sigma {settings['sigma']:g}, "
+        f"n {settings['n']}, n0 {settings['n0']}, alpha {settings['alpha']:g}, seed {report.seed}"
     )
-    table = Table("ℓ2 radius", "certified accuracy", title=title, title_justify="left")
-    for radius, accuracy in report["certified_accuracy"].items():
-        table.add_row(radius, f"{accuracy:.1%}")
+    table = Table("ℓ2 radius", "certified accuracy", title=title)
+    for radius, accuracy in report.certified_accuracy.items():
+        table.add(radius, f"{accuracy:.1%}")
         if accuracy == 0:
             break
     return table
@@ -161,23 +147,35 @@ def certified_table(report: Report) -> Table:
 
 def board_table(reports: Sequence[Report]) -> Table:
     """One row per model, one column per attack."""
-    threat = reports[0]["threat"]
+    first = reports[0]
     title = (
-        f"{reports[0]['data']}, {reports[0]['split']}; {threat['norm']} eps {threat['eps']:g}, "
-        f"seed {reports[0]['seed']}; accuracy in %"
+        f"{first.data}, {first.split}; {first.threat.norm} eps {first.threat.eps:g}, seed {first.seed}; accuracy in %"
     )
-    table = Table("model", title=title, title_justify="left")
-    for result in reports[0]["results"]:
-        table.add_column(result["attack"], justify="right")
+    attacks = [result.attack for result in first.results]
+    table = Table("model", *attacks, title=title, figures=len(attacks))
     for report in reports:
-        table.add_row(report["name"], *(_percent(result) for result in report["results"]))
+        table.add(report.name, *(f"{100 * result.accuracy:.1f}" for result in report.results))
     return table
 
 
-def notes(reports: Sequence[Report]) -> list[str]:
-    """Everything that the reports' attacks had to say, once."""
-    return sorted({note for report in reports for result in report["results"] for note in result["notes"]})
+def doctor_table(report: Mapping[str, Any]) -> Table:
+    """One row per package: version, whether it works, its use, what was repaired, how to install it."""
+    environment = [f"Python {report['python']}", report["platform"], report["device"]]
+    title = f"atent-ext {report['atent-ext']}: {', '.join(part for part in environment if part)}"
+    table = Table("neighbour", "version", "does it work, and what for", title=title)
+    for row in report["neighbours"]:
+        style = {"ok": None, "fails": "red"}.get(row["status"], "dim")
+        table.add(row["neighbour"], row["version"] or "", "\n".join(_described(row)), style=style)
+    return table
 
 
-def _percent(result: dict[str, Any]) -> str:
-    return f"{100 * result['accuracy']:.1f}"
+def _described(row: Mapping[str, Any]) -> Iterator[str]:
+    if row["status"] == "fails":
+        yield f"fails: {row['reason']}"
+        yield f"for {row['use']}"
+    else:
+        yield f"{row['status']}, for {row['use']}"
+    if row["repaired"]:
+        yield f"repaired: {'; '.join(row['repaired'])}"
+    if row["install"]:
+        yield row["install"]

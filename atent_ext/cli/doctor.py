@@ -1,7 +1,7 @@
-"""`atent doctor`: which neighbours can be used here, found out by using each.
+"""`atent doctor`: tests which optional packages ("neighbours") work here, by using each once.
 
-Every check is a process of its own, so that an import that crashes, hangs, prints or changes other packages
-(robustbench's needs a made-up `autoattack`) happens to nobody else. This module itself imports no neighbour.
+Each test runs in a process of its own, because an import may crash, hang, print or change other packages
+(robustbench needs a stand-in for `autoattack`). This module imports no neighbour.
 """
 
 import importlib
@@ -21,28 +21,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from rich.table import Table
-
 from atent_ext.core.errors import AtentError
 from atent_ext.core.registry import nearest
 from atent_ext.core.version import __version__
 
 Row = dict[str, Any]
 """neighbour, version (or None), status ("ok", "not installed" or "fails"), reason (of a failure, or None), repaired (a
-list of words), use (what it is good for here), install (the command, or None where it is installed)."""
+list of texts), use (what needs it), install (the command, or None if it is installed)."""
 
 TIMEOUT = 180
 _EPS = 0.1
-# The child sees the modules that the caller sees: Python would put the current folder in front of them.
+# The child gets the caller's sys.path; Python would put the current folder in front.
 _CHILD = "import sys; sys.path[:] = sys.argv[2:]; from atent_ext.cli.doctor import answer; answer(sys.argv[1])"
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A package that we build on or work with; `attempt` uses it once, on two points, through our adapter to it.
+    """A package that atent-ext needs or supports; `attempt` uses it once, on two points, by our adapter.
 
-    extra: of atent-ext, or the whole source where no extra brings it; None for what atent-ext always needs.
-    other_name: that pip knows it by, where it is not the module's.
+    module: the name for imports. extra: the extra of atent-ext, or the URL for pip if there is none; None for a
+    requirement of atent-ext. use: what needs it. other_name: the distribution's name if it is not the module's.
     """
 
     module: str
@@ -53,7 +51,7 @@ class Neighbour:
 
     @property
     def distribution(self) -> str:
-        """The name that pip knows it by."""
+        """The name for pip."""
         return self.other_name or self.module
 
     @property
@@ -64,10 +62,10 @@ class Neighbour:
         return f"pip install {self.extra}" if "://" in self.extra else f"pip install 'atent-ext[{self.extra}]'"
 
     def installed(self) -> bool:
-        """Whether its module is there and not that of another package: two on PyPI have a module `art`."""
+        """Whether the module exists and belongs to this package: two packages on PyPI have a module `art`."""
         owners = importlib.metadata.packages_distributions().get(self.module, [])
-        found = importlib.util.find_spec(self.module) is not None
-        return found and (not owners or self.distribution in {owner.lower().replace("_", "-") for owner in owners})
+        exists = importlib.util.find_spec(self.module) is not None
+        return exists and (not owners or self.distribution in {owner.lower().replace("_", "-") for owner in owners})
 
     def version(self) -> str | None:
         """The installed version, or None."""
@@ -78,15 +76,15 @@ class Neighbour:
 
 
 def check(names: Sequence[str] = ()) -> dict[str, Any]:
-    """Check the named neighbours (none: all), two at a time: versions, platform, device, and a `Row` for each.
+    """Test the named neighbours (default: all), two at a time: versions, platform, device, and a `Row` for each.
 
-    Nothing is imported into this process. Raises BadInput for an unknown name.
+    No neighbour is imported into this process. Raises BadInput for an unknown name.
     """
     for name in names:
         if name not in NEIGHBOURS:
             raise nearest("neighbour", name, NEIGHBOURS)
     with ThreadPoolExecutor(2) as pool:
-        rows = list(pool.map(_ask, [name for name in NEIGHBOURS if name in names or not names]))
+        rows = list(pool.map(_test, [name for name in NEIGHBOURS if name in names or not names]))
     devices = [device for row in rows if (device := row.pop("device", None))]
     return {
         "atent-ext": __version__,
@@ -98,24 +96,10 @@ def check(names: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def healthy(report: Mapping[str, Any]) -> bool:
-    """Whether everything that is installed can be used, and what atent-ext needs is installed."""
+    """Whether all installed neighbours work and the requirements of atent-ext are installed."""
     bad = [row for row in report["neighbours"] if row["status"] == "fails"]
     missing = [row for row in report["neighbours"] if row["status"] == "not installed"]
     return not bad and all(NEIGHBOURS[row["neighbour"]].extra for row in missing)
-
-
-def table(report: Mapping[str, Any]) -> Table:
-    """The report of `check` for a terminal."""
-    where = [f"Python {report['python']}", report["platform"], report["device"]]
-    title = f"atent-ext {report['atent-ext']}: {', '.join(part for part in where if part)}"
-    shown = Table("neighbour", "version", "works", "repaired", title=title, title_justify="left")
-    shown.add_column("here for", width=36, overflow="fold")  # names and addresses in one piece
-    for row in report["neighbours"]:
-        works = f"fails: {row['reason']}" if row["status"] == "fails" else row["status"]
-        style = {"ok": None, "fails": "red"}.get(row["status"], "dim")
-        repaired, purpose = "; ".join(row["repaired"]), row["install"] or row["use"]
-        shown.add_row(row["neighbour"], row["version"] or "", works, repaired, purpose, style=style)
-    return shown
 
 
 def _row(name: str, status: str, reason: str | None = None, repaired: Sequence[str] = ()) -> Row:
@@ -131,7 +115,8 @@ def _row(name: str, status: str, reason: str | None = None, repaired: Sequence[s
     }
 
 
-def _ask(name: str) -> Row:
+def _test(name: str) -> Row:
+    """Examine a neighbour in a new process."""
     command = [sys.executable, "-W", "ignore", "-c", _CHILD, name, *sys.path]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # the work is tiny, and two children run at a time
     try:
@@ -150,9 +135,9 @@ def _ask(name: str) -> Row:
 
 
 def answer(name: str) -> None:
-    """In a process of its own: examine one neighbour and print its `Row` as JSON."""
+    """Examine a neighbour and print its `Row` as JSON; the entry point of the new process."""
     out = os.dup(1)
-    os.dup2(2, 1)  # what neighbours print is not part of the answer
+    os.dup2(2, 1)  # output of the neighbour goes to stderr
     row = _examine(name)
     with os.fdopen(out, "w") as stream:
         json.dump(row, stream)
@@ -163,7 +148,7 @@ def _examine(name: str) -> Row:
     stage = "import"
     try:
         if not neighbour.installed():
-            return _not_there(name, neighbour)
+            return _not_installed(name, neighbour)
         repaired = _import(name)
         stage = "use"
         neighbour.attempt()
@@ -173,7 +158,7 @@ def _examine(name: str) -> Row:
 
 
 def _import(name: str) -> list[str]:
-    """Import a neighbour, by its repair where there is one; what was repaired."""
+    """Import a neighbour, with the repair of `core.compat` if it has one; returns what was repaired."""
     plain = partial(importlib.import_module, NEIGHBOURS[name].module)
     if name not in ("advertorch", "pyautoattack", "robustbench"):
         plain()
@@ -185,7 +170,7 @@ def _import(name: str) -> list[str]:
     return repaired
 
 
-def _not_there(name: str, neighbour: Neighbour) -> Row:
+def _not_installed(name: str, neighbour: Neighbour) -> Row:
     version = neighbour.version()
     if version is None:
         return _row(name, "not installed")
@@ -198,11 +183,11 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-# ---- one use of each neighbour; all run in the process of `answer`
+# ---- a use of each neighbour, in the process of `answer`
 
 
 def _problem() -> tuple[Any, Any, Any]:
-    """A network of two layers on images (1, 2, 2), two of them, and the classes that it gives them."""
+    """A network of two layers, two images (1, 2, 2), and the network's predictions for them."""
     import torch
     from torch import nn
 
@@ -215,7 +200,7 @@ def _problem() -> tuple[Any, Any, Any]:
 def _expect_attack(x: Any, adversary: Any) -> None:
     moved = float((adversary - x).abs().max())
     if not 0 < moved <= _EPS + 1e-5:
-        raise AtentError(f"an attack of radius {_EPS} moved its images by {moved:.3g}")
+        raise AtentError(f"an attack of radius {_EPS} moved its images by {moved:.3g}", code="unsupported")
 
 
 def _torch() -> None:
@@ -234,7 +219,7 @@ def _torchvision() -> None:
     boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.1], [5.0, 5.0, 6.0, 6.0]])
     kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist()
     if kept != [0, 2]:
-        raise AtentError(f"its operators keep boxes {kept} instead of [0, 2]")
+        raise AtentError(f"its operators keep boxes {kept} instead of [0, 2]", code="unsupported")
 
 
 def _accelerate() -> None:
@@ -263,12 +248,12 @@ def _autoattack() -> None:
     model, x, y = _problem()
     result = autoattack.run(model, x, y, norm="Linf", eps=1.0, attacks=["apgd-ce"])
     if bool(result.robust.any()):
-        raise AtentError("APGD of radius 1 fooled a linear network on no image")
+        raise AtentError("APGD of radius 1 fooled a linear network on no image", code="unsupported")
 
 
 def _pyautoattack() -> None:
-    hidden: Any = sys.modules
-    hidden["autoattack"] = None  # the original, which we would prefer
+    modules: Any = sys.modules
+    modules["autoattack"] = None  # hides the original, which would be preferred
     _autoattack()
 
 
@@ -297,9 +282,9 @@ def _robustbench() -> None:
     model, x, _ = _problem()
     registration.register("doctor", dataset="cifar10", threat_model="Linf", model=lambda: model, trained=True)
     with tempfile.TemporaryDirectory() as folder:
-        found = load_model("doctor", folder, "cifar10", "Linf")
-    if not found(x).equal(model(x)):
-        raise AtentError("load_model does not return the registered model")
+        loaded = load_model("doctor", folder, "cifar10", "Linf")
+    if not loaded(x).equal(model(x)):
+        raise AtentError("load_model does not return the registered model", code="unsupported")
 
 
 def _art() -> None:
@@ -325,7 +310,7 @@ def _mair() -> None:
     objective = ATENT(norm="Linf", eps=_EPS, steps=1, step_size=_EPS)
     trainer_class()(RobModel(model, n_classes=3), objective).calculate_cost((x, y)).backward()
     if model[1].weight.grad is None:
-        raise AtentError("the trainer's cost has no gradient")
+        raise AtentError("the trainer's cost has no gradient", code="unsupported")
 
 
 _ALL = (
@@ -344,4 +329,4 @@ _ALL = (
     Neighbour("mair", "git+https://github.com/Harry24k/MAIR", "integrations.mair.trainer_class", _mair),
 )
 NEIGHBOURS: Mapping[str, Neighbour] = {neighbour.module: neighbour for neighbour in _ALL}
-"""What is checked, in the order of the report."""
+"""All neighbours by module name, in the order of the report."""

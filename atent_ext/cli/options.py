@@ -1,16 +1,53 @@
-"""What the commands share: where they print, and the options that mean the same everywhere."""
+"""What the commands share: where and how they print, and the options that mean the same everywhere."""
 
-import os
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
-# Under torchrun every process runs this; the first one speaks.
-console = Console(markup=False, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+from atent_ext.core import processes
 
+if TYPE_CHECKING:  # it imports torch
+    from atent_ext.evaluation.report import Report
+
+# Under torchrun only the main process prints.
+console = Console(markup=False, emoji=False, highlight=False, quiet=not processes.is_main())
+
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value, e.g. objective.steps=10; an objective.eps equal to threat.eps follows it."),
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.")]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Folder with the data sets [default: $ATENT_DATA].")]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision fetch missing data.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of every random draw.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+
+
+def print_line(text: str, style: str | None = None) -> None:
+    """Print a text as one line without markup; rich does not wrap it."""
+    console.print(text, style=style, soft_wrap=True)
+
+
+def print_table(table: RenderableType) -> None:
+    """Print a table, uncropped if it is wider than the console."""
+    console.print(table, crop=False)
+
+
+def print_notes(reports: "Sequence[Report]") -> None:
+    """Print the distinct notes of the reports' results, sorted."""
+    for note in sorted({note for report in reports for note in report.notes}):
+        print_line(f"note: {note}")
+
+
+def print_json(content: Any) -> None:
+    """Print plain data as one JSON document."""
+    print(json.dumps(content, indent=1, default=str))
+
+
+def notice(text: str) -> None:
+    """Print a note on the user's options."""
+    print_line(f"note: {text}")

@@ -1,16 +1,20 @@
-"""What everything else stands on: errors, norms, losses, checks of input, the registry of names, repairs of neighbours.
+"""The base layer: errors, norms, losses, input validation, the registry of names, repairs of other packages.
 
-errors        every error that is raised on purpose; each has a code, and the field that is wrong
-types         the protocols that the packages meet in; shapes and value ranges
-schema        pieces of validated data: Section, Threat, Network, Count
-norms         ℓ∞ and ℓ2 as values: size, projection, random points, steepest direction
+errors        all errors that atent_ext raises; each has a code and the field that is wrong
+types         interfaces that several packages use; shapes and value ranges
+immutable     read-only dicts and lists
+schema        shared pydantic models and field types: Section, Threat, Network, Count
+norms         the ℓ∞ and ℓ2 norms: size, projection, random points, direction of steepest ascent
 losses        per-example losses
-validate      checks of what users hand in
-model_state   leave a model as it was found: mode, requires_grad, gradients, device, random state
-processes     whether this is one of several processes, and what they tell each other
-statistics    intervals and tests for counts of images
-registry      names -> objectives, models, data sets; recipes, protocols, cards as files
-compat        repairs that make neighbouring packages work on today's PyTorch
+validate      checks of arguments, images, labels and logits
+seeds         derived seeds, and generators
+model_state   context managers that restore a model's mode, requires_grad, gradients and the random state
+processes     distributed runs: whether a launcher started several processes, and how they share values
+statistics    confidence intervals and paired tests for accuracies
+fraction      numbers written as 8/255
+tables        terminal tables that never cut a cell
+registry      looks up objectives, attacks, models and data sets by name, and files of recipes, protocols and cards
+compat        repairs that make optional packages work with current PyTorch
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Import the neighbours that today's packages break. Each repair is a function and happens only when it is called.
+"""Imports of optional packages that fail with current versions of others. Repairs happen only inside these functions.
 
 `advertorch()` and `robustbench()` return the imported package; `autoattack_class()` returns a class with the signatures
 of the original AutoAttack, whether that package or pyautoattack is installed.
@@ -14,20 +14,19 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
-from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atent_ext.core import model_state
 from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.core.registry import nearest
 
 VERSIONS = ("standard", "plus", "rand", "custom")
-"""The versions of AutoAttack: each but "custom" brings its own list of attacks."""
+"""The versions of AutoAttack. All but "custom" define their list of attacks."""
 
 
 def _quiet_import(name: str) -> ModuleType:
@@ -37,9 +36,9 @@ def _quiet_import(name: str) -> ModuleType:
 
 
 def neighbour(name: str, extra: str) -> ModuleType:
-    """Import an optional package without the warnings of its import; raises MissingExtra that names its `extra`."""
+    """Import an optional package without its import warnings. Raises MissingExtra, which names `extra`, without it."""
     if importlib.util.find_spec(name) is None:
-        raise MissingExtra(f"{name} is not installed; pip install 'atent-ext[{extra}]'")
+        raise MissingExtra(f"{name} is not installed; pip install 'atent-ext[{extra}]'", field=name)
     return _quiet_import(name)
 
 
@@ -50,12 +49,12 @@ def _zero_gradients(x: Tensor | Iterable[Tensor]) -> None:
 
 
 def advertorch() -> ModuleType:
-    """Import advertorch 0.2.3, which needs `zero_gradients`, a function that torch 1.9 removed.
+    """Import advertorch 0.2.3, which needs `torch.autograd.gradcheck.zero_gradients`, removed in torch 1.9.
 
-    Its module torch.autograd.gradcheck has that function only while the import runs: one file of advertorch, which
-    `import advertorch` loads, binds it. After this call `import advertorch.attacks` and the like work anywhere.
+    The function is added to torch only during the import, when a module of advertorch binds it. After this call
+    `import advertorch.attacks` and similar imports work anywhere.
     """
-    # `import torch.autograd.gradcheck as g` would bind the function of that name.
+    # `import torch.autograd.gradcheck as g` would bind the function gradcheck, not the module.
     gradcheck: Any = importlib.import_module("torch.autograd.gradcheck")
     if hasattr(gradcheck, "zero_gradients"):
         return _quiet_import("advertorch")
@@ -68,20 +67,20 @@ def advertorch() -> ModuleType:
 
 @contextmanager
 def untouched(model: object) -> Iterator[None]:
-    """Undo what an AutoAttack leaves behind: seeded random state, parameter gradients, a removed trace function."""
+    """Restore what AutoAttack changes: the random state, parameter gradients and the trace function."""
     trace = sys.gettrace()
     try:
         with model_state.frozen(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
     finally:
-        # Its check for dynamic defences ends in sys.settrace(None): debuggers and coverage would stop there.
+        # Its check for dynamic defences calls sys.settrace(None), which stops debuggers and coverage.
         if sys.gettrace() is not trace:
             sys.settrace(trace)
 
 
 @contextmanager
 def _messages(verbose: bool, log_path: str | Path | None) -> Iterator[None]:
-    """Send the logger "auto-attack" where the original prints: stdout (unless logging is set up) and `log_path`."""
+    """Send messages of the logger "auto-attack" to stdout (unless logging is configured) and to `log_path`."""
     logger = logging.getLogger("auto-attack")
     handlers: list[logging.Handler] = []
     if verbose and not logger.hasHandlers():
@@ -102,22 +101,16 @@ def _messages(verbose: bool, log_path: str | Path | None) -> Iterator[None]:
             handler.close()
 
 
-def _device_of(model: object) -> torch.device | None:
-    if not isinstance(model, nn.Module):
-        return None
-    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), None)
-
-
 class OriginalSignatures:
-    """The original AutoAttack's signatures over pyautoattack's class; `autoattack_class` joins the two.
+    """The original AutoAttack's signatures, a mixin for pyautoattack's class; see `autoattack_class`.
 
-    Everything the original lets users set is there: `attacks_to_run`, `seed`, `epsilon`, `verbose`, `apgd`,
+    All attributes that users of the original set exist: `attacks_to_run`, `seed`, `epsilon`, `verbose`, `apgd`,
     `apgd_targeted`, `fab`, `square` and their `n_restarts`, `n_iter`, `n_target_classes`, `n_queries`.
 
-    It differs in four points. `device` defaults to None: the device of the model's parameters or, for a model that has
-    none, of the images (the original's "cuda" fails without a GPU). Messages go to the logger "auto-attack": to stdout
-    when `verbose` and no logging is set up, and to `log_path`. The random state, the parameters' gradients and the
-    trace function are what they were afterwards. A `state_path` that exists is refused.
+    There are four differences. `device` defaults to None: the device of the model's parameters or buffers or, for a
+    model that has neither, of the images (the original's "cuda" fails without a GPU). Messages go to the logger
+    "auto-attack": to stdout if `verbose` and logging is not configured, and to `log_path`. The random state, the
+    parameters' gradients and the trace function are restored. A `state_path` that exists is an error.
 
     Raises BadInput for `is_tf_model=True`, for an unknown `version` and for a `state_path` that exists.
     """
@@ -138,17 +131,16 @@ class OriginalSignatures:
         log_path: str | Path | None = None,
     ) -> None:
         if is_tf_model:
-            raise BadInput(
-                "is_tf_model is True, but pyautoattack runs PyTorch models only; install the original AutoAttack"
-            )
+            message = "is_tf_model is True, but pyautoattack runs PyTorch models only; install the original AutoAttack"
+            raise BadInput(message, code="unsupported", field="is_tf_model")
         if version not in VERSIONS:
-            raise nearest("AutoAttack version", version, VERSIONS)
+            raise nearest("AutoAttack version", version, VERSIONS, field="version")
         attacks = list(attacks_to_run)
         base: Any = super()
         base.__init__(
             model,
             attacks=attacks if attacks or version == "custom" else None,
-            device=_device_of(model) if device is None else device,
+            device=model_state.device_of(model, None) if device is None else device,
             eps=eps,
             norm=norm,
             seed=seed,
@@ -169,13 +161,14 @@ class OriginalSignatures:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attack images (N, C, H, W) in [0, 1] with labels (N,); return x_adv, or (x_adv, y_adv) with `return_labels`.
 
-        `y_adv` holds the classes that the model predicted for `x_adv`. An image that no attack fooled comes back as it
-        was. `state_path` names a new file for the progress.
+        `y_adv` (N,) holds the model's predictions for `x_adv`. Images that no attack fools are returned unchanged. bs:
+        batch size. state_path: a new file for the progress. Raises BadInput if `state_path` exists.
         """
         path = None if state_path is None else Path(state_path)
         if path is not None and path.exists():
-            raise BadInput(f"state_path {path} exists, and resuming from it fails in every AutoAttack; name a new file")
-        _forget_earlier_models()
+            message = f"state_path {path} exists, and resuming from it fails in every AutoAttack; name a new file"
+            raise BadInput(message, code="exists", field="state_path")
+        _reset_gradient_counts()
         base: Any = super()
         with untouched(self.model), _messages(self.verbose, self.log_path):
             x_adv, y_adv = base.run_standard_evaluation(x_orig, y_orig, batch_size=bs, state_path=path)
@@ -184,7 +177,7 @@ class OriginalSignatures:
     def run_standard_evaluation_individual(
         self, x_orig: Tensor, y_orig: Tensor, bs: int = 250, return_labels: bool = False
     ) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
-        """Run each attack on all images: name -> what `run_standard_evaluation` returns for that attack alone."""
+        """Run each attack separately on all images: name -> the result of `run_standard_evaluation` for this attack."""
         attacks = list(self.attacks_to_run)
         results = {}
         try:
@@ -196,23 +189,26 @@ class OriginalSignatures:
         return results
 
     def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
-        """Fraction of images (N, C, H, W) that the model gives their label (N,)."""
+        """Clean accuracy on images (N, C, H, W) with labels (N,), in [0, 1]."""
         base: Any = super()
         with torch.no_grad(), _messages(self.verbose, self.log_path):
             accuracy: float = base.clean_accuracy(x_orig, y_orig, bs=bs)
         return accuracy
 
     def set_version(self, version: str = "standard") -> None:
-        """Set attacks, restarts and target classes to those of a version: "standard", "plus" or "rand"."""
+        """Set the attacks, restarts and target classes of a version: "standard", "plus" or "rand".
+
+        Raises BadInput for an unknown version.
+        """
         if version not in VERSIONS:
-            raise nearest("AutoAttack version", version, VERSIONS)
+            raise nearest("AutoAttack version", version, VERSIONS, field="version")
         base: Any = super()
         base._set_version(version)
 
 
-def _forget_earlier_models() -> None:
-    # pyautoattack counts a model's gradient calls in a global that it never resets: after one dynamic defence,
-    # every later model would be reported as one.
+def _reset_gradient_counts() -> None:
+    # pyautoattack counts a model's gradient calls in a global variable that it never resets: after a dynamic defence,
+    # it would report every later model as a dynamic defence.
     counts = importlib.import_module("pyautoattack.checks").funcs
     counts.update(dict.fromkeys(counts, 0))
 
@@ -233,13 +229,12 @@ def _original_autoattack() -> ModuleType | None:
 
 
 def autoattack_class() -> type[Any]:
-    """A class called as the original AutoAttack is: the original where a package `autoattack` is installed.
+    """A class with the signatures of the original AutoAttack: the original itself if `autoattack` is installed.
 
-    Otherwise pyautoattack's class with the original's signatures, see `OriginalSignatures`.
+    Otherwise it is pyautoattack's class with `OriginalSignatures`.
     """
     original = _original_autoattack()
-    found: type[Any] = _adapter() if original is None else original.AutoAttack
-    return found
+    return _adapter() if original is None else original.AutoAttack
 
 
 def _module(name: str, **attributes: Any) -> ModuleType:
@@ -269,7 +264,7 @@ def _importable(name: str) -> bool:
 
 @contextmanager
 def _pkg_resources() -> Iterator[None]:
-    """Supply the one function of pkg_resources that robustbench calls, where setuptools has dropped the module."""
+    """Supply `pkg_resources.resource_filename`, which robustbench calls, if setuptools no longer has pkg_resources."""
     if _importable("pkg_resources"):
         yield
         return
@@ -283,20 +278,20 @@ def _pkg_resources() -> Iterator[None]:
 def robustbench() -> ModuleType:
     """Import robustbench 1.1.1, which imports `autoattack` but requires pyautoattack, and imports pkg_resources.
 
-    Where no package `autoattack` is installed, `sys.modules` has one from now on, whose `AutoAttack` is that of
-    `autoattack_class`. Raises MissingExtra where robustbench is not installed.
+    If no package `autoattack` is installed, one is added to `sys.modules` and stays there; its `AutoAttack` is
+    `autoattack_class()`. Raises MissingExtra if robustbench is not installed.
     """
     if importlib.util.find_spec("robustbench") is None:
-        raise MissingExtra("robustbench is not installed; pip install 'atent-ext[robustbench]'")
+        raise MissingExtra("robustbench is not installed; pip install 'atent-ext[robustbench]'", field="robustbench")
     _supply_autoattack()
     with _pkg_resources():
         return _quiet_import("robustbench")
 
 
 def repairs(name: str) -> list[str]:
-    """What our import of the neighbour `name` supplies in this environment, in words.
+    """Messages about what importing the package `name` through this module would repair in this environment.
 
-    It is observed, not remembered: ask before the neighbour is imported, and expect other imports on the way.
+    Call it before the package is imported. It may import other packages.
     """
     if name == "advertorch" and not hasattr(importlib.import_module("torch.autograd.gradcheck"), "zero_gradients"):
         return ["zero_gradients supplied to torch"]

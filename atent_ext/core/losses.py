@@ -9,21 +9,22 @@ from atent_ext.core.errors import BadInput
 
 
 def _wide(values: Tensor) -> Tensor:
-    # Half precision makes zero of what keeps probabilities above zero.
+    # The small constants below, such as 1e-12, underflow to zero in half precision.
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy in nats. Raises BadInput for a label without a logit (on the CPU; a GPU stops at an assertion)."""
+    """Cross-entropy in nats. Raises BadInput for labels >= classes on the CPU; on a GPU, CUDA reports an assertion."""
     validate.logits(logits, len(y))
     try:
         return F.cross_entropy(logits, y, reduction="none")
     except IndexError:
-        raise BadInput(f"labels reach {int(y.max())}, for a model of {logits.shape[1]} classes") from None
+        message = f"labels reach {int(y.max())}, for a model of {logits.shape[1]} classes"
+        raise BadInput(message, code="bad-value", field="labels") from None
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest other logit minus the label's: positive exactly where the prediction is wrong (ties excepted)."""
+    """Largest other logit minus the label's: positive if and only if the prediction is wrong (0 for ties)."""
     label = logits.gather(1, y[:, None]).squeeze(1)
     others = logits.scatter(1, y[:, None], -torch.inf)
     return others.amax(1) - label
@@ -32,8 +33,8 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def kl_divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
     """KL(p ‖ softmax(logits)), summed over the classes (TRADES, Zhang et al. 2019, Eq. 5).
 
-    `probabilities` (N, classes) are p; gradients flow through both arguments. p is kept above 1e-12, because
-    the gradient of p log p is NaN where p underflows to zero.
+    `probabilities` (N, classes) are p; gradients flow through both arguments. p is clamped to at least 1e-12,
+    because the gradient of p log p is NaN where p underflows to zero.
     """
     validate.logits(logits, len(probabilities))
     p = _wide(probabilities).clamp_min(1e-12)
@@ -47,7 +48,7 @@ def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def mart_regularizer(adversarial: Tensor, clean: Tensor, y: Tensor) -> Tensor:
-    """MART's KL(f(x) ‖ f(x')) weighted by how unsure the clean prediction is (Wang et al. 2020, Eq. 8).
+    """MART's KL(f(x) ‖ f(x')) weighted by 1 - the clean probability of the label (Wang et al. 2020, Eq. 8).
 
     `adversarial` and `clean` are logits (N, classes); the clean softmax is not detached.
     """

@@ -1,30 +1,41 @@
-"""Leave the model as it was found: mode, requires_grad and random state, also after an exception."""
+"""Context managers that restore a model's mode, requires_grad and gradients and the random state, also on errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
+from typing import TypeVar, overload
 
 import torch
 from torch import nn
+
+from atent_ext.core import validate
+
+Default = TypeVar("Default", torch.device, None)
+_CPU = torch.device("cpu")
 
 
 def _modules(model: object) -> list[nn.Module]:
     return list(model.modules()) if isinstance(model, nn.Module) else []
 
 
-def device_of(model: object) -> torch.device:
-    """Where the model's parameters are; the CPU for a model that has none."""
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    return next((parameter.device for parameter in parameters), torch.device("cpu"))
+@overload
+def device_of(model: object) -> torch.device: ...
+@overload
+def device_of(model: object, default: Default) -> torch.device | Default: ...
+def device_of(model: object, default: torch.device | None = _CPU) -> torch.device | None:
+    """The device of the model's first parameter, else of its first buffer; `default` if it has neither."""
+    tensors = chain(model.parameters(), model.buffers()) if isinstance(model, nn.Module) else iter(())
+    return next((tensor.device for tensor in tensors), default)
 
 
 def is_training(model: object) -> bool:
-    """Whether any part of the model is in train mode (a plain function never is)."""
+    """Whether any module of the model is in train mode; False for a plain function."""
     return any(module.training for module in _modules(model))
 
 
 @contextmanager
 def evaluating(model: object) -> Iterator[None]:
-    """Put the model into eval mode; afterwards each module is back in its own mode (some BatchNorm may be frozen)."""
+    """Put the model into eval mode for the block. Each module's own mode is restored afterwards."""
     modes = [(module, module.training) for module in _modules(model)]
     try:
         for module, _ in modes:
@@ -37,7 +48,7 @@ def evaluating(model: object) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: object) -> Iterator[None]:
-    """Switch off the gradients of all parameters; afterwards each has the `requires_grad` it had."""
+    """Set `requires_grad` of all parameters to False for the block and restore it afterwards."""
     trainable = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
     try:
         for parameter in trainable:
@@ -50,7 +61,11 @@ def frozen(model: object) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global random state for the block; afterwards it is what it was."""
+    """Seed torch's global random state for the block and restore it afterwards.
+
+    Raises BadInput for an invalid seed.
+    """
+    validate.seed(seed)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
@@ -58,15 +73,15 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def kept(model: object) -> Iterator[None]:
-    """Let another library work with the model; afterwards modes, `requires_grad` and gradients are what they were."""
+    """Restore modes, `requires_grad` and gradients after a block in which another library uses the model."""
     modes = [(module, module.training) for module in _modules(model)]
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
-    found = [(p, p.requires_grad, None if p.grad is None else p.grad.clone()) for p in parameters]
+    states = [(p, p.requires_grad, None if p.grad is None else p.grad.clone()) for p in parameters]
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for parameter, trainable, gradient in found:
+        for parameter, trainable, gradient in states:
             parameter.requires_grad_(trainable)
             parameter.grad = gradient

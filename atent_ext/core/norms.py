@@ -1,4 +1,4 @@
-"""The ℓ∞ and ℓ2 norms as values: size, projection, random points, steepest direction.
+"""The ℓ∞ and ℓ2 norms: size, projection, random points, direction of steepest ascent.
 
 Everything is per example: a batch (N, ...) is N vectors, and the result for one never depends on the others.
 """
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from atent_ext.core.errors import BadInput
+from atent_ext.core.literals import NormName as NormName
 from atent_ext.core.types import Radius
 
-NormName = Literal["Linf", "L2"]
 Direction = Literal["sign", "unit", "unit-or-random", "raw"]
 Start = Literal["uniform", "ball", "corner", "blocks", "near", "clean"]
 
@@ -28,12 +28,12 @@ class Norm(Protocol):
 
     @property
     def direction(self) -> Direction:
-        """The step of steepest ascent in this norm, as `Langevin` names it."""
+        """The direction of steepest ascent in this norm, a value of `Langevin.direction`."""
         ...
 
     @property
     def start(self) -> Start:
-        """The usual random start of an attack in this norm, as `Langevin` names it."""
+        """The usual random start of an attack in this norm, a value of `Langevin.start`."""
         ...
 
     def size(self, delta: Tensor) -> Tensor:
@@ -41,11 +41,11 @@ class Norm(Protocol):
         ...
 
     def project(self, delta: Tensor, eps: Radius) -> Tensor:
-        """The nearest point of the eps ball around 0, (N, ...) -> (N, ...)."""
+        """The nearest point in the eps ball around 0, (N, ...) -> (N, ...)."""
         ...
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        """The direction of size 1 along which a linear loss grows fastest; 0 for a zero gradient, NaN for a NaN."""
+        """The unit direction in which a linear loss grows fastest; 0 for a zero gradient, NaN for a NaN gradient."""
         ...
 
     def random(self, x: Tensor, eps: Radius, generator: torch.Generator | None) -> Tensor:
@@ -54,29 +54,34 @@ class Norm(Protocol):
 
 
 def per_example(value: Radius, x: Tensor) -> Tensor:
-    """Give a radius of shape (N,) the shape (N, 1, ...) that broadcasts against `x`; a number stays as it is."""
+    """Reshape a radius (N,) to (N, 1, ...), which broadcasts against `x`; a number is returned unchanged.
+
+    Raises BadInput for a tensor of another shape.
+    """
     if not isinstance(value, Tensor) or value.dim() == 0:
         return cast(Tensor, value)  # broadcasts like a tensor, without a copy to the device
     if value.shape != x.shape[:1]:
-        raise BadInput(f"a radius or step size per example must have shape ({len(x)},), not {tuple(value.shape)}")
+        message = f"a radius or step size per example must have shape ({len(x)},), not {tuple(value.shape)}"
+        raise BadInput(message, code="bad-shape")
     return value.to(x).reshape(-1, *[1] * (x.dim() - 1))
 
 
 class SharedGenerator(torch.Generator):
-    """Of every draw for a batch, the rows of one process: `rows` of the `total` examples that all share.
+    """A generator that gives each process its rows of a draw for the whole batch: `rows` of `total` examples.
 
-    Processes that seed theirs alike then draw for each example what a single process would. What is not of the length
-    of `rows` is drawn as from any generator.
+    Processes that use the same seed then draw the same noise for each example as a single process would. Tensors whose
+    length is not that of `rows` are drawn as from any other generator.
     """
 
     total: int = 0
     rows: range = range(0)
 
 
-def _drawn(draw: Callable[..., Tensor], x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A draw of the shape, dtype and device of `x`, made where the generator lives."""
+def _sample(draw: Callable[..., Tensor], x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Random numbers of the shape, dtype and device of `x`, drawn on the generator's device."""
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise BadInput(f"generator is {generator!r}; it must be a torch.Generator or None")
+        message = f"generator is {generator!r}; it must be a torch.Generator or None"
+        raise BadInput(message, code="bad-type", field="generator")
     device = x.device if generator is None else generator.device
     options: dict[str, Any] = {"generator": generator, "device": device, "dtype": x.dtype}
     if isinstance(generator, SharedGenerator) and x.shape[:1] == (len(generator.rows),):
@@ -86,8 +91,8 @@ def _drawn(draw: Callable[..., Tensor], x: Tensor, generator: torch.Generator | 
 
 
 def gaussian(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise of the shape, dtype and device of `x`, drawn where the generator lives."""
-    return _drawn(torch.randn, x, generator)
+    """Standard normal noise of the shape, dtype and device of `x`, drawn on the generator's device."""
+    return _sample(torch.randn, x, generator)
 
 
 @dataclass(frozen=True)
@@ -104,11 +109,11 @@ class _Linf:
         return delta.clamp(-bound, bound)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        # sign(NaN) is 0 in torch: a broken gradient would look like a point that resists.
+        # sign(NaN) is 0 in torch, so that a NaN gradient would look like a robust image.
         return torch.where(gradient.isnan(), gradient, gradient.sign())
 
     def random(self, x: Tensor, eps: Radius, generator: torch.Generator | None) -> Tensor:
-        return (2 * _drawn(torch.rand, x, generator) - 1) * per_example(eps, x)
+        return (2 * _sample(torch.rand, x, generator) - 1) * per_example(eps, x)
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class _L2:
     def project(self, delta: Tensor, eps: Radius) -> Tensor:
         size = per_example(self.size(delta), delta)
         bound = per_example(eps, delta)
-        # Points inside are left alone bit by bit; `size` is positive wherever it exceeds the bound.
+        # Points inside stay bit-identical; `size` is positive wherever it exceeds the bound.
         # Not bound / size: for a plain number that is a reciprocal, infinite where `size` is subnormal.
         share = torch.zeros_like(size).add(bound) / size
         return torch.where(size > bound, delta * share, delta)
@@ -148,5 +153,5 @@ NORMS: dict[str, Norm] = {"Linf": LINF, "L2": L2}
 def norm(name: str) -> Norm:
     """The norm called `name`; raises BadInput unless it is "Linf" or "L2"."""
     if not isinstance(name, str) or name not in NORMS:
-        raise BadInput(f"unknown norm {name!r}; known: {', '.join(NORMS)}")
+        raise BadInput(f"unknown norm {name!r}; known: {', '.join(NORMS)}", code="unknown-name", field="norm")
     return NORMS[name]

@@ -1,9 +1,10 @@
-"""Names -> things: objectives, models, data sets as import paths; recipes and protocols as files.
+"""Looks up objectives, attacks, models and data sets by name, and the files of recipes, protocols and cards.
 
-Listing imports nothing heavy: an entry is the text `module:attribute`, resolved only when it is asked for.
-Other packages join by entry points of the groups `atent_ext.objectives`, `atent_ext.models`, `atent_ext.datasets`
-(name = "module:attribute") and `atent_ext.recipes` (any name = "a.package", a folder of YAML files). An objective is a
-dataclass that is a `types.Objective`; models are called with `classes` and `channels`, data sets with (root, download).
+Listing imports nothing heavy: an entry is the text `module:attribute`, which is imported only by `resolve`. Other
+packages register entries under the entry-point groups `atent_ext.objectives`, `atent_ext.attacks`, `atent_ext.models`
+and `atent_ext.datasets` (name = "module:attribute"), and folders of YAML files under `atent_ext.recipes` and
+`atent_ext.protocols` (any name = "a.package"). An objective is a dataclass that implements `types.Objective`, an attack
+a subclass of `attacks.AttackSpec`. Models are called with `classes` and `channels`, data sets with (root, download).
 """
 
 import difflib
@@ -30,6 +31,17 @@ OBJECTIVES: Mapping[str, str] = {
     "smooth-trades": "atent_ext.objectives:SmoothTRADES",
 }
 
+ATTACKS: Mapping[str, str] = {
+    "clean": "atent_ext.attacks.specs.clean:CleanSpec",
+    "fgsm": "atent_ext.attacks.specs.gradient:FGSMSpec",
+    "ifgsm": "atent_ext.attacks.specs.gradient:IFGSMSpec",
+    "pgd": "atent_ext.attacks.specs.gradient:PGDSpec",
+    "atent": "atent_ext.attacks.specs.gradient:ATENTSpec",
+    "cw": "atent_ext.attacks.specs.minimal:CarliniWagnerSpec",
+    "deepfool": "atent_ext.attacks.specs.minimal:DeepFoolSpec",
+    "autoattack": "atent_ext.attacks.specs.autoattack:AutoAttackSpec",
+}
+
 MODELS: Mapping[str, str] = {
     "digits-cnn": "atent_ext.models.networks:DigitsCNN",
     "lenet5-v1": "atent_ext.models.networks:LeNet5V1",
@@ -53,14 +65,16 @@ DATASETS: Mapping[str, str] = {
 
 _KINDS: Mapping[str, tuple[Mapping[str, str], str]] = {
     "objective": (OBJECTIVES, "atent_ext.objectives"),
+    "attack": (ATTACKS, "atent_ext.attacks"),
     "model": (MODELS, "atent_ext.models"),
     "data set": (DATASETS, "atent_ext.datasets"),
 }
 
-_RECIPES = "atent_ext.recipes"
+_PACKAGES: Mapping[str, str] = {"recipe": "atent_ext.recipes", "protocol": "atent_ext.protocols"}
+"""Entry-point groups under which other packages register folders of YAML files."""
 
-_HERE = Path(__file__).resolve().parent.parent  # the package itself
-# Where each kind of file lies in an installed wheel, and where in a checkout.
+_HERE = Path(__file__).resolve().parent.parent  # the folder of atent_ext
+# The folder of each kind of file in an installed wheel, and in a checkout.
 _FOLDERS = {
     "recipe": (_HERE / "_registry" / "recipes", _HERE.parent / "registry" / "recipes"),
     "protocol": (_HERE / "_protocols", _HERE.parent / "eval" / "protocols"),
@@ -70,90 +84,116 @@ _FOLDERS = {
 }
 
 
-def nearest(kind: str, name: str, known: Iterable[str]) -> BadInput:
-    """The error for an unknown `name` of some `kind`: it names the closest known one, else all of them."""
+def nearest(kind: str, name: str, known: Iterable[str], field: str | None = None) -> BadInput:
+    """The error for an unknown `name` of a `kind`: it suggests the closest known name, else lists all of them.
+
+    field: the argument that is wrong; None is `kind`.
+    """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
-    return BadInput(f"unknown {kind} {name!r}; {hint}", code="unknown-name", field=kind)
+    return BadInput(f"unknown {kind} {name!r}; {hint}", code="unknown-name", field=field or kind)
 
 
 def entries(kind: str) -> dict[str, str]:
-    """Name -> `module:attribute` of all entries of a kind ("objective", "model" or "data set"), other packages' too."""
+    """Name -> `module:attribute` of all entries of a kind: "objective", "attack", "model" or "data set".
+
+    Entries of other packages are included; ours take precedence.
+    """
     own, group = _KINDS[kind]
-    found = dict(own)
+    known = dict(own)
     for point in _points(group):
-        found.setdefault(point.name, point.value)
-    return found
+        known.setdefault(point.name, point.value)
+    return known
 
 
 def packages(kind: str) -> dict[str, str]:
-    """Name -> the package that registers it, for the entries of a kind that are not ours."""
+    """Name -> package, for entries of a kind (as in `entries`, or "recipe") that other packages register."""
+    if kind == "recipe":
+        return _recipe_packages()
     own, group = _KINDS[kind]
     return {point.name: point.dist.name if point.dist else "?" for point in _points(group) if point.name not in own}
 
 
 def resolve(kind: str, name: str) -> Any:
-    """Import the entry `name` of a kind, a class or function.
+    """Import the class or function that is registered as `name` of a kind (as in `entries`).
 
-    Raises BadInput with the nearest name if there is none, where two packages claim it, and where another package's
-    entry cannot be imported.
+    Raises BadInput for an unknown name, for a name that two packages register, and for an entry of another package that
+    cannot be imported or is not callable.
     """
     known = entries(kind)
     if name not in known:
         raise nearest(kind, name, known)
     own, group = _KINDS[kind]
-    claims = [point for point in _points(group) if point.name == name and point.value != own.get(name)]
-    if len(claims) > (name not in own):
-        others = " and ".join(f"{_package(point)} ({point.value})" for point in claims)
+    points = [point for point in _points(group) if point.name == name and point.value != own.get(name)]
+    if len(points) > (name not in own):
+        others = " and ".join(f"{_package(point)} ({point.value})" for point in points)
         ours = f", which is {own[name]}" if name in own else ""
-        raise BadInput(f"{others} registers the {kind} {name!r}{ours}; uninstall one of them, or rename the entry")
+        message = f"{others} registers the {kind} {name!r}{ours}; uninstall one of them, or rename the entry"
+        raise BadInput(message, code="conflict", field=kind)
     if name in own:
         return pkgutil.resolve_name(own[name])
-    source = f"the {kind} {name!r} of {_package(claims[0])}, {known[name]}"
+    source = f"the {kind} {name!r} of {_package(points[0])}, {known[name]}"
     try:
-        found = pkgutil.resolve_name(known[name])
-    except Exception as error:  # another package's module may fail in any way
-        raise BadInput(f"{source}, does not import: {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise BadInput(f"{source}, is a {type(found).__name__}; a class or a function is needed")
-    return found
+        entry = pkgutil.resolve_name(known[name])
+    except Exception as error:  # another package's module may raise anything
+        message = f"{source}, does not import: {type(error).__name__}: {error}"
+        raise BadInput(message, code="unreadable", field=kind) from error
+    if not callable(entry):
+        message = f"{source}, is a {type(entry).__name__}; a class or a function is needed"
+        raise BadInput(message, code="bad-type", field=kind)
+    return entry
 
 
 def files(kind: str) -> dict[str, Path]:
-    """Name -> YAML file of all files of a kind ("recipe", "protocol", "study"): shipped ones, other packages' recipes.
+    """Name -> YAML file of a kind ("recipe", "protocol", "study"), ours and those of other packages.
 
-    Where two have one name, ours or else the first counts; `faults` says so.
+    If several files have the same name, ours is used, else the first; `faults` reports it.
     """
-    found = _yaml(folder(kind))
-    for point in _points(_RECIPES) if kind == "recipe" else ():
-        found |= {name: path for name, path in _yaml(_package_folder(point)).items() if name not in found}
-    return found
+    paths = _yaml(folder(kind))
+    for point in _points(_PACKAGES[kind]) if kind in _PACKAGES else ():
+        paths |= {name: path for name, path in _yaml(_package_folder(point)).items() if name not in paths}
+    return paths
 
 
 def folder(kind: str) -> Path:
-    """Where the files of a kind ("recipe", "protocol", "study", "card", "weights") lie that this package brings."""
-    found = next((folder for folder in _FOLDERS[kind] if folder.is_dir()), None)
-    if found is None:
-        raise BadInput(f"the installed package lacks its {kind} files; reinstall atent-ext")
-    return found
+    """The folder of this package's files of a kind: "recipe", "protocol", "study", "card" or "weights".
+
+    Raises BadInput if the installed package lacks it.
+    """
+    path = next((folder for folder in _FOLDERS[kind] if folder.is_dir()), None)
+    if path is None:
+        message = f"the installed package lacks its {kind} files; reinstall atent-ext"
+        raise BadInput(message, code="missing", field=kind)
+    return path
 
 
 def faults() -> list[str]:
-    """What is wrong with the recipes that other packages register, in words."""
-    found, known = [], files("recipe")
-    for point in _points(_RECIPES):
+    """Messages about unusable recipes and protocols that other packages register: missing folders, duplicate names."""
+    return [fault for kind, group in _PACKAGES.items() for fault in _faults_of(kind, group)]
+
+
+def _faults_of(kind: str, group: str) -> Iterator[str]:
+    known = files(kind)
+    for point in _points(group):
         folder = _package_folder(point)
         if not folder.is_dir():
-            found.append(f"{_package(point)} registers recipes in {point.value!r}, which is no package; reinstall it")
+            yield f"{_package(point)} registers {kind}s in {point.value!r}, which is no package; reinstall it"
         for name, path in _yaml(folder).items():
             if known[name] != path and not name.startswith("_"):
-                found.append(f"{_package(point)} brings a recipe {name!r}, but {known[name]} counts; rename it")
-    return found
+                yield f"{_package(point)} brings a {kind} {name!r}, but {known[name]} counts; rename it"
+
+
+def _recipe_packages() -> dict[str, str]:
+    known, packages = files("recipe"), dict[str, str]()
+    for point in _points(_PACKAGES["recipe"]):
+        package = point.dist.name if point.dist else "?"
+        packages |= {name: package for name, path in _yaml(_package_folder(point)).items() if known[name] == path}
+    return packages
 
 
 def _points(group: str) -> Iterator[EntryPoint]:
-    # A package that is installed twice (a wheel and a checkout on the path) says everything twice.
+    # A package that is installed twice (a wheel and a checkout on the path) lists its entry points twice.
     yield from sorted(set(entry_points(group=group)), key=lambda point: (point.name, point.value))
 
 
@@ -162,11 +202,11 @@ def _package(point: EntryPoint) -> str:
 
 
 def _package_folder(point: EntryPoint) -> Path:
-    """The folder of the package that the entry names; looking for a top package imports nothing."""
+    """The folder of the package that the entry point names. It is located without importing the package."""
     top, *below = point.value.split(".")
     spec = importlib.util.find_spec(top)
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    return Path(places[0] if places else top).joinpath(*below)
+    locations = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(locations[0] if locations else top).joinpath(*below)
 
 
 def _yaml(folder: Path) -> dict[str, Path]:

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atent_ext.core import registry, validate
-from atent_ext.core.errors import BadInput
+from atent_ext.core import registry, seeds, validate
+from atent_ext.core.errors import BadInput, Code
 
 TEST, HELD_OUT = "test", "held out of training"
-"""What images are of their data set: a claim is of test images; runs are chosen by those held out of training."""
+"""The part of a data set that was scored: claims are about test images; runs are selected on held-out images."""
 _CACHE = "~/.cache/atent_ext"
 _FOLDER = "folder:"
 _NPZ = "npz:"
@@ -39,13 +39,14 @@ class Split:
             return self
         validate.steps("n", n)
         if n > len(self):
-            raise BadInput(f"n is {n}, but there are only {len(self)} examples; ask for at most {len(self)}")
+            message = f"n is {n}, but there are only {len(self)} examples; ask for at most {len(self)}"
+            raise BadInput(message, code="bad-value", field="n")
         return Split(self.images[:n], self.labels[:n])
 
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A training and a test split; label k is called `classes[k]`. `note` is what every number from it has to say."""
+    """A training and a test split. `classes[k]` is the name of label k. `note` is repeated with every result on it."""
 
     name: str
     classes: tuple[str, ...]
@@ -55,20 +56,20 @@ class DataSet:
 
 
 def digest(*tensors: Tensor) -> str:
-    """The SHA-256 of the bytes of the tensors, one after the other, whatever device they are on."""
-    found = hashlib.sha256()
+    """The SHA-256 of the concatenated bytes of the tensors, in hexadecimal; independent of their device."""
+    sha256 = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        sha256.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 def load(name: str, root: Path | str | None = None, download: bool = False) -> DataSet:
     """Load a data set: a name of the registry, `folder:PATH` for an image folder, or `npz:FILE` for arrays.
 
-    `root` is the folder that holds the data sets; without it $ATENT_DATA, and without that ~/.cache/atent_ext.
-    A relative PATH or FILE starts at the current folder instead. Nothing is written anywhere unless
-    `download` is True; then torchvision fetches what is missing into `root`.
-    Raises BadInput for an unknown name, missing data or a broken file; the message names the folder or the file.
+    root: the folder of the data sets; default $ATENT_DATA, then ~/.cache/atent_ext. PATH and FILE do not depend on it;
+    relative ones start at the current folder. download: let torchvision fetch missing files into `root`; otherwise
+    nothing is written. Raises BadInput for an unknown name, missing data or a broken file; the message names the folder
+    or the file.
     """
     if name.startswith(_FOLDER):
         return _image_folder(name)
@@ -82,26 +83,28 @@ def load(name: str, root: Path | str | None = None, download: bool = False) -> D
 
 
 def home(root: Path | str | None = None) -> Path:
-    """The folder that holds the data sets: `root`, or else $ATENT_DATA, or else ~/.cache/atent_ext."""
+    """The folder of the data sets: `root` if given, else $ATENT_DATA, else ~/.cache/atent_ext."""
     return Path(root or os.environ.get("ATENT_DATA") or _CACHE).expanduser()
 
 
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     """Split off `count` random examples, the classes in proportion: (rest, held out), each in the order of `split`.
 
-    The same seed gives the same examples. Raises BadInput if scikit-learn cannot stratify: each part must have room
-    for every class, and each class two examples.
+    The same seed gives the same examples; of a large one the last 32 bits count. Raises BadInput for what is no seed,
+    and if scikit-learn cannot stratify: each part must have room for every class, and each class two examples.
     """
     from sklearn.model_selection import train_test_split
 
     validate.steps("count", count)
+    validate.seed(seed)
     positions, labels = torch.arange(len(split)).numpy(), split.labels.numpy()
     try:
-        parts = train_test_split(positions, test_size=count, stratify=labels, random_state=seed)
+        parts = train_test_split(positions, test_size=count, stratify=labels, random_state=seeds.derived(seed, 32))
     except ValueError as error:
-        raise BadInput(f"cannot hold out {count} of {len(split)} examples with seed {seed}: {error}") from error
-    rest, held = (torch.from_numpy(part).sort().values for part in parts)
-    return Split(split.images[rest], split.labels[rest]), Split(split.images[held], split.labels[held])
+        message = f"cannot hold out {count} of {len(split)} examples with seed {seed}: {error}"
+        raise BadInput(message, code="bad-value", field="count") from error
+    rest, held_out = (torch.from_numpy(part).sort().values for part in parts)
+    return Split(split.images[rest], split.labels[rest]), Split(split.images[held_out], split.labels[held_out])
 
 
 def digits(root: Path, download: bool) -> DataSet:
@@ -151,51 +154,49 @@ def _split(images: Tensor, labels: Tensor, classes: int) -> Split:
 
 
 def _missing(name: str, folder: Path) -> BadInput:
-    return BadInput(
-        f"data set {name!r} is not in {folder}; name the folder that holds it with --data-root or ATENT_DATA, "
-        "or fetch it with --download"
-    )
+    remedy = "name the folder that holds it with --data-root or ATENT_DATA, or fetch it with --download"
+    return BadInput(f"data set {name!r} is not in {folder}; {remedy}", code="missing", field="root")
 
 
 def _both(name: str, kind: Any, root: Path, download: bool) -> tuple[Any, Any]:
-    """torchvision's training and test set of a `kind`; whatever keeps torchvision from it is a BadInput."""
+    """torchvision's training and test set of class `kind`. Raises BadInput if torchvision cannot load them."""
     try:
         return kind(root, train=True, download=download), kind(root, train=False, download=download)
     except (RuntimeError, OSError) as error:
-        verb = "fetch" if download else "read"
-        raise BadInput(f"cannot {verb} data set {name!r} in {root}: {error}") from error
+        message = f"cannot {'fetch' if download else 'read'} data set {name!r} in {root}: {error}"
+        raise BadInput(message, code="missing" if download else "unreadable", field="root") from error
 
 
 def _idx(name: str, kind: Any, root: Path, download: bool) -> list[Split]:
-    """The splits of IDX files, unpacked or gzipped, that lie where torchvision puts a `kind`, or that it fetches."""
-    inside = root / kind.__name__ / "raw"
-    packed = [inside / Path(url).name for url, _ in kind.resources]
+    """Training and test split from the IDX files, unpacked or gzipped, of torchvision's class `kind`."""
+    folder = root / kind.__name__ / "raw"
+    packed = [folder / Path(url).name for url, _ in kind.resources]
     plain = [path.with_suffix("") for path in packed]
-    there = next((files for files in (plain, packed) if all(path.is_file() for path in files)), None)
-    if there is None and not download:
-        raise _missing(name, inside)
-    if there is None:
+    files = next((paths for paths in (plain, packed) if all(path.is_file() for path in paths)), None)
+    if files is None and not download:
+        raise _missing(name, folder)
+    if files is None:
         _both(name, kind, root, download)
-    found = [_idx_values(path) for path in there or plain]
-    return [_split(images.unsqueeze(1), labels.long(), len(kind.classes)) for images, labels in (found[:2], found[2:])]
+    parts = [_idx_values(path) for path in files or plain]
+    return [_split(images.unsqueeze(1), labels.long(), len(kind.classes)) for images, labels in (parts[:2], parts[2:])]
 
 
 def _idx_values(path: Path) -> Tensor:
-    """What an IDX file holds, gzipped or not, uint8, after a check of its checksum, header and length.
+    """The uint8 values of an IDX file, gzipped or not, after a check of the gzip checksum, the header and the length.
 
     IDX: bytes 0, 0, 8 (unsigned bytes), rank; then `rank` sizes as big-endian int32; then the values.
     """
+    remedy = "fetch it anew with --download"
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
-        raise BadInput(f"{path} is broken: {error}; delete it and fetch it anew with --download") from error
+        raise BadInput(f"{path} is broken: {error}; delete it and {remedy}", code="unreadable", field="root") from error
     rank = 3 if "idx3" in path.name else 1
     sizes = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
     if content[:4] != bytes([0, 0, 8, rank]) or len(content) != 4 + 4 * rank + math.prod(sizes):
-        raise BadInput(
-            f"{path} is not a whole IDX file of rank {rank}; delete it and fetch the data set anew with --download"
-        )
+        message = f"{path} is not a whole IDX file of rank {rank}; delete it and {remedy}"
+        raise BadInput(message, code="unreadable", field="root")
     return torch.tensor(np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(sizes))
 
 
@@ -210,27 +211,29 @@ def _cifar(name: str, kind: Any, root: Path, download: bool) -> DataSet:
 
 
 def _check_cifar(name: str, kind: Any, folder: Path) -> None:
-    """Name the file that is missing or broken; torchvision would only say that one of them is."""
+    """Raise BadInput that names the missing or broken file; torchvision's own error does not name it."""
     from torchvision.datasets.utils import check_integrity
 
     for file, md5 in [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]:
         if not (folder / file).is_file():
             raise _missing(name, folder)
         if not check_integrity(folder / file, md5):
-            raise BadInput(f"{folder / file} is broken: its MD5 is not {md5}; delete it and fetch it with --download")
+            message = f"{folder / file} is broken: its MD5 is not {md5}; delete it and fetch it with --download"
+            raise BadInput(message, code="unreadable", field="root")
 
 
 def _image_folder(name: str) -> DataSet:
-    """PATH/train/<class>/* and PATH/test/<class>/* as torchvision's ImageFolder reads them: RGB, classes sorted.
+    """PATH/train/<class>/* and PATH/test/<class>/*, read by torchvision's ImageFolder: RGB, classes sorted by name.
 
-    Images alternate between the classes (the first of each, the second of each, ...): else the first n would be
-    of one class.
+    Images alternate between the classes (the first of each, the second of each, ...), so that the first n images are
+    not all of one class.
     """
     path = Path(name.removeprefix(_FOLDER)).expanduser()
     train, test = _listing(path / "train"), _listing(path / "test")
     if train.classes != test.classes:
         differing = sorted({*train.classes} ^ {*test.classes})
-        raise BadInput(f"{path}/train and {path}/test differ in their classes: {', '.join(differing)}")
+        message = f"{path}/train and {path}/test differ in their classes: {', '.join(differing)}"
+        raise BadInput(message, code="conflict", field="name")
     size = _pixels(train.samples[0][0]).shape
     kinds = sorted({Path(file).suffix.lower() for file, _ in [*train.samples, *test.samples]})
     note = f"image folder {path.resolve().name} ({', '.join(kinds)})"
@@ -238,7 +241,7 @@ def _image_folder(name: str) -> DataSet:
 
 
 def _arrays(name: str) -> DataSet:
-    """A NumPy archive of x_train, y_train, x_test, y_test: images (N, C, H, W) uint8, labels (N,) from 0 on."""
+    """A NumPy archive of x_train, y_train, x_test, y_test: images (N, C, H, W) uint8, labels (N,) from 0."""
     path = Path(name.removeprefix(_NPZ)).expanduser()
     keys = ("x_train", "y_train", "x_test", "y_test")
     try:
@@ -246,13 +249,15 @@ def _arrays(name: str) -> DataSet:
             x_train, y_train, x_test, y_test = (archive[key] for key in keys)
         if not all(isinstance(part, np.ndarray) for part in (x_train, y_train, x_test, y_test)):
             raise ValueError("a member is no array")
-    except Exception as error:  # a broken archive fails in many ways, as a MemoryError or a TokenError too
-        raise BadInput(f"{path} is not a NumPy archive of {', '.join(keys)}: {error}") from error
+    except Exception as error:  # a broken archive fails in many ways, also with MemoryError or TokenError
+        message = f"{path} is not a NumPy archive of {', '.join(keys)}: {error}"
+        raise BadInput(message, code="unreadable" if path.exists() else "missing", field="name") from error
     for images, labels in ((x_train, y_train), (x_test, y_test)):
         _check_arrays(path, images, labels, x_train.shape[1:])
     classes = 1 + int(max(y_train.max(), y_test.max()))
     if classes > len(x_train):
-        raise BadInput(f"{path}: labels reach {classes - 1} with {len(x_train)} training images; number classes from 0")
+        message = f"{path}: labels reach {classes - 1} with {len(x_train)} training images; number classes from 0"
+        raise BadInput(message, code="bad-value", field="labels")
     train, test = (
         _split(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)), classes)
         for x, y in ((x_train, y_train), (x_test, y_test))
@@ -263,15 +268,15 @@ def _arrays(name: str) -> DataSet:
 
 def _check_arrays(path: Path, images: Any, labels: Any, shape: tuple[int, ...]) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size or images.shape[1:] != shape:
-        raise BadInput(
-            f"{path}: images are {images.dtype} {images.shape}; uint8 (N, C, H, W) is needed, "
-            "C, H and W alike in x_train and x_test"
-        )
-    if labels.dtype.kind not in "iu" or labels.shape != (len(images),) or labels.min() < 0:
-        raise BadInput(
-            f"{path}: labels are {labels.dtype} {labels.shape}; "
-            f"one class number per image is needed, integers >= 0 of shape ({len(images)},)"
-        )
+        needed = "uint8 (N, C, H, W) is needed, C, H and W alike in x_train and x_test"
+        message = f"{path}: images are {images.dtype} {images.shape}; {needed}"
+        raise BadInput(message, code="bad-type" if images.dtype != np.uint8 else "bad-shape", field="images")
+    whole, fits = labels.dtype.kind in "iu", labels.shape == (len(images),)
+    if not (whole and fits and labels.min() >= 0):
+        code: Code = "bad-value" if whole and fits else "bad-shape" if whole else "bad-type"
+        needed = f"one class number per image is needed, integers >= 0 of shape ({len(images)},)"
+        message = f"{path}: labels are {labels.dtype} {labels.shape}; {needed}"
+        raise BadInput(message, code=code, field="labels")
 
 
 def _listing(folder: Path) -> Any:
@@ -280,7 +285,8 @@ def _listing(folder: Path) -> Any:
     try:
         return ImageFolder(folder)
     except OSError as error:
-        raise BadInput(f"{folder} is not an image folder <class>/<image>: {error}") from error
+        message = f"{folder} is not an image folder <class>/<image>: {error}"
+        raise BadInput(message, code="unreadable" if folder.exists() else "missing", field="name") from error
 
 
 def _read(listing: Any, size: torch.Size) -> Split:
@@ -294,8 +300,9 @@ def _read(listing: Any, size: torch.Size) -> Split:
 def _sized(path: str, size: torch.Size) -> Tensor:
     image = _pixels(path)
     if image.shape != size:
-        (_, height, width), (_, high, wide) = image.shape, size
-        raise BadInput(f"{path} is {width}×{height}, but the first training image is {wide}×{high}; make them alike")
+        own, first = (f"{width}×{height}" for _, height, width in (image.shape, size))
+        message = f"{path} is {own}, but the first training image is {first}; make them alike"
+        raise BadInput(message, code="bad-shape", field="images")
     return image
 
 
@@ -307,5 +314,6 @@ def _pixels(path: str) -> Tensor:
     try:
         image: Tensor = pil_to_tensor(default_loader(path))
     except (OSError, SyntaxError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read as an image: {error}; remove or replace it") from error
+        message = f"{path} cannot be read as an image: {error}; remove or replace it"
+        raise BadInput(message, code="unreadable", field="name") from error
     return image

@@ -1,11 +1,16 @@
-"""Scores of a model: a protocol of attacks, run in chunks with seeds of their own, to a report.
+"""Scoring: run the attacks of a protocol in chunks and write a report.
 
-protocol       which attacks, in which order
-run            a protocol on one set of images
-chunks         an evaluation in chunks that processes share; makes each chunk's seed
-journal        the records of finished chunks, which an interrupted evaluation goes on with
-scoring        from a subject to a report
-certificates   certificates of a subject's images, in one file
+protocol       the attacks to run and their order
+run            run a protocol on one set of images
+chunks         cut a test set into chunks with a seed each; merge their outcomes
+engine         score chunks, shared by processes; halve the batch size if memory runs out
+journal        the records of finished chunks, from which an interrupted evaluation resumes
+scoring        from a subject to a report; the class Subject
+report         the results, typed and versioned
+earlier        compare an existing report with the setting of a new one
+in_memory      score a model in memory: `atent_ext.evaluate`
+comparison     test whether two models differ: `atent_ext.compare`
+certificates   randomized-smoothing certificates of a subject's images, in one file
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""`atent certify`: the certificates of a subject's test images in one file, which an interrupted call goes on with."""
+"""`atent certify`: certificates of a subject's test images in one JSON file, from which an interrupted call resumes."""
 
 import json
 from collections.abc import Callable
@@ -6,57 +6,86 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, Field, JsonValue, ValidationError
 
 from atent_ext.certification.smoothing import Certificate, Smoothing, certified_accuracy, certify_all
+from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
-from atent_ext.evaluation import scoring
-from atent_ext.evaluation.scoring import Report, Subject
+from atent_ext.core.schema import explain
+from atent_ext.evaluation.report import About
+from atent_ext.evaluation.scoring import Subject
 from atent_ext.storage import files, locks
+
+_SHARES = 17
+"""Number of radii of the curve: multiples of sigma / 4, starting at 0."""
+
+
+class Certified(About):
+    """Certificates of the first test images.
+
+    certified_accuracy: ℓ2 radius -> share in [0, 1] of the first `images` images. certificates: may hold more images.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    smoothing: dict[str, JsonValue]
+    seed: int
+    images: int = 0
+    certified_accuracy: dict[str, float] = Field(default_factory=dict)
+    certificates: tuple[Certificate, ...] = ()
 
 
 def certify(
     subject: Subject, smoothing: Smoothing, path: Path, images: int, seed: int, progress: Callable[[int], None]
-) -> Report:
-    """Certify the first `images` test images into the JSON file `path`, written after each; goes on with what it holds.
+) -> Certified:
+    """Certify the first `images` test images. The JSON file `path` is written after each image; a call resumes from it.
 
-    Certificates of further images that it holds stay there; `images` and `certified_accuracy` are of the first ones.
-    Raises BadInput if `path` holds certificates of another setting or something else, or another process writes there.
+    Certificates of further images in the file stay there; `images` and `certified_accuracy` are of the first `images`.
+    progress: called with the number of certified images. Raises BadInput if `path` holds certificates of another
+    setting or other content, or if another process writes there.
     """
+    validate.seed(seed)
     split = subject.test.take(images)
     setting = {key: value for key, value in asdict(smoothing).items() if key != "batch_size"}
-    about = subject.about | {"smoothing": setting, "seed": seed}
+    empty = Certified(**subject.about.model_dump(), smoothing=setting, seed=seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    report: Report = dict(about)
     files.replaceable(path)
     files.folder(path.parent)
     with locks.held(path, "wait for it, or name another --out"):
-        before = _certified(path, about)
+        before = _certified(path, empty)
 
-        def keep(found: list[Certificate]) -> None:
-            radii = [smoothing.sigma * share / 4 for share in range(17)]
-            curve = {f"{r:g}": certified_accuracy(found, split.labels[: len(found)], r) for r in radii}
-            every = [asdict(one) for one in (*found, *before[len(found) :])]
-            report.update(images=len(found), certified_accuracy=curve, certificates=every)
-            scoring.save(report, path)
-            progress(len(found))
+        def reported(certificates: list[Certificate]) -> Certified:
+            radii = [smoothing.sigma * share / 4 for share in range(_SHARES)]
+            labels = split.labels[: len(certificates)]
+            curve = {f"{radius:g}": certified_accuracy(certificates, labels, radius) for radius in radii}
+            every = (*certificates, *before[len(certificates) :])
+            changes = {"images": len(certificates), "certified_accuracy": curve, "certificates": every}
+            return empty.model_copy(update=changes)
+
+        def keep(certificates: list[Certificate]) -> None:
+            files.write(path, json.dumps(reported(certificates).model_dump(mode="json"), indent=1) + "\n")
+            progress(len(certificates))
 
         done = before[:images]
-        keep(certify_all(subject.model.to(device), split, smoothing, seed=seed, done=done, report=keep))
-    return report
+        certificates = certify_all(subject.model.to(device), split, smoothing, seed=seed, done=done, report=keep)
+        keep(certificates)
+    return reported(certificates)
 
 
-def _certified(path: Path, about: Report) -> list[Certificate]:
-    """The certificates that a file holds, none if it is not there. Raises BadInput if they are not `about` the same."""
+def _certified(path: Path, current: Certified) -> list[Certificate]:
+    """The certificates in a file; none if there is no file. Raises BadInput if they are of another setting."""
     if not path.exists():
         return []
     try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-        found = TypeAdapter(list[Certificate]).validate_json(json.dumps(old["certificates"]), strict=True)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise BadInput(f"{path} is no report of `atent certify` ({reason}); name another file") from None
+        old = Certified.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        text = explain(error, Certified) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+        reason = " ".join(text.split())
+        message = f"{path} is no report of `atent certify` ({reason[:200]}); name another file"
+        raise BadInput(message, code="unreadable", field="path") from None
     for key in ("weights_sha256", "data", "smoothing", "seed"):
-        if old.get(key) != about[key]:
-            raise BadInput(f"{path} holds another {key}: {old.get(key)!r}, not {about[key]!r}; name another file")
-    return found
+        was, now = getattr(old, key), getattr(current, key)
+        if was != now:
+            message = f"{path} holds another {key}: {was!r}, not {now!r}; name another file"
+            raise BadInput(message, code="other-content", field=key)
+    return list(old.certificates)

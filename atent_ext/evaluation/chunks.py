@@ -1,7 +1,7 @@
-"""A test set in chunks: each is scored by itself, with a seed of its own.
+"""A test set in chunks, each scored with its own seed.
 
-Chunk k of size s holds the images k s to (k + 1) s - 1 of the test set and is scored with `seed + k`. So no flag
-depends on the other chunks, on which process scores which, or on interruptions, and anybody can repeat one chunk alone.
+Chunk k of size s holds the images k s to (k + 1) s - 1 of the test set and is scored with `seed + k`. Therefore no flag
+depends on the other chunks, on the number of processes, or on interruptions, and each chunk can be repeated alone.
 """
 
 import re
@@ -11,8 +11,8 @@ from itertools import chain
 
 import torch
 
-from atent_ext.attacks.spec import Outcome
-from atent_ext.core import validate
+from atent_ext.attacks.spec import Note, Outcome
+from atent_ext.core import seeds, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation.run import worst_case
@@ -20,7 +20,7 @@ from atent_ext.evaluation.run import worst_case
 
 @dataclass(frozen=True)
 class Chunk:
-    """Part `number` of a test set: the images [start, stop), scored with `seed`."""
+    """Chunk `number` of a test set: the images [start, stop), scored with `seed`."""
 
     number: int
     start: int
@@ -28,25 +28,32 @@ class Chunk:
     seed: int
 
     def of(self, split: Split) -> Split:
-        """Its images and labels."""
+        """The images and labels of the chunk."""
         return Split(split.images[self.start : self.stop], split.labels[self.start : self.stop])
 
 
 def cut(count: int, size: int, seed: int = 0) -> list[Chunk]:
-    """`count` images in chunks of `size`, of which the last may be smaller. Raises BadInput for a size below 1."""
+    """`count` images in chunks of `size`; the last may be smaller. Chunk k has the seed `seed + k`.
+
+    Raises BadInput for a size below 1 and for an invalid seed.
+    """
     validate.steps("chunk", size)
+    validate.seed(seed)
     starts = range(0, count, size)
-    return [Chunk(number, start, min(start + size, count), seed + number) for number, start in enumerate(starts)]
+    return [
+        Chunk(number, start, min(start + size, count), seeds.derived(int(seed) + number))
+        for number, start in enumerate(starts)
+    ]
 
 
-# ---- what chunks found, on all images
+# ---- the outcomes of all chunks
 
 
 def merge(parts: Sequence[Sequence[Outcome]]) -> list[Outcome]:
-    """The outcomes of one protocol on consecutive chunks as outcomes on all images, then their worst case if several.
+    """Merge the outcomes of consecutive chunks; append the worst case if the protocol has several attacks.
 
-    Flags follow each other; seconds, and AutoAttack's counts, are added; a note that not all chunks have alike is said
-    once, with how many chunks have one of its kind. Raises BadInput if the chunks were not attacked in the same way.
+    Flags are concatenated; seconds and AutoAttack's counts are added. Notes that differ only in their numbers become
+    one note with the number of chunks. Raises BadInput if the chunks were scored by different attacks or settings.
     """
     merged = [_joined(same) for same in zip(*parts, strict=True)]
     return [*merged, worst_case(merged)] if len(merged) > 1 else merged
@@ -56,8 +63,10 @@ def _joined(parts: Sequence[Outcome]) -> Outcome:
     first = parts[0]
     for part in parts:
         if (part.attack, part.settings) != (first.attack, first.settings):
-            raise BadInput(f"chunks were scored by {first.attack} and by {part.attack} of other settings; start anew")
+            message = f"chunks were scored by {first.attack} and by {part.attack} of other settings; start anew"
+            raise BadInput(message, code="conflict")
     return Outcome(
+        first.kind,
         first.attack,
         first.settings,
         torch.cat([part.flags for part in parts]),
@@ -67,16 +76,21 @@ def _joined(parts: Sequence[Outcome]) -> Outcome:
     )
 
 
-def _united(notes: Sequence[Sequence[str]]) -> tuple[str, ...]:
+def _united(notes: Sequence[Sequence[Note]]) -> tuple[Note, ...]:
     common = [note for note in dict.fromkeys(chain(*notes)) if all(note in some for some in notes)]
-    kinds: dict[str, list[str]] = {}
+    alike: dict[tuple[str, str], list[Note]] = {}
     for some in notes:
-        mine = {_kind(note): note for note in reversed(some) if note not in common}
-        for kind, note in mine.items():
-            kinds.setdefault(kind, []).append(note)
-    others = [f"in {len(found)} of {len(notes)} chunks; first: {found[0]}" for found in kinds.values()]
+        mine = {_without_numbers(note): note for note in reversed(some) if note not in common}
+        for key, note in mine.items():
+            alike.setdefault(key, []).append(note)
+    others = (_of_several(same, len(notes)) for same in alike.values())
     return (*common, *others)
 
 
-def _kind(note: str) -> str:
-    return re.sub(r"[\d.]+", "", note)
+def _of_several(alike: Sequence[Note], chunks: int) -> Note:
+    first = alike[0]
+    return Note(kind=first.kind, text=f"in {len(alike)} of {chunks} chunks; first: {first.text}")
+
+
+def _without_numbers(note: Note) -> tuple[str, str]:
+    return note.kind, re.sub(r"[\d.]+", "", note.text)

@@ -1,4 +1,4 @@
-"""Accuracy of a model, clean and under attack: flags per example, counts, intervals, the worst case over attacks."""
+"""Run the attacks of a protocol on one set of images: a flag for each image and attack, and the worst case."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,6 @@ from functools import reduce
 import torch
 from torch import nn
 
-from atent_ext.attacks import runners
 from atent_ext.attacks.accuracy import predict
 from atent_ext.attacks.spec import Outcome, Setting
 from atent_ext.core import validate
@@ -18,7 +17,7 @@ from atent_ext.data.datasets import Split
 from atent_ext.evaluation.protocol import Protocol
 
 
-def evaluate(
+def run_protocol(
     model: nn.Module,
     split: Split,
     protocol: Protocol,
@@ -27,15 +26,16 @@ def evaluate(
 ) -> list[Outcome]:
     """Run a protocol: one outcome per attack, then their worst case if there are several.
 
-    Raises BadInput for images outside [0, 1], for labels that the model has no logit for, and for an empty split.
+    Raises BadInput for images outside [0, 1], for labels that the model has no logit for, for an empty split, and for
+    an attack that does not return one flag an image.
     """
-    with seeded(setting.seed):  # for networks that draw
+    with seeded(setting.seed):  # for networks that draw random numbers
         _check(model, split)
     outcomes = []
     for spec in protocol.attacks:
         start = time.perf_counter()
         with seeded(setting.seed):
-            outcome = runners.run(model, split, spec, setting)
+            outcome = _of_the_images(spec.run(model, split, setting), spec.attack, len(split))
         outcomes.append(replace(outcome, seconds=time.perf_counter() - start))
         report(outcomes[-1])
     if len(outcomes) > 1:
@@ -45,14 +45,23 @@ def evaluate(
 
 
 def worst_case(outcomes: list[Outcome]) -> Outcome:
-    """An example counts only if it is right under every one of the outcomes."""
+    """The worst case: an image counts as correct only if it is correct in every outcome."""
     flags = reduce(torch.logical_and, [outcome.flags for outcome in outcomes])
     over = ", ".join(outcome.attack for outcome in outcomes)
-    return Outcome("worst case", {"over": over}, flags, sum(outcome.seconds for outcome in outcomes))
+    return Outcome("worst_case", "worst case", {"over": over}, flags, sum(outcome.seconds for outcome in outcomes))
+
+
+def _of_the_images(outcome: Outcome, attack: str, count: int) -> Outcome:
+    """The outcome of an attack, which may be another package's, if its flags are (count,) bool."""
+    flags = outcome.flags
+    if flags.shape != (count,) or flags.dtype is not torch.bool:
+        message = f"attack {attack!r} returned flags {tuple(flags.shape)} of {flags.dtype}; ({count},) bool is needed"
+        raise BadInput(message, code="bad-shape", field="attack")
+    return outcome
 
 
 def _check(model: nn.Module, split: Split) -> None:
     if not len(split):
-        raise BadInput("there are no images to evaluate on")
+        raise BadInput("there are no images to evaluate on; give at least one", code="bad-shape", field="images")
     validate.images(split.images, 0.0, 1.0)
     validate.labels(split.labels, len(split.images), predict(model, split.images[:1]).shape[1])

@@ -1,13 +1,13 @@
-"""From a run folder or a weights file to a report: everything that a reader needs to know about each number."""
+"""From a subject to a report: plan the chunks, resume, score, and record everything that decides the flags."""
 
 import importlib.metadata
-import json
 import platform
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -20,29 +20,31 @@ from atent_ext.core.schema import Threat
 from atent_ext.core.version import __version__
 from atent_ext.data import datasets
 from atent_ext.data.datasets import Split
-from atent_ext.evaluation import chunks, engine
+from atent_ext.evaluation import chunks, earlier, engine
 from atent_ext.evaluation.chunks import Chunk
-from atent_ext.evaluation.journal import Journal, Standing, outcomes, smaller_batches
+from atent_ext.evaluation.journal import Journal, Progress, Record, outcomes, smaller_batches
 from atent_ext.evaluation.protocol import Protocol
+from atent_ext.evaluation.report import About, Report, result_of
 from atent_ext.models.speed import Prepared, prepare
 from atent_ext.storage import files
 
-Report = dict[str, Any]
+Facts = dict[str, Any]
+"""Everything that decides the flags of an evaluation, as plain data."""
 _CHUNK = {"cpu": 100, "cuda": 250}
-"""Images in a chunk: enough to keep the device busy, few enough that an interruption costs minutes."""
+"""Images per chunk: enough to use the device fully, few enough that an interruption costs only minutes."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, the images it is scored on, the threat model, and `about`: where each comes from, as plain data.
+    """A model, the images it is scored on, the threat model, and `about`: where each comes from.
 
-    part: what the images are of their data set, `data.TEST` or `data.HELD_OUT`.
+    part: which part of the data set the images are, `datasets.TEST` or `datasets.HELD_OUT`.
     """
 
     model: nn.Module
     test: Split
     threat: Threat
-    about: Report
+    about: About
     part: str = datasets.TEST
 
 
@@ -55,54 +57,121 @@ def score(
     batch_size: int = 250,
     chunk: int | None = None,
     speed: str = "channels-last",
+    device: torch.device | None = None,
     path: Path | None = None,
+    overwrite: bool = False,
     busy: Callable[[str], None] = lambda text: None,
-    progress: Callable[[Standing], None] = lambda standing: None,
+    progress: Callable[[Progress], None] = lambda current: None,
 ) -> Report:
     """Run `protocol` on the first `n` test images (None: all), in chunks of `chunk` images (None: 100, on a GPU 250).
 
-    Chunk k is scored with `seed + k`, in batches of at most `batch_size`, by the network as `speed.prepare` makes it.
-    With a `path` the report is written there; until then the finished chunks lie in the folder `path`.chunks, and a
-    call with the same setting goes on with the others. Several processes of torchrun or `accelerate launch` share the
-    chunks through that folder; each returns the report. In the first one `busy` hears what is being done, and
-    `progress` how far all are.
-    Raises BadInput for a folder of another setting, for several processes without a path or without a folder in common,
-    and where memory does not reach for a single image.
+    device: where to compute (None: this process's GPU if there is one). Chunk k is scored with `seed + k`, in batches
+    of at most `batch_size`, with the model that `speed.prepare` returns.
+    path: the JSON file of the report. Until it is written, the finished chunks are in the folder `path`.chunks, and a
+    call with the same setting resumes from them. Several processes of torchrun or `accelerate launch` share the chunks
+    through that folder; each returns the report. Only the main process calls `busy` (a text: the current attack) and
+    `progress` (the finished chunks of all processes).
+    If `path` already holds a report of the same setting, it is returned and nothing is scored. overwrite: score anyway,
+    and replace a report or chunks of another setting.
+    Raises BadInput for a report or a folder of another setting (the message names what differs), for several processes
+    without a path or without a common folder, and if memory runs out with a batch of one image.
     """
-    team = processes.processes()
+    team = processes.state()
     if path is None and team.num_processes > 1:
-        raise BadInput(
-            f"{team.num_processes} processes share the chunks through a folder; give a path, the same to all"
-        )
+        message = f"{team.num_processes} processes share the chunks through a folder; give a path, the same to all"
+        raise BadInput(message, code="missing", field="path")
     if path is not None:
         files.replaceable(path)
-    split = subject.test.take(n)
-    device = team.device if team.device.type == "cuda" else torch.device("cpu")
-    size = _CHUNK[device.type] if chunk is None else chunk
-    pieces = chunks.cut(len(split), size, seed)
-    journal = Journal(pieces, None if path is None else path.with_name(f"{path.name}.chunks"))
-    setting = Setting(subject.threat, seed, min(batch_size, size), busy)
-    facts = _facts(subject, split, protocol, setting, size) | {"device": device.type}
-    report: Report = {}
+    plan = _plan(subject, protocol, n, seed, batch_size, chunk, team, device, busy)
+    model = subject.model.to(plan.device)
+    journal = Journal(plan.chunks, None if path is None else path.with_name(f"{path.name}.chunks"))
+    report: Report | None = None
     with journal.held() if team.is_main_process else nullcontext():
-        prepared, missing = _begin(subject.model.to(device), split, journal, facts, speed, team)
-        engine.share(prepared.model, split, protocol, setting, journal, missing, team, progress)
+        if path is not None and not overwrite:
+            finished = _finished(path, model, plan, journal, speed, team)
+            if finished is not None:
+                return finished
+        prepared, missing = _begin(model, plan, journal, speed, team, overwrite)
+        engine.share(prepared.model, plan.split, protocol, plan.setting, journal, missing, team, progress)
         if team.is_main_process:
-            report = _report(subject, protocol, facts, prepared, journal.collect(), team.num_processes)
+            report = _report(subject, protocol, plan.facts, prepared, journal.collect(), team.num_processes)
             if path is not None:
-                save(report, path)
+                report.save(path)
             journal.discard()
-    return processes.told(team, report)
+    return cast(Report, processes.from_main(team, report))
 
 
-def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting, chunk: int) -> Report:
-    """What decides the flags, as plain data."""
-    # Buffers besides: a normalisation may be left out of the state dict.
-    held = [*subject.model.state_dict().values(), *subject.model.buffers()]
-    weights = [value for value in held if isinstance(value, Tensor)]
+def require_same(
+    report: Report,
+    source: str,
+    subject: Subject,
+    protocol: Protocol,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    batch_size: int = 250,
+    chunk: int | None = None,
+    speed: str = "channels-last",
+) -> None:
+    """Raise BadInput, which names what differs, unless `score` with the other arguments would give the same report.
+
+    source: the name of the report's file, for the error.
+    """
+    plan = _plan(subject, protocol, n, seed, batch_size, chunk, processes.state())
+    _require(report, source, subject.model.to(plan.device), plan, speed)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The images and their chunks, the setting, and `facts`, which decide the flags, as plain data.
+
+    `facts` lack `speed` and `folded`, which are known once the model is prepared.
+    """
+
+    split: Split
+    chunks: list[Chunk]
+    setting: Setting
+    facts: Facts
+
+    @property
+    def device(self) -> str:
+        """The device type to score on."""
+        return str(self.facts["device"])
+
+    @property
+    def sample(self) -> Tensor:
+        """The images that the model is prepared on."""
+        return self.split.images[: self.setting.batch_size]
+
+
+def _plan(
+    subject: Subject,
+    protocol: Protocol,
+    n: int | None,
+    seed: int,
+    batch_size: int,
+    chunk: int | None,
+    team: PartialState,
+    device: torch.device | None = None,
+    busy: Callable[[str], None] = lambda text: None,
+) -> _Plan:
+    split = subject.test.take(n)
+    if device is None:
+        device = team.device if team.device.type == "cuda" else torch.device("cpu")
+    size = _CHUNK.get(device.type, _CHUNK["cpu"]) if chunk is None else chunk
+    pieces = chunks.cut(len(split), size, seed)
+    setting = Setting(subject.threat, seed, min(batch_size, size), busy)
+    return _Plan(split, pieces, setting, _facts(subject, split, protocol, setting, size) | {"device": device.type})
+
+
+def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting, chunk: int) -> Facts:
+    """Everything that decides the flags, as plain data."""
+    # Buffers too: the state dict may lack those of a normalisation.
+    tensors = [*subject.model.state_dict().values(), *subject.model.buffers()]
+    weights = [value for value in tensors if isinstance(value, Tensor)]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "pyautoattack")}
     return {
-        **{key: subject.about.get(key) for key in ("weights_sha256", "model", "data")},
+        **subject.about.model_dump(include={"weights_sha256", "model", "data"}),
         "test_images": len(subject.test),
         "n": len(split),
         "content_sha256": datasets.digest(*weights, split.images, split.labels),
@@ -115,66 +184,93 @@ def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting,
     }
 
 
+def _finished(
+    path: Path, model: nn.Module, plan: _Plan, journal: Journal, speed: str, team: PartialState
+) -> Report | None:
+    """The report of this setting at `path`; None if there is no file. Only the main process reads it.
+
+    Raises BadInput for a file with other content.
+    """
+    report = earlier.read(path) if team.is_main_process else None
+    if report is not None:
+        facts = _require(report, str(path), model, plan, speed)
+        # Left by a kill after the report was written.
+        if journal.has(facts):
+            journal.discard()
+    return processes.from_main(team, report)
+
+
+def _require(report: Report, source: str, model: nn.Module, plan: _Plan, speed: str) -> Facts:
+    """The facts of a report that matches the plan. Raises BadInput for any other, early if it can."""
+    known = earlier.setting(report)
+    earlier.require(known, plan.facts, source)
+    chosen = known["speed"] if speed == "auto" else speed
+    facts = plan.facts | _choice(prepare(model, plan.sample, chosen, known["folded"]))
+    earlier.require(known, facts, source)
+    return facts
+
+
 def _begin(
-    model: nn.Module, split: Split, journal: Journal, facts: Report, speed: str, team: PartialState
+    model: nn.Module, plan: _Plan, journal: Journal, speed: str, team: PartialState, overwrite: bool
 ) -> tuple[Prepared, list[Chunk]]:
-    """The network as it is to be scored and the chunks to do: the main process decides, the others do as it says."""
-    images = split.images[: facts["batch_size"]]
+    """The prepared model and the missing chunks. The main process decides; the others use its choices."""
     if not team.is_main_process:
-        theirs, missing = processes.told(team, (facts, list[Chunk]()))
-        prepared = prepare(model, images, theirs["speed"], theirs["folded"])
-        return _same(facts | _choice(prepared), theirs, team.process_index, prepared), missing
-    earlier = journal.setting() or {"speed": speed, "folded": None}
-    prepared = prepare(model, images, earlier["speed"] if speed == "auto" else speed, earlier["folded"])
-    facts = facts | _choice(prepared)
-    journal.claim(facts)
+        theirs, missing = processes.from_main(team, (plan.facts, list[Chunk]()))
+        prepared = prepare(model, plan.sample, theirs["speed"], theirs["folded"])
+        return _same(plan.facts | _choice(prepared), theirs, team.process_index, prepared), missing
+    before = journal.setting(overwrite) or {"speed": speed, "folded": None}
+    prepared = prepare(model, plan.sample, before["speed"] if speed == "auto" else speed, before["folded"])
+    facts = plan.facts | _choice(prepared)
+    journal.claim(facts, overwrite)
     missing = journal.missing()
-    processes.told(team, (facts, missing))
+    processes.from_main(team, (facts, missing))
     return prepared, missing
 
 
-def _choice(prepared: Prepared) -> Report:
+def _choice(prepared: Prepared) -> Facts:
     return {"speed": prepared.speed, "folded": prepared.folded}
 
 
-def _same(mine: Report, theirs: Report, process: int, prepared: Prepared) -> Prepared:
-    """Raise BadInput if this process would score something else than the main one."""
+def _same(mine: Facts, theirs: Facts, process: int, prepared: Prepared) -> Prepared:
+    """Raise BadInput if the facts of this process differ from those of the main process."""
     for name in (name for name in mine if mine[name] != theirs[name]):
         raise BadInput(
             f"process {process} has {name} = {mine[name]!r} and the main one {theirs[name]!r}; "
-            "give all processes the same files and packages"
+            "give all processes the same files and packages",
+            code="conflict",
+            field=name,
         )
     return prepared
 
 
 def _report(
-    subject: Subject, protocol: Protocol, facts: Report, prepared: Prepared, records: list[Report], processes: int
+    subject: Subject, protocol: Protocol, facts: Facts, prepared: Prepared, records: list[Record], processes: int
 ) -> Report:
-    same = {key: facts[key] for key in ("threat", "seed", "batch_size", "chunk", "versions")}
+    same = {key: facts[key] for key in ("content_sha256", "threat", "seed", "batch_size", "chunk", "versions")}
     threads = torch.get_num_threads()
-    return subject.about | {
-        "split": f"{subject.part}, the first {facts['n']} of {facts['test_images']}",
-        "protocol": protocol.name,
+    return Report(
+        **subject.about.model_dump(),
+        part=subject.part,
+        n=facts["n"],
+        total=facts["test_images"],
+        protocol=protocol.name,
+        protocol_attacks=tuple(facts["protocol"]["attacks"]),
         **same,
-        "smaller_batches": smaller_batches(records),
-        "speed": prepared.speed,
-        "folded": prepared.folded,
-        "prepared": list(prepared.notes),
-        "processes": processes,
-        "machine": {"device": facts["device"], "threads": threads, "python": platform.python_version()},
-        "results": [outcome.report() for outcome in outcomes(records)],
-    }
+        smaller_batches=smaller_batches(records),
+        speed=prepared.speed,
+        folded=prepared.folded,
+        prepared=prepared.notes,
+        processes=processes,
+        machine={"device": facts["device"], "threads": threads, "python": platform.python_version()},
+        results=tuple(result_of(outcome) for outcome in outcomes(records)),
+    )
 
 
 def default_path(subject: Path, loaded: Subject, protocol: Protocol, n: int | None, seed: int) -> Path:
-    """Where a report goes: into the run folder, or for other subjects into runs/; named after its setting."""
+    """The default path of a report: in the run folder, for other subjects in runs/; its name states the setting."""
     count = len(loaded.test) if n is None else n
-    protocol_name = protocol.name if loaded.part == datasets.TEST else f"{protocol.name}-held-out"
+    protocol_name = re.sub(r"[^\w.+ -]", "-", protocol.name)  # of a file, it may say anything
+    protocol_name += "" if loaded.part == datasets.TEST else "-held-out"
     name = f"eval-{protocol_name}-{loaded.threat.norm}-{loaded.threat.eps:g}-n{count}-seed{seed}.json"
-    digest = str(loaded.about["weights_sha256"])[:8]
-    return (subject if subject.is_dir() else Path("runs") / f"{loaded.about['name']}-{digest}") / name
-
-
-def save(report: Report, path: Path) -> None:
-    """Write a report as JSON."""
-    files.write(path, json.dumps(report, indent=1) + "\n")
+    digest = str(loaded.about.weights_sha256)[:8]
+    return (subject if subject.is_dir() else Path("runs") / f"{loaded.about.name}-{digest}") / name

@@ -1,5 +1,6 @@
-"""The figures of both papers by name: `draw` reads run folders, draws, and returns the files that it wrote."""
+"""The figures of both papers by name: `draw` reads run folders, draws, and returns the paths that it wrote."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from atent_ext.core import registry, validate
 from atent_ext.core.errors import BadInput
+from atent_ext.storage import files
 from atent_ext.subjects import run_folder
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ _POINTS = 9
 
 @dataclass(frozen=True)
 class _Request:
-    """What `draw` was asked for."""
+    """The arguments of `draw`."""
 
     runs: Sequence[Path]
     out: Path
@@ -54,27 +56,45 @@ def draw(
 ) -> list[Path]:
     """Draw one figure of `KINDS` from run folders into `out` (.png, .pdf or .svg) and the `.svg` beside it.
 
-    data_root: the folder of the data sets, as in `data.load`. index: position of the test image of "landscape" and
-    "probabilities". n: test images of "curve"; images per class of "plane", as far as there are. seed: of all random
-    draws. dataset, updates: of "plane" alone: "digits" or "mnist", and the optimizer steps of each net. "plane" and
-    "density" also write their numbers to the `.json` beside `out`. Returns what was written, `out` first.
-    Raises BadInput for an unknown kind, a folder that holds no run, runs that do not fit together, or values out of
-    range; nothing is written then.
+    data_root: the folder of the data sets, as in `datasets.load`. index: the test image of "landscape" and
+    "probabilities", from 0. n: test images of "curve"; images per class of "plane", at most those available. seed: of
+    all random draws. dataset, updates: only for "plane": "digits" or "mnist", and the optimizer steps of each net.
+    "plane" and "density" also write their numbers to the `.json` beside `out`. Returns the paths written, `out` first.
+    Existing pictures, and existing numbers of the same kind of figure, are replaced.
+    Raises BadInput for an unknown kind, a folder that holds no run, runs on different data sets or threat models,
+    values out of range, or an existing `.json` with other content, such as a report. Nothing is written then.
     """
     from atent_ext.figures import plots
 
     if kind not in KINDS:
         raise registry.nearest("figure", kind, KINDS)
     if bool(runs) == (kind in _WITHOUT_RUNS):
-        raise BadInput(
-            f"figure {kind!r} is given {len(runs)} runs; it {'takes none' if runs else 'needs at least one'}"
-        )
+        message = f"figure {kind!r} is given {len(runs)} runs; it {'takes none' if runs else 'needs at least one'}"
+        raise BadInput(message, code="unused" if runs else "missing", field="runs")
     validate.steps("n", n)
     validate.steps("updates", updates)
-    if not 0 <= seed < 2**32:
-        raise BadInput(f"seed is {seed}; it must lie in [0, 2^32)")
+    validate.seed(seed)
     plots.both(out)
+    if kind in _WITHOUT_RUNS:
+        _check_numbers(out.with_suffix(".json"), kind)
     return _DRAWERS[kind](_Request(runs, out, data_root, index, n, seed, dataset, updates))
+
+
+def _check_numbers(path: Path, kind: str) -> None:
+    """Raise BadInput if the file exists and does not hold the numbers of this kind of figure."""
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or content.get("figure") != kind:
+        raise BadInput(
+            f"{path} is there, and it does not hold the numbers of a figure {kind!r}, which go there; name another "
+            "--out",
+            code="exists",
+            field="out",
+        )
 
 
 def _history(request: _Request) -> list[Path]:
@@ -112,42 +132,42 @@ def _curve(request: _Request) -> list[Path]:
     subjects = _subjects(request)
     threat = subjects[0][1].threat
     if any(run.threat != threat for _, run in subjects):
-        raise BadInput("the runs have different threat models; draw one curve figure per norm and eps")
+        message = "the runs have different threat models; draw one curve figure per norm and eps"
+        raise BadInput(message, code="conflict", field="runs")
     if not threat.eps:
-        raise BadInput("the runs' eps is 0; a curve needs runs of a threat model with eps > 0")
+        message = "the runs' eps is 0; a curve needs runs of a threat model with eps > 0"
+        raise BadInput(message, code="bad-value", field="runs")
     radii = [2 * threat.eps * k / (_POINTS - 1) for k in range(_POINTS)]
     count = min(request.n, *(len(run.test) for _, run in subjects))
     curves = [
         plots.accuracy_curve(name, run.model, run.test.take(count), threat, radii, seed=request.seed)
         for name, run in subjects
     ]
-    title = f"{subjects[0][1].about['data']}: PGD-20 on the first {count} test images, seed {request.seed}"
+    title = f"{subjects[0][1].about.data}: PGD-20 on the first {count} test images, seed {request.seed}"
     for path in plots.both(request.out):
         plots.draw_curves(curves, threat, title, path)
     return plots.both(request.out)
 
 
 def _plane(request: _Request) -> list[Path]:
-    from atent_ext.evaluation import scoring
     from atent_ext.figures import plane
 
     pair = plane.two_classes(request.dataset, request.n, request.data_root)
     study = plane.study(pair, plane.Setting(updates=request.updates), request.seed)
     numbers = request.out.with_suffix(".json")
     written = plane.draw(study, request.out)
-    scoring.save(study.report, numbers)
+    files.write(numbers, json.dumps(study.report, indent=1) + "\n")
     return [*written, numbers]
 
 
 def _density(request: _Request) -> list[Path]:
-    from atent_ext.evaluation import scoring
     from atent_ext.figures import density
 
     setting = density.Setting()
-    found = density.samples(setting, request.seed)
+    samples = density.samples(setting, request.seed)
     numbers = request.out.with_suffix(".json")
-    written = density.draw(setting, found, request.out)
-    scoring.save(density.report(setting, found, request.seed), numbers)
+    written = density.draw(setting, samples, request.out)
+    files.write(numbers, json.dumps(density.report(setting, samples, request.seed), indent=1) + "\n")
     return [*written, numbers]
 
 
@@ -162,7 +182,7 @@ _DRAWERS: Mapping[str, Callable[[_Request], list[Path]]] = {
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """The recipes' names; where two runs share one, the folders'. Raises BadInput for what is no run."""
+    """The names of the recipes, or of the folders if two runs share a recipe. Raises BadInput for what is not a run."""
     from atent_ext.training.run_folder import RunFolder
 
     ways = [RunFolder(path).recipe().name for path in runs], [path.name for path in runs]
@@ -170,12 +190,12 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 
 def _subjects(request: _Request) -> list[tuple[str, "Subject"]]:
-
     names = _names(request.runs)
     subjects = [run_folder.from_run(path, request.data_root) for path in request.runs]
-    found = sorted({str(subject.about["data"]) for subject in subjects})
-    if len(found) > 1:
-        raise BadInput(f"the runs are on the data sets {', '.join(found)}; draw runs on one data set together")
+    data = sorted({subject.about.data for subject in subjects})
+    if len(data) > 1:
+        message = f"the runs are on the data sets {', '.join(data)}; draw runs on one data set together"
+        raise BadInput(message, code="conflict", field="runs")
     return list(zip(names, subjects, strict=True))
 
 

@@ -1,31 +1,29 @@
-"""`atent quickstart`: the five methods trained on handwritten digits, scored by AutoAttack, as a table and pictures."""
+"""`atent quickstart`: train five methods on handwritten digits, score them with AutoAttack, draw table and pictures."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from atent_ext.attacks.accuracy import clean_flags
+from atent_ext.core import validate
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet
-from atent_ext.evaluation import scoring
 from atent_ext.evaluation.protocol import load_protocol
-from atent_ext.evaluation.scoring import Report
-from atent_ext.experiments import table
+from atent_ext.evaluation.report import Report, Result
+from atent_ext.experiments.runner import Runner
 from atent_ext.figures import plots
 from atent_ext.storage import files
-from atent_ext.subjects import run_folder
 from atent_ext.training import recipes
-from atent_ext.training.loop import Reporter, fit
-from atent_ext.training.run_folder import RunFolder
+from atent_ext.training.loop import Reporter
 
 METHODS = ("sgd", "pgd-at", "trades", "mart", "atent")
 _SHOWN = 2
 SCORED = 200
-"""How many of the 360 test digits are scored by default: with all of them two cores need more than four minutes."""
+"""Test digits scored by default, of 360: all of them take two cores more than four minutes."""
 
 
 def quickstart(
@@ -37,27 +35,33 @@ def quickstart(
     overwrite: bool = False,
     reporter: Reporter | None = None,
     scoring_begins: Callable[[str], None] = lambda name: None,
+    notice: Callable[[str], None] = lambda text: None,
 ) -> list[Report]:
     """Train, score and draw into `out`; returns one report per method.
 
-    `n`: score on the first n test digits (None: all). `scoring_begins` hears the name of each recipe once it is
-    trained. Goes on where an earlier call with the same settings stopped. Raises BadInput if `out` holds runs of
-    other settings and `overwrite` is not given.
+    n: score on the first n test digits (None: all). scoring_begins: called with the name of each recipe after its
+    training. notice: called with the messages of `recipes.load`. Resumes an interrupted call with the same settings;
+    existing reports are reused. Raises BadInput if `out` holds runs or reports of other settings and `overwrite` is
+    False.
     """
+    validate.seed(seed)
     protocol = load_protocol("autoattack")
     digits = datasets.load("digits")
-    count = len(digits.test.take(n))  # refuses an impossible n before anything is trained
+    count = len(digits.test.take(n))  # raises for an invalid n before any training
+    runner = Runner(out, reporter=reporter)
     subjects, reports = {}, []
     for method in METHODS:
-        recipe = recipes.load(f"digits-linf-{method}", [f"seed={seed}", *overrides])
-        folder = RunFolder(out / "runs" / recipe.name)
-        again = folder.exists() and not overwrite  # a quickstart that was interrupted goes on
-        fit(recipe, digits, folder.path, resume=again, overwrite=overwrite, reporter=reporter)
+        recipe = recipes.load(f"digits-linf-{method}", [f"seed={seed}", *overrides], notice)
+        folder = runner.train(recipe, f"runs/{recipe.name}", overwrite=overwrite)
         scoring_begins(recipe.name)
-        subjects[method] = run_folder.from_run(folder.path)
-        reports.append(scoring.score(subjects[method], protocol, n=n, seed=seed, chunk=count))
-    files.write(out / "results.json", json.dumps(reports, indent=1) + "\n")
-    files.write(out / "leaderboard.md", table.markdown(reports))
+        subjects[method] = runner.subject(folder)
+        report = runner.score(
+            subjects[method], protocol, f"scores/{recipe.name}", n=n, seed=seed, chunk=count, overwrite=overwrite
+        )
+        reports.append(report)
+    plain = [report.model_dump(mode="json") for report in reports]
+    files.write(out / "results.json", json.dumps(plain, indent=1) + "\n")
+    files.write(out / "leaderboard.md", markdown(reports))
     _draw({method: subject.model for method, subject in subjects.items()}, digits, recipe.threat, n, out)
     return reports
 
@@ -68,7 +72,7 @@ def _draw(models: dict[str, nn.Module], digits: DataSet, threat: Threat, n: int 
     curves = [plots.accuracy_curve(name, model, test, threat, radii) for name, model in models.items()]
     title = f"Digits, {len(test)} test images, PGD-20: an upper bound of robust accuracy"
     plots.draw_curves(curves, threat, title, out / "accuracy_vs_eps.png")
-    # Those that most models get right first: a digit that is wrong anyway shows nothing.
+    # Prefer digits that most models classify correctly: an attack on a misclassified digit shows nothing.
     right = torch.stack([clean_flags(model, test) for model in models.values()]).sum(0)
     shown = right.argsort(descending=True, stable=True)[:_SHOWN]
     rows = {
@@ -77,3 +81,31 @@ def _draw(models: dict[str, nn.Module], digits: DataSet, threat: Threat, n: int 
     }
     title = f"PGD-40 at eps {threat.eps:g} on test digits: predicted class (probability), bold if fooled"
     plots.draw_portraits(rows, digits.classes, title, out / "adversaries.png")
+
+
+def markdown(reports: Sequence[Report]) -> str:
+    """A Markdown table of reports with the same data, threat model and protocol, sorted by worst case, best first."""
+    ranked = sorted(reports, key=lambda report: -report.worst.correct)
+    attacks = [result.attack for result in ranked[0].results]
+    lines = ["| rank | model | " + " | ".join(attacks) + " |", "|---|---|" + "---|" * len(attacks)]
+    for rank, report in enumerate(ranked, 1):
+        cells = " | ".join(_cell(result) for result in report.results)
+        lines.append(f"| {rank} | {report.name} | {cells} |")
+    notes = sorted({note for report in ranked for note in report.notes})
+    return "\n".join(["# Leaderboard", "", " ".join([_setting(ranked[0]), *notes]), "", *lines, ""])
+
+
+def _cell(result: Result) -> str:
+    low, high = result.interval95_wilson
+    return f"{100 * result.accuracy:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def _setting(report: Report) -> str:
+    threat = report.threat
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    return (
+        f"Accuracy in % (95 % Wilson interval) on {report.data}, {report.split}, under {threat.norm} eps "
+        f"{threat.eps:g}, protocol {report.protocol}; seed {report.seed}, batches of {report.batch_size}; "
+        f"{versions}. "
+        f"The worst case counts an image only if it stays right under every attack listed. {report.data_note}"
+    ).strip()

@@ -1,4 +1,4 @@
-"""What a table or a figure of the papers is: rows to train or load, columns to measure, the paper's numbers, scales."""
+"""Studies: a table or figure of the papers as data, with rows, columns, the numbers of the paper, and scales."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from atent_ext.attacks.spec import AttackSpec
+from atent_ext.attacks.spec import AnyAttack, AttackSpec
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import NormName
@@ -22,10 +22,11 @@ SCALES: tuple[ScaleName, ...] = ("smoke", "cpu", "full")
 
 
 class Certify(Section):
-    """Certified accuracy at `radius`: an ℓ∞ radius, through the ℓ2 ball that holds its ball (v2 Table 5), or an ℓ2 one.
+    """Certified accuracy at an ℓ∞ or ℓ2 `radius`. Smoothing certifies an ℓ∞ ball by the ℓ2 ball around it (v2 Table 5).
 
-    by: "smoothing" with noise of deviation sigma; n0, alpha as in `certification.Smoothing`, whose n is the scale's
-    `certificates`; a radius of 0 asks for the right answer alone. Or by "intervals", in ℓ∞, as `bounds.certified_linf`.
+    by: "smoothing" with Gaussian noise of standard deviation sigma; n0, alpha as in `smoothing.Smoothing`, whose n is
+    `certificates` of the scale. "intervals": ℓ∞ only, as `intervals.certified_linf`. At a radius of 0 an image counts
+    if the prediction is correct.
     """
 
     by: Literal["smoothing", "intervals"] = "smoothing"
@@ -40,20 +41,23 @@ class Certify(Section):
         if (self.by == "smoothing") != (self.sigma is not None) or (self.by == "intervals" and self.norm != "Linf"):
             raise BadInput(
                 f"a certificate by {self.by} has sigma {self.sigma}, norm {self.norm}; smoothing needs a sigma, "
-                "intervals take none and are in Linf"
+                "intervals take none and are in Linf",
+                code="conflict",
+                field="by",
             )
         return self
 
 
 class Column(Section):
-    """One measurement of every row.
+    """A measurement that is taken of every row.
 
-    attack or certify: what is done. eps, norm: the radius, absolute; else `share` of the row's own radius. slow: on the
-    scale's smaller number of images. step_share: the attack's step size as a share of the row's own radius.
+    attack or certify: what is measured. eps, norm: the absolute radius; without them it is `share` of the radius of the
+    row. slow: measured on the smaller number of images of the scale. step_share: the step size of the attack as a share
+    of the radius of the row.
     """
 
     name: str
-    attack: AttackSpec | None = None
+    attack: AnyAttack | None = None
     certify: Certify | None = None
     share: Annotated[float, Field(ge=0)] = 1.0
     eps: Annotated[float, Field(ge=0)] | None = None
@@ -64,35 +68,37 @@ class Column(Section):
     @model_validator(mode="after")
     def _measures_one_thing(self) -> "Column":
         if (self.attack is None) == (self.certify is None):
-            raise BadInput(f"column {self.name!r} needs either attack or certify")
+            raise BadInput(f"column {self.name!r} needs either attack or certify", code="conflict", field="attack")
         if (self.eps is None) != (self.norm is None):
-            raise BadInput(f"column {self.name!r} needs eps and norm together")
+            raise BadInput(f"column {self.name!r} needs eps and norm together", code="conflict", field="eps")
         if self.certify is not None and self.model_fields_set & {"eps", "norm", "share", "step_share"}:
-            raise BadInput(
-                f"column {self.name!r} has the radius of its certificate; remove eps, norm, share, step_share"
-            )
+            message = f"column {self.name!r} has the radius of its certificate; remove eps, norm, share, step_share"
+            raise BadInput(message, code="unused", field="certify")
+        if self.attack is not None and self.step_share is not None and not hasattr(self.attack, "step_size"):
+            message = f"column {self.name!r} has a step_share, and {self.attack.attack} has no step_size; remove it"
+            raise BadInput(message, code="unused", field="step_share")
         return self
 
     def threat(self, row: Threat) -> Threat:
-        """The radius that a row is measured at, whose own threat model is `row`."""
+        """The threat model that a row is measured under. row: the threat model of the row."""
         if self.eps is not None and self.norm is not None:
             return Threat(norm=self.norm, eps=self.eps)
         return Threat(norm=row.norm, eps=row.eps * self.share)
 
     def spec(self, row: Threat) -> AttackSpec:
-        """The attack on a row whose own threat model is `row`."""
+        """The attack on a row. row: its threat model. Raises BadInput if the column is a certificate."""
         if self.attack is None:
-            raise BadInput(f"column {self.name!r} is a certificate, not an attack")
+            raise BadInput(f"column {self.name!r} is a certificate, not an attack", code="missing", field="attack")
         if self.step_share is None:
             return self.attack
         return self.attack.model_copy(update={"step_size": row.eps * self.step_share})
 
 
 class CurveAxis(Section):
-    """Accuracy against eps: one column for each of 0, by, 2 by, ..., to. trained: the radius that its plot marks."""
+    """Accuracy against eps: one column for each of 0, by, 2 by, ..., to. trained: the radius that the plot marks."""
 
     norm: NormName
-    attack: AttackSpec
+    attack: AnyAttack
     to: Positive
     by: Positive
     trained: Positive
@@ -102,14 +108,14 @@ class CurveAxis(Section):
         return [round(k * self.by, 6) for k in range(round(self.to / self.by) + 1)]
 
     def columns(self) -> list[Column]:
-        """One column a radius, named after norm and radius."""
+        """One column per radius, named after norm and radius."""
         return [
             Column(name=f"{self.norm} {eps:.4g}", attack=self.attack, eps=eps, norm=self.norm) for eps in self.radii()
         ]
 
 
 class Shipped(Section):
-    """A checkpoint inside an installed package, `module:path`, trained by others, and the network that it is of."""
+    """A checkpoint that an installed package ships, file `module:path`, with its model, data set and threat model."""
 
     file: str
     model: str
@@ -120,11 +126,11 @@ class Shipped(Section):
 class Row(Section):
     """One line of a table.
 
-    recipe: what is trained, put into the scale's `recipes`. set: overrides of the recipe at each scale. of: a study
-    whose row (`row`, or else of the same name) is meant. after: the row of this study whose weights training starts
-    from. weights: a checkpoint that is loaded instead. quoted: why nobody here trains it; then it has the paper's
-    numbers alone. scales: at which scales it exists (None: all). n: at most so many images. skip: column -> why it is
-    not measured. paper: column -> the paper's number in %, or its seconds.
+    recipe: the name that is inserted into `recipes` of the scale. set: scale -> overrides of the recipe. of: another
+    study that holds the row, under the name `row` (None: the same name). after: the row of this study whose weights
+    training starts from. weights: a checkpoint to load instead. quoted: why the row is not trained here; such a row has
+    only the numbers of the paper. scales: the scales that have the row (None: all). n: the most images. skip: column ->
+    why it is not measured. paper: column -> the number of the paper, in % or seconds.
     """
 
     name: str
@@ -144,16 +150,17 @@ class Row(Section):
     @model_validator(mode="after")
     def _comes_from_one_place(self) -> "Row":
         if sum(source is not None for source in (self.recipe, self.of, self.weights, self.quoted)) != 1:
-            raise BadInput(f"row {self.name!r} needs exactly one of recipe, of, weights and quoted")
+            message = f"row {self.name!r} needs exactly one of recipe, of, weights and quoted"
+            raise BadInput(message, code="conflict", field="recipe")
         return self
 
 
 class Scale(Section):
-    """How much is done. recipes: the name of a row's recipe, with {recipe} in it. set: overrides of every recipe.
+    """The effort of a reproduction. recipes: a pattern for the names of recipes, with {recipe}. set: overrides of all.
 
-    n: test images of each column (training times: rounds; a plane: images of each class), slow: of the slow ones,
-    images: of single columns. certificates: noisy draws that bound each probability. leave_out: columns that are not
-    measured. dataset, updates: of a plane. differs: what differs from the paper's setting, in words.
+    n: test images of each column (for training times: rounds; for a plane: images of each class). slow: of slow
+    columns. images: column -> images. certificates: noisy samples per image of smoothing. leave_out: columns that are
+    not measured. dataset, updates: of a plane. differs: the differences from the setting of the paper.
     """
 
     recipes: str = "{recipe}"
@@ -172,7 +179,8 @@ class Scale(Section):
 class Study(Section):
     """One table or figure.
 
-    kind: accuracies, training times, or a figure, `draws` of `figures`, of the rows' runs. curves: axes of a plot.
+    kind: accuracies, training times, or a figure of the runs of the rows. draws: the kind of figure, as in
+    `drawing.KINDS`. curves: axes of a plot.
     """
 
     name: str
@@ -186,7 +194,7 @@ class Study(Section):
     notes: str = ""
 
     def measured(self) -> list[Column]:
-        """All columns, those of the curves included."""
+        """All columns, including those of the curves."""
         return [*self.columns, *(column for axis in self.curves for column in axis.columns())]
 
     def rows_at(self, scale: ScaleName) -> Iterator[Row]:
@@ -195,17 +203,17 @@ class Study(Section):
 
     def row(self, name: str) -> Row:
         """The row of that name. Raises BadInput if there is none."""
-        found = next((row for row in self.rows if row.name == name), None)
-        if found is None:
+        row = next((row for row in self.rows if row.name == name), None)
+        if row is None:
             raise registry.nearest(f"row of {self.name}", name, [row.name for row in self.rows])
-        return found
+        return row
 
     def at(self, scale: str) -> Scale:
         """The settings of a scale. Raises BadInput for one that the study does not have."""
-        found = {str(name): settings for name, settings in self.scales.items()}
-        if scale not in found:
-            raise registry.nearest(f"scale of {self.name}", scale, found)
-        return found[scale]
+        known = {str(name): settings for name, settings in self.scales.items()}
+        if scale not in known:
+            raise registry.nearest(f"scale of {self.name}", scale, known)
+        return known[scale]
 
     @model_validator(mode="after")
     def _paper_names_columns(self) -> "Study":
@@ -219,7 +227,8 @@ class Study(Section):
             for column in {*scale.leave_out, *scale.images} - known:
                 raise registry.nearest(f"column of {self.name}", column, known)
         if (self.kind == "figure") != (self.draws is not None):
-            raise BadInput(f"{self.name}: a study of kind 'figure', and no other, says what it draws")
+            message = f"{self.name}: a study of kind 'figure', and no other, says what it draws"
+            raise BadInput(message, code="conflict", field="draws")
         return self
 
 
@@ -236,11 +245,12 @@ def load(name: str) -> Study:
     try:
         return Study.model_validate(yaml.safe_load(shipped[name].read_text(encoding="utf-8")))
     except ValidationError as error:
-        raise BadInput(f"study {name}: {' '.join(str(error).split())}") from None
+        message = f"study {name}: {' '.join(str(error).split())}"
+        raise BadInput(message, code="bad-value", field="study") from None
 
 
 def resolved(study: Study, row: Row) -> tuple[Study, Row]:
-    """The study and the row that are meant, where `row` points to one of another study."""
+    """The study and row that define a row: those it refers to by `of`, else the row itself."""
     if row.of is None:
         return study, row
     other = load(row.of)
@@ -251,15 +261,18 @@ def recipe_of(study: Study, row: Row, scale: ScaleName, seed: int = 0) -> Recipe
     """The recipe of a row at a scale, overrides applied. Raises BadInput for a row that is not trained."""
     study, row = resolved(study, row)
     if row.recipe is None:
-        raise BadInput(f"row {row.name!r} of {study.name} is not trained here")
+        raise BadInput(f"row {row.name!r} of {study.name} is not trained here", code="missing", field="recipe")
     settings = study.at(scale)
     changes = [*settings.set, *row.set.get(scale, ()), f"seed={seed}"]
     return recipes.load(settings.recipes.format(recipe=row.recipe), changes)
 
 
 def run_name(recipe: Recipe) -> str:
-    """The folder of a recipe's run: its name and a digest of what decides the weights, so that equal runs meet."""
+    """The folder name of a run: the name of the recipe and a digest of all that decides the weights.
+
+    Equal runs of different studies share a folder.
+    """
     deciding: dict[str, Any] = recipe.model_dump(mode="json", exclude={"description", "differs", "name"})
-    deciding["init_from"] = recipe.init_from and Path(recipe.init_from).name  # a run's name, wherever it lies
+    deciding["init_from"] = recipe.init_from and Path(recipe.init_from).name  # the name of the run, not its path
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
     return f"{recipe.name}-{digest[:8]}"

@@ -1,4 +1,4 @@
-"""v1 Table 1: how much longer than plain training a step of each method takes."""
+"""v1 Table 1: the time of a training step of each method, relative to standard training."""
 
 import time
 from collections.abc import Callable
@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from atent_ext.core import seeds
 from atent_ext.core.model_state import seeded
 from atent_ext.data import datasets
-from atent_ext.experiments.rows import Workshop
+from atent_ext.experiments.rows import Context
 from atent_ext.experiments.study import Study
 from atent_ext.training.recipes import Recipe
 from atent_ext.training.run_folder import build_model
@@ -17,25 +18,25 @@ from atent_ext.training.run_folder import build_model
 WARMUP = 1
 
 
-def fill(result: dict[str, Any], study: Study, shop: Workshop) -> None:
-    """Give each row its seconds a step, their range over the rounds, and the ratio to the first row's in each round.
+def fill(result: dict[str, Any], study: Study, context: Context) -> None:
+    """Add to each row its seconds per step and the ratio to the first row, as median and range over the rounds.
 
-    The rows take turns, a step each in every round, so that a machine that slows down slows all of them.
+    In every round each row takes one step, so that a change in the speed of the machine affects all rows alike.
     """
-    rounds = study.at(shop.scale).n
-    steps = {row.name: _stepper(shop.recipe(study, row), shop) for row in study.rows_at(shop.scale)}
+    rounds = study.at(context.scale).n
+    steps = {row.name: _stepper(context.recipe(study, row), context) for row in study.rows_at(context.scale)}
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(WARMUP + rounds):
-        shop.busy(f"{study.name}: round {turn + 1} of {WARMUP + rounds}")
+        context.busy(f"{study.name}: round {turn + 1} of {WARMUP + rounds}")
         for name, step in steps.items():
             start = time.perf_counter()
-            with seeded(turn):  # dropout draws from the global state
+            with seeded(turn):  # dropout uses the global random state
                 step()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             taken[name].append(time.perf_counter() - start)
     first = next(iter(taken.values()))[WARMUP:]
-    paper = next(study.rows_at(shop.scale)).paper.get("seconds")
+    paper = next(study.rows_at(context.scale)).paper.get("seconds")
     for row in result["rows"]:
         own = taken[row["name"]][WARMUP:]
         ratios = sorted(mine / theirs for mine, theirs in zip(own, first, strict=True))
@@ -44,16 +45,16 @@ def fill(result: dict[str, Any], study: Study, shop: Workshop) -> None:
         row["paper_ratio"] = row["paper"]["seconds"] / paper if paper and "seconds" in row["paper"] else None
 
 
-def _stepper(recipe: Recipe, shop: Workshop) -> Callable[[], None]:
-    """One optimizer step of the recipe on the first batch of its data set, as `fit` takes it."""
-    images = datasets.load(recipe.dataset, shop.root, shop.download)
+def _stepper(recipe: Recipe, context: Context) -> Callable[[], None]:
+    """A function that takes one optimizer step of the recipe on the first batch of its data set, as `fit` does."""
+    images = datasets.load(recipe.dataset, context.root, context.download)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batch = images.train.take(recipe.batch_size)
     x, y = batch.images.to(device), batch.labels.to(device)
     with seeded(recipe.seed):
         model = build_model(recipe, images).to(device).train()
     objective, optimizer = recipe.build_objective(), recipe.optimizer.build(model.parameters())
-    generator = torch.Generator(device).manual_seed(recipe.seed)
+    generator = seeds.generator(recipe.seed, device)
 
     def closure() -> float:
         optimizer.zero_grad()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atent_ext.attacks.langevin import Langevin, input_gradient, walk
-from atent_ext.core import validate
+from atent_ext.core import seeds, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import L2
 from atent_ext.figures import plots
@@ -20,7 +20,7 @@ from atent_ext.figures import plots
 
 @dataclass(frozen=True)
 class Setting:
-    """The point x, the kernel's gamma, noise and step_size, and how many chains take how many steps."""
+    """The point x, gamma, noise and step_size of the kernel, and the numbers of chains and of steps per chain."""
 
     x: float = 0.4
     gamma: float = 3.0
@@ -31,7 +31,7 @@ class Setting:
 
     @property
     def kernel(self) -> Langevin:
-        """The chain: raw gradient, the pull of the paper, no projection, no box. Raises BadInput as `Langevin` does."""
+        """The kernel: raw gradient, pull term of the paper, no projection, no box. Raises BadInput as `Langevin`."""
         return Langevin(
             norm=L2,
             eps=1.0,
@@ -64,12 +64,13 @@ def bumpy(x: Tensor) -> Tensor:
 def quadrature(setting: Setting, points: int = 4001) -> Density:
     """The density on ±8 prior standard deviations (noise / sqrt(gamma)) around x, by the trapezoidal rule, float64.
 
-    Raises BadInput unless gamma and noise are positive, without which there is no density.
+    Raises BadInput unless gamma and noise are positive; otherwise the density does not exist.
     """
     validate.steps("points", points)
     for name in ("gamma", "noise"):
         if not getattr(setting, name) > 0:
-            raise BadInput(f"{name} is {getattr(setting, name)}; a density needs it above 0")
+            message = f"{name} is {getattr(setting, name)}; a density needs it above 0"
+            raise BadInput(message, code="bad-value", field=name)
     reach = 8 * setting.noise / setting.gamma**0.5
     grid = setting.x + reach * torch.linspace(-1, 1, points, dtype=torch.float64)
     exponent = (bumpy(grid) - setting.gamma / 2 * (grid - setting.x) ** 2) / setting.noise**2
@@ -80,28 +81,28 @@ def quadrature(setting: Setting, points: int = 4001) -> Density:
 
 
 def samples(setting: Setting, seed: int = 0) -> Tensor:
-    """The last iterate of each of the independent chains, all from x; (chains,) float32."""
+    """The last iterate of each independent chain, started at x; (chains,) float32."""
     validate.steps("chains", setting.chains)
     x = torch.full((setting.chains, 1), setting.x)
     gradient = input_gradient(bumpy, lambda value, _: value, x)
-    chain = walk(setting.kernel, x, gradient, torch.Generator().manual_seed(seed))
+    chain = walk(setting.kernel, x, gradient, seeds.generator(seed))
     return deque(chain, maxlen=1).pop().squeeze(1)
 
 
-def report(setting: Setting, found: Tensor, seed: int) -> dict[str, Any]:
-    """Mean and variance of the samples and of the density as plain data, with the setting."""
+def report(setting: Setting, drawn: Tensor, seed: int) -> dict[str, Any]:
+    """Mean and variance of the samples (chains,) and of the density as plain data, with the setting."""
     exact = quadrature(setting)
     return {
         "figure": "density",
         "seed": seed,
         "setting": asdict(setting),
-        "n": len(found),
-        "samples": {"mean": float(found.mean()), "variance": float(found.var())},
+        "n": len(drawn),
+        "samples": {"mean": float(drawn.mean()), "variance": float(drawn.var())},
         "quadrature": {"mean": exact.mean, "variance": exact.variance},
     }
 
 
-def chart(setting: Setting, found: Tensor) -> Any:
+def chart(setting: Setting, drawn: Tensor) -> Any:
     """A matplotlib Figure: the loss above; below, the density as a line over the histogram of the samples."""
     exact = quadrature(setting)
     high = (exact.values > 1e-3 * exact.values.max()).nonzero()
@@ -112,7 +113,7 @@ def chart(setting: Setting, found: Tensor) -> Any:
     above.plot(shown.numpy(), bumpy(shown).numpy(), color="black", label="loss L(x')")
     style = {"color": "0.8", "edgecolor": "0.4", "linewidth": 0.4}
     below.hist(
-        found.numpy(), bins=80, range=(float(shown[0]), float(shown[-1])), density=True, label="samples", **style
+        drawn.numpy(), bins=80, range=(float(shown[0]), float(shown[-1])), density=True, label="samples", **style
     )
     below.plot(shown.numpy(), exact.values[near].numpy(), color="black", label="density p(x' | x)")
     for axes in (above, below):
@@ -121,11 +122,11 @@ def chart(setting: Setting, found: Tensor) -> Any:
         axes.grid(alpha=0.3)
     above.set(ylabel="loss L(x')")
     below.set(xlabel="x'", ylabel="probability density")
-    title = f"gamma {setting.gamma:g}, noise {setting.noise:g}: {len(found)} chains of {setting.steps} steps"
+    title = f"gamma {setting.gamma:g}, noise {setting.noise:g}: {len(drawn)} chains of {setting.steps} steps"
     above.set_title(f"{title} of {setting.step_size:g}", fontsize=10)
     return figure
 
 
-def draw(setting: Setting, found: Tensor, path: Path) -> list[Path]:
-    """Save `chart(setting, found)` to `path` and the `.svg` beside it; returns both."""
-    return plots.save(chart(setting, found), path)
+def draw(setting: Setting, drawn: Tensor, path: Path) -> list[Path]:
+    """Save `chart(setting, drawn)` to `path` and the `.svg` beside it; returns both."""
+    return plots.save(chart(setting, drawn), path)

@@ -1,4 +1,4 @@
-"""The picture beside a card: the first test images, what PGD adds to each, and what the model then sees."""
+"""The picture of a card: the first test images, their perturbations by PGD, and the predictions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +19,12 @@ def draw(
 ) -> None:
     """Draw the first images of `split`, at most 6, as a picture to `path` (.png), under PGD of `STEPS` steps.
 
-    The network comes back as found, and so does the random state, of which one that draws takes from `seed` on.
+    The state of the network and the global random state are restored. Random layers of the network draw from `seed`.
     """
     beside = min(_IN_A_ROW, len(split))
     count = beside * min(_ROWS, len(split) // beside)
     with seeded(seed):
-        found = [portrait(network, split, position, threat, STEPS, seed) for position in range(count)]
+        portraits = [portrait(network, split, position, threat, STEPS, seed) for position in range(count)]
     starts = range(0, count, beside)
-    rows = {f"images {first} to {first + beside - 1}": found[first : first + beside] for first in starts}
+    rows = {f"images {first} to {first + beside - 1}": portraits[first : first + beside] for first in starts}
     draw_portraits(rows, classes, title, path)

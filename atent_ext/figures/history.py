@@ -1,4 +1,4 @@
-"""How training went, from the metrics of a run folder: loss, clean and robust validation accuracy (v2 Fig. 3)."""
+"""Training curves from the metrics of a run folder: loss, clean and robust validation accuracy (v2 Fig. 3)."""
 
 import json
 import math
@@ -18,29 +18,31 @@ _FIELDS = ("epoch", "loss", "clean", "robust", "lr", "selected")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The epochs of a run folder. Raises BadInput if there are none, or a line of metrics.jsonl is broken."""
+    """The epochs of a run folder. Raises BadInput if there are none, or if a line of metrics.jsonl is invalid."""
     path = RunFolder(folder).path / "metrics.jsonl"
     if not path.is_file():
-        raise BadInput(f"{folder} holds no finished epoch: there is no metrics.jsonl in it; name a run folder")
+        message = f"{folder} holds no finished epoch: there is no metrics.jsonl in it; name a run folder"
+        raise BadInput(message, code="missing", field="folder")
     lines = path.read_text(encoding="utf-8").splitlines()
     epochs = [_epoch(path, number, line) for number, line in enumerate(lines, 1)]
     if not epochs:
-        raise BadInput(f"{path} is empty; train at least one epoch")
+        raise BadInput(f"{path} is empty; train at least one epoch", code="missing", field="folder")
     return epochs
 
 
 def _epoch(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(line)
-        return {name: found[name] for name in _FIELDS}
+        epoch: dict[str, Any] = json.loads(line)
+        return {name: epoch[name] for name in _FIELDS}
     except (ValueError, TypeError, KeyError) as error:
-        raise BadInput(f"{path}, line {number}, is no epoch of {', '.join(_FIELDS)}: {error!r}") from error
+        message = f"{path}, line {number}, is no epoch of {', '.join(_FIELDS)}: {error!r}"
+        raise BadInput(message, code="unreadable", field="folder") from error
 
 
 def decays(history: History) -> list[tuple[int, float]]:
-    """(epoch, learning rate) of each epoch that ended at a lower rate than the one before; empty for a smooth schedule.
+    """(epoch, learning rate) of each epoch with a lower rate than the epoch before; empty for a smooth schedule.
 
-    Smooth is a rate that ever changes by anything but a division by 10 or 100: one milestone or two.
+    A schedule is smooth if its rate ever changes other than by a division by 10 or 100 (one or two milestones).
     """
     rates = [epoch["lr"] for epoch in history]
     if _smooth(rates):
@@ -56,7 +58,7 @@ def _smooth(rates: Sequence[float]) -> bool:
 
 
 def selected(history: History) -> dict[str, Any] | None:
-    """The epoch whose weights were kept: the last that was selected; None if none was."""
+    """The epoch whose weights were kept: the last selected epoch; None if there is none."""
     return next((epoch for epoch in reversed(history) if epoch["selected"]), None)
 
 

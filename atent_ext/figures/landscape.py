@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atent_ext.attacks.accuracy import predict
-from atent_ext.core import losses, validate
+from atent_ext.core import losses, seeds, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import gaussian, norm
 from atent_ext.core.schema import Threat
@@ -17,7 +17,7 @@ from atent_ext.data.datasets import Split
 from atent_ext.figures import plots
 
 _REACH = 2.0
-"""The figure spans this many eps on each side."""
+"""Half the width of the figure, in units of eps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,16 +47,18 @@ def directions(
     Raises BadInput for an index outside the split, for an eps of 0, and for an attack that does not move the image.
     """
     if not 0 <= index < len(split):
-        raise BadInput(f"index is {index}; it must lie in [0, {len(split) - 1}], the images there are")
+        message = f"index is {index}; it must lie in [0, {len(split) - 1}], the images there are"
+        raise BadInput(message, code="bad-value", field="index")
     if not threat.eps:
-        raise BadInput("eps is 0; a landscape needs a threat model with eps > 0")
+        raise BadInput("eps is 0; a landscape needs a threat model with eps > 0", code="bad-value", field="eps")
     shown = plots.portrait(model, split, index, threat, steps, seed)
     change = (shown.adversarial - shown.clean)[None]
     size = norm(threat.norm).size(change)
     if not size > 0:
-        raise BadInput(f"the attack does not move image {index}; choose another image")
+        message = f"the attack does not move image {index}; choose another image"
+        raise BadInput(message, code="bad-value", field="index")
     u = change / size
-    return u, _other(u, threat, torch.Generator().manual_seed(seed)), float(size)
+    return u, _other(u, threat, seeds.generator(seed)), float(size)
 
 
 def _other(u: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
@@ -84,7 +86,7 @@ def around(
     validate.steps("points", points)
     u, v, reach = directions(model, split, index, threat, steps, seed)
     offsets = _REACH * threat.eps * torch.linspace(-1, 1, points, dtype=u.dtype)
-    b, a = (one.reshape(-1, *[1] * (u.dim() - 1)) for one in torch.meshgrid(offsets, offsets, indexing="ij"))
+    b, a = (part.reshape(-1, *[1] * (u.dim() - 1)) for part in torch.meshgrid(offsets, offsets, indexing="ij"))
     moves = a * u + b * v
     logits = predict(model, split.images[index : index + 1] + moves)
     labels = split.labels[index].expand(len(logits))
@@ -96,12 +98,12 @@ def around(
 def chart(maps: Sequence[Landscape]) -> Any:
     """A matplotlib Figure: one panel per model with labelled contours of the loss.
 
-    Thick is where the prediction turns from right to wrong, dashed the edge of the eps ball; a dot is the image, a
-    cross its adversary.
+    Thick line: the decision boundary. Dashed line: the edge of the eps ball. Dot: the image. Cross: its adversarial
+    example.
     """
     figure, grid = plots._figure(0.8 + 4.1 * len(maps), 5.7, 1, len(maps), sharey=False)
-    for axes, one in zip(grid[0], maps, strict=True):
-        _panel(axes, one)
+    for axes, shown in zip(grid[0], maps, strict=True):
+        _panel(axes, shown)
     grid[0][0].set_ylabel(f"random direction ({plots._pretty(maps[0].threat.norm)} length)")
     figure.legend(handles=_legend(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
@@ -116,21 +118,21 @@ _CHANGE = {"colors": "black", "linewidths": 2.6}
 _BALL = {"colors": "black", "linewidths": 1.2, "linestyles": "--"}
 
 
-def _panel(axes: Any, one: Landscape) -> None:
-    offsets = one.offsets
-    low, high = float(one.loss.min()), float(one.loss.max())
+def _panel(axes: Any, shown: Landscape) -> None:
+    offsets = shown.offsets
+    low, high = float(shown.loss.min()), float(shown.loss.max())
     if low < high:  # matplotlib warns of a flat map
-        grid = (offsets.numpy(), offsets.numpy(), one.loss.numpy())
+        grid = (offsets.numpy(), offsets.numpy(), shown.loss.numpy())
         axes.contourf(*grid, levels=9, cmap="Greys", vmin=low, vmax=low + 2.5 * (high - low))
         lines = axes.contour(*grid, levels=9, colors="0.35", linewidths=0.7)
         axes.clabel(lines, fontsize=7, fmt="%.3g")
-    plots.level_line(axes, offsets, offsets, one.margin, 0.0, **_CHANGE)
-    plots.level_line(axes, offsets, offsets, one.size, one.threat.eps, **_BALL)
+    plots.level_line(axes, offsets, offsets, shown.margin, 0.0, **_CHANGE)
+    plots.level_line(axes, offsets, offsets, shown.size, shown.threat.eps, **_BALL)
     axes.plot([0], [0], "o", color="black", markersize=6)
-    axes.plot([one.reach], [0], "X", color="white", markeredgecolor="black", markersize=9)
-    axes.set(xlabel=f"adversarial direction ({plots._pretty(one.threat.norm)} length)", aspect="equal")
+    axes.plot([shown.reach], [0], "X", color="white", markeredgecolor="black", markersize=9)
+    axes.set(xlabel=f"adversarial direction ({plots._pretty(shown.threat.norm)} length)", aspect="equal")
     axes.locator_params(nbins=5)
-    axes.set_title(f"{one.name}\ncross-entropy (nats), eps {one.threat.eps:.3g}", fontsize=9)
+    axes.set_title(f"{shown.name}\ncross-entropy (nats), eps {shown.threat.eps:.3g}", fontsize=9)
 
 
 def _legend() -> list[Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atent_ext.attacks.accuracy import clean_flags, predict, robust_flags
 from atent_ext.attacks.langevin import pgd
 from atent_ext.attacks.spec import Setting as AttackSetting
-from atent_ext.core import registry, validate
+from atent_ext.core import registry, seeds, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import seeded
 from atent_ext.core.norms import norm
@@ -46,7 +46,7 @@ class Setting:
 
     @property
     def objectives(self) -> Mapping[str, Objective]:
-        """The training methods by name. Raises BadInput for values that make no sense."""
+        """The training methods by name. Raises BadInput for invalid values."""
         inner: dict[str, Any] = {"eps": self.eps, "steps": self.steps, "step_size": self.step_size, "box": self.box}
         trades = TRADES(beta=self.beta, **inner)
         return {"SGD": Standard(), "PGD-AT": PGDAT(**inner), "TRADES": trades, "ATENT": ATENT(**inner)}
@@ -78,7 +78,7 @@ class PlaneNet(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Held-out points with the trained nets by method, which points each gets right under attack, and the numbers."""
+    """Held-out points, the nets by method, which points each classifies correctly under attack (`robust`), a report."""
 
     held_out: Split
     nets: Mapping[str, nn.Module]
@@ -90,8 +90,8 @@ class Study:
 def two_classes(source: str, n: int, root: Path | None = None, classes: tuple[int, int] = (5, 8)) -> Pair:
     """The first `n` images, or as many as there are, of each of two classes of "digits" or "mnist".
 
-    Of the digits' training and test images together, of MNIST's training images. Raises BadInput for another source
-    and where the data set is missing.
+    They come from the training and test images of the digits, or from the training images of MNIST. Raises BadInput for
+    another source and for a missing data set.
     """
     if source not in _SOURCES:
         raise registry.nearest("data set of this figure", source, _SOURCES)
@@ -100,36 +100,39 @@ def two_classes(source: str, n: int, root: Path | None = None, classes: tuple[in
     parts = (loaded.train, loaded.test) if source == "digits" else (loaded.train,)
     images, labels = torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts])
     chosen = [(labels == label).nonzero().squeeze(1)[:n] for label in classes]
-    which = torch.cat([torch.full_like(found, k) for k, found in enumerate(chosen)])
+    which = torch.cat([torch.full_like(indices, k) for k, indices in enumerate(chosen)])
     first, second = (loaded.classes[label] for label in classes)
     return Pair(source, (first, second), images[torch.cat(chosen)], which)
 
 
 def embed(pair: Pair, box: tuple[float, float] = (-10.0, 10.0), seed: int = 0) -> Split:
-    """t-SNE of the images: points (N, 2) whose longer side fills the box, one scale for both axes.
+    """t-SNE of the images: points (N, 2), scaled alike on both axes so that the longer side fills the box.
 
-    Raises BadInput for fewer than 20 images, too few for a neighbourhood.
+    Raises BadInput for fewer than 20 images, too few for the perplexity of t-SNE.
     """
     from sklearn.manifold import TSNE
 
+    validate.seed(seed)
     count = len(pair.labels)
     if count < 20:
-        raise BadInput(f"there are {count} images; a t-SNE plane needs at least 20, so ask for 10 or more per class")
+        message = f"there are {count} images; a t-SNE plane needs at least 20, so ask for 10 or more per class"
+        raise BadInput(message, code="bad-value", field="n")
     perplexity = min(30.0, (count - 1) / 3)
     flat = pair.images.flatten(1).numpy()
-    found = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed).fit_transform(flat)
-    points = torch.from_numpy(found).float()
+    drawn = seeds.derived(seed, 32)
+    embedded = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=drawn).fit_transform(flat)
+    points = torch.from_numpy(embedded).float()
     low, high = points.amin(0), points.amax(0)
     scaled = (points - (low + high) / 2) * ((box[1] - box[0]) / (high - low).max()) + sum(box) / 2
     return Split(scaled.clamp(*box), pair.labels)
 
 
 def train(objective: Objective, points: Split, setting: Setting, seed: int = 0) -> PlaneNet:
-    """A net trained on points (N, 2) by any objective; the seed fixes the fresh weights, the batches and the noise."""
+    """Train a net on points (N, 2) with any objective. The seed fixes initial weights, batches and noise."""
     with seeded(seed):
         net = PlaneNet()
     optimizer = torch.optim.SGD(net.parameters(), setting.lr, momentum=0.9)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
     for _ in range(setting.updates):
         batch = torch.randint(len(points), (setting.batch_size,), generator=generator)
         optimizer.zero_grad()
@@ -142,7 +145,7 @@ def train(objective: Objective, points: Split, setting: Setting, seed: int = 0) 
 def study(pair: Pair, setting: Setting, seed: int = 0) -> Study:
     """Embed the images, train a net by each method on 70 % of the points, and measure on the other 30 %.
 
-    The parts are stratified. `report` holds the accuracies with n, seed and setting. Raises BadInput as `embed` does.
+    The split is stratified. `report` holds the accuracies with n, seed and setting. Raises BadInput as `embed` does.
     """
     points = embed(pair, setting.box, seed)
     rest, held_out = datasets.hold_out(points, round(_HELD_OUT * len(points)), seed)
@@ -176,14 +179,16 @@ def _share(flags: Tensor) -> dict[str, Any]:
 def chart(study: Study) -> Any:
     """A matplotlib Figure: one panel per method with its decision regions and the held-out points.
 
-    Circles and triangles are the two classes; filled are the points that PGD turns wrong or that are wrong without it.
+    Circles and triangles are the two classes; filled points are misclassified under PGD or without an attack.
     """
     figure, grid = plots._figure(8.4, 9.2, 2, 2, sharex=True, sharey=True)
     for axes, (name, net) in zip(grid.flat, study.nets.items(), strict=True):
         _regions(axes, net, study.setting.box)
         _points(axes, study.held_out, study.robust[name])
-        found = {key: value["accuracy"] for key, value in study.report["methods"][name].items()}
-        axes.set_title(f"{name}: clean {100 * found['clean']:.1f} %, robust {100 * found['robust']:.1f} %", fontsize=10)
+        shares = {key: value["accuracy"] for key, value in study.report["methods"][name].items()}
+        axes.set_title(
+            f"{name}: clean {100 * shares['clean']:.1f} %, robust {100 * shares['robust']:.1f} %", fontsize=10
+        )
     for axes in grid[1]:
         axes.set_xlabel("t-SNE coordinate 1 (scaled)")
     for axes in grid[:, 0]:

@@ -6,12 +6,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from atent_ext.attacks.accuracy import predict, robust_flags
 from atent_ext.attacks.langevin import last_iterate, pgd
 from atent_ext.attacks.spec import Setting
+from atent_ext.core import seeds
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import device_of, evaluating
@@ -46,7 +46,7 @@ def accuracy_curve(
 
 
 def draw_curves(curves: Sequence[Curve], threat: Threat, title: str, path: Path) -> None:
-    """Accuracy against eps, one line per model; the radius of training is marked, unless it is 0."""
+    """Plot accuracy against eps, one line per model; a line marks the radius of training unless it is 0."""
     figure, axes = _figure(6.4, 4.2)
     for position, curve in enumerate(curves):
         style = {"marker": _MARKERS[position % len(_MARKERS)], "linestyle": _LINES[position % len(_LINES)]}
@@ -71,7 +71,7 @@ def draw_curves(curves: Sequence[Curve], threat: Threat, title: str, path: Path)
 
 @dataclass(frozen=True)
 class Portrait:
-    """What an attack does to one image: clean and adversarial (C, H, W), with the model's class and probability."""
+    """An image and its adversarial example, both (C, H, W), with the predicted class and its probability for each."""
 
     clean: Tensor
     adversarial: Tensor
@@ -80,20 +80,20 @@ class Portrait:
 
 
 def portrait(model: nn.Module, split: Split, position: int, threat: Threat, steps: int = 40, seed: int = 0) -> Portrait:
-    """Attack one image with PGD of `steps` steps."""
+    """Attack image `position` of `split` with PGD of `steps` steps."""
     x, y = split.images[position : position + 1], split.labels[position : position + 1]
     kernel = pgd(norm(threat.norm), threat.eps, steps)
     device = device_of(model)
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = seeds.generator(seed, device)
     with evaluating(model):
         adversary = last_iterate(kernel, model, x.to(device), y.to(device), cross_entropy, generator).cpu()
     return Portrait(x[0], adversary[0], _verdict(model, x), _verdict(model, adversary))
 
 
 def draw_portraits(rows: Mapping[str, Sequence[Portrait]], classes: Sequence[str], title: str, path: Path) -> None:
-    """One row per name; per image its clean form, the perturbation, and the adversary with what the model sees.
+    """Draw one row per name; per image: the clean image, the perturbation, and the adversarial example with its class.
 
-    A perturbation is drawn in units of its largest pixel. The caption of an adversary that fools the model is bold.
+    A perturbation is scaled by its largest pixel. The caption is bold if the prediction changes.
     """
     images = len(next(iter(rows.values())))
     figure, grid = _figure(1.35 * 3 * images + 0.8, 1.55 * len(rows) + 0.6, rows=len(rows), columns=3 * images)
@@ -132,7 +132,7 @@ def _pretty(name: str) -> str:
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
-    # A Figure of its own, not pyplot: no global state is touched and no display is needed.
+    # Figure, not pyplot: no global state changes and no display is needed.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -141,7 +141,7 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **opti
 
 
 def level_line(axes: Any, x: Tensor, y: Tensor, values: Tensor, level: float, **style: Any) -> bool:
-    """Draw where `values` (len(y), len(x)) cross `level`; returns whether they do, and draws nothing if not."""
+    """Draw the contour of `values` (len(y), len(x)) at `level`. Returns whether there is one."""
     crossed = float(values.min()) < level < float(values.max())
     if crossed:
         axes.contour(x.numpy(), y.numpy(), values.numpy(), levels=[level], **style)
@@ -149,28 +149,29 @@ def level_line(axes: Any, x: Tensor, y: Tensor, values: Tensor, level: float, **
 
 
 def both(path: Path) -> list[Path]:
-    """The files of one figure: `path` itself and, unless that is it, the `.svg` beside it.
+    """The paths of a figure: `path` and the `.svg` beside it, without duplicates.
 
     Raises BadInput unless `path` ends in .png, .pdf or .svg.
     """
     if path.suffix not in _METADATA:
-        raise BadInput(f"{path} ends in {path.suffix!r}; a figure ends in {', '.join(_METADATA)}")
+        message = f"{path} ends in {path.suffix!r}; a figure ends in {', '.join(_METADATA)}"
+        raise BadInput(message, code="bad-value", field="path")
     return list(dict.fromkeys([path, path.with_suffix(".svg")]))
 
 
 def save(figure: Any, path: Path) -> list[Path]:
-    """Write a figure to `path`, by its suffix, and as vectors to the `.svg` beside it; returns what was written.
+    """Write a figure to `path`, in the format of its suffix, and to the `.svg` beside it. Returns the paths.
 
-    The folder is made where there is none. A figure made anew gives the same bytes. Raises BadInput as `both` does,
-    NotWritten as `checkpoints.write` does.
+    The folder is created if needed. The same figure gives the same bytes. Raises BadInput as `both` does, NotWritten as
+    `files.write` does.
     """
     written = both(path)
-    for one in written:
-        _save(figure, one)
+    for target in written:
+        _save(figure, target)
     return written
 
 
-# Without these dates, and with a fixed salt for the names inside an SVG, a figure drawn twice is the same file.
+# Without dates, and with a fixed salt for the ids in an SVG, the same figure gives the same bytes.
 _METADATA: Mapping[str, dict[str, Any]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
 

@@ -1,4 +1,4 @@
-"""What several models make of one test image and of its adversaries: all class probabilities (v1 Fig. 4)."""
+"""Class probabilities of several models for a test image and its adversarial examples (v1 Fig. 4)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from atent_ext.figures import plots
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One model: images (2, C, H, W), clean and adversarial; probabilities (2, classes) of both; the true class."""
+    """One model: images (2, C, H, W), clean and adversarial; probabilities (2, classes); label: the true class."""
 
     name: str
     images: Tensor
@@ -32,7 +32,8 @@ def attacked(
 ) -> Row:
     """Attack image `index` of `split` with PGD of `steps` steps. Raises BadInput for an index outside the split."""
     if not 0 <= index < len(split):
-        raise BadInput(f"index is {index}; it must lie in [0, {len(split) - 1}], the images there are")
+        message = f"index is {index}; it must lie in [0, {len(split) - 1}], the images there are"
+        raise BadInput(message, code="bad-value", field="index")
     shown = plots.portrait(model, split, index, threat, steps, seed)
     images = torch.stack([shown.clean, shown.adversarial])
     return Row(name, images, predict(model, images).softmax(1), int(split.labels[index]), threat, steps)

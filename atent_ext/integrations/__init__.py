@@ -1,1 +1,1 @@
-"""Bridges to neighbouring packages, one file or folder each, imported only when asked for."""
+"""Adapters to other packages, one module or folder each. Importing atent_ext imports none of them."""

@@ -1,8 +1,8 @@
 """ART (Adversarial Robustness Toolbox): ATENT as an evasion attack, and one trainer for every objective.
 
-`ATENTAttack` stands beside `ProjectedGradientDescent`, `AdversarialTrainerObjectivePyTorch` beside ART's
-`AdversarialTrainerMadryPGD` and `AdversarialTrainerTRADESPyTorch`; the words are ART's. Both speak numpy, with labels
-as class numbers (N,) or one-hot (N, classes). Importing this module raises MissingExtra where ART is not installed.
+`ATENTAttack` is used like ART's `ProjectedGradientDescent`, `AdversarialTrainerObjectivePyTorch` like its
+`AdversarialTrainerMadryPGD` and `AdversarialTrainerTRADESPyTorch`. Both take NumPy arrays, with labels as class numbers
+(N,) or one-hot (N, classes). Importing this module raises MissingExtra if ART is not installed.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from atent_ext.attacks import langevin
-from atent_ext.core import model_state, validate
+from atent_ext.core import model_state, seeds, validate
 from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.core.norms import L2, LINF, Norm
 
@@ -39,16 +39,16 @@ except ModuleNotFoundError as error:
 class ATENTAttack(EvasionAttack):  # type: ignore[misc]
     """ATENT's Langevin chain as an attack on any ART classifier with loss gradients, inside its `clip_values`.
 
-    norm: "inf", np.inf or 2. eps: radius. eps_step: step size; None is 2.5 eps / max_iter and follows eps (PGD's fixed
-    0.1 would leave a small ball at once, and ℓ∞ is projected at the last step only). max_iter: steps. noise: square
-    root of the temperature. gamma: pull towards x (None: 0.05 for norm 2, 0 for inf). num_random_init: 0 starts at x;
-    n > 1 are restarts, of which each example keeps the first that fools the classifier, or else the first.
-    seed: of starts and noise, so that a call repeats exactly; None draws it from numpy's global state, as ART does.
+    norm: "inf", np.inf or 2. eps: radius. eps_step: step size; None is 2.5 eps / max_iter. (PGD's fixed 0.1 would leave
+    a small ball at once, and ℓ∞ is projected at the last step only.) max_iter: number of steps. noise: square root of
+    the temperature. gamma: pull towards x (None: 0.05 for norm 2, 0 for inf). num_random_init: 0 starts at x; n > 1
+    means n restarts, of which each example keeps the first that fools the classifier, or the first if none does.
+    seed: of starts and noise, so that a call is reproducible; None draws a seed from NumPy's global state, as ART does.
     verbose: show a progress bar.
 
-    Chains run on the CPU, in the dtype of a PyTorch model, else of x; gradients are `estimator.loss_gradient`'s.
-    Unlike with ART's own attacks a PyTorch model keeps its modes (frozen BatchNorm) and its gradients.
-    Raises BadInput for values that make no sense, and ART's EstimatorError for other estimators.
+    Chains run on the CPU in the dtype of the PyTorch model, or else of x; gradients are `estimator.loss_gradient`'s.
+    A PyTorch model keeps its modes (such as a frozen BatchNorm) and its gradients, unlike with ART's own attacks.
+    Raises BadInput for invalid values, and ART's EstimatorError for unsupported estimators.
     """
 
     attack_params = (
@@ -80,7 +80,7 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
 
     @property
     def kernel(self) -> langevin.Langevin:
-        """The attack as a value of the one kernel, read from the attributes at each call."""
+        """The attack as a `Langevin` kernel, made from the current attributes."""
         return langevin.atent(
             _norm(self.norm),
             self.eps,
@@ -102,75 +102,78 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
         for name in ("eps", "eps_step", "noise", "gamma"):
             if name in ("eps", "noise") or getattr(self, name) is not None:
                 validate.radius(name, getattr(self, name))
+        if self.seed is not None:
+            validate.seed(self.seed)
         if not isinstance(self.targeted, bool):
-            raise BadInput(f"targeted is {self.targeted!r}; True or False is needed")
+            message = f"targeted is {self.targeted!r}; True or False is needed"
+            raise BadInput(message, code="bad-type", field="targeted")
         self.kernel  # noqa: B018 -- building it checks the norm and the clip values
 
     def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
         """The last iterate of one chain per example, (N, ...), in the floating dtype of x (integers: float32).
 
-        x: (N, ...) inside the classifier's `clip_values`, of any rank >= 2. y: labels, or the target classes if
-        `targeted`; None takes the classifier's own predictions. Raises BadInput for inputs outside the clip values,
-        for labels that do not fit, for a targeted attack without y, and for options of other attacks such as `mask`.
+        x: (N, ...) inside the classifier's `clip_values`, any rank >= 2. y: labels, or the target classes if
+        `targeted`; None: the classifier's own predictions. Raises BadInput for inputs outside the clip values, invalid
+        labels, a targeted attack without y, and options of other attacks such as `mask`.
         """
         refuse_options("generate", kwargs)
         if y is None and self.targeted:
-            raise BadInput("y is None; a targeted attack needs the target classes")
+            raise BadInput("y is None; a targeted attack needs the target classes", code="missing", field="y")
         x = np.asarray(x)
         starts = range(0, len(x), self.batch_size)
         with _untouched(self.estimator):
             inputs = torch.tensor(x).to(input_dtype(self.estimator, x))
             validate.images(inputs, *_box(self.estimator))
-            found, generator = inputs.clone(), seeded_generator(self.seed)
+            adversary, generator = inputs.clone(), seeded_generator(self.seed)
             classes = self._predicted(inputs) if y is None else class_numbers(y, len(x), self.estimator)
             for start in tqdm(starts, desc="ATENT - Batches", leave=False, disable=not self.verbose):
                 part = slice(start, start + self.batch_size)
-                found[part] = self._strongest(inputs[part], classes[part], generator)
-        return found.numpy().astype(x.dtype if x.dtype.kind == "f" else ART_NUMPY_DTYPE)
+                adversary[part] = self._strongest(inputs[part], classes[part], generator)
+        return adversary.numpy().astype(x.dtype if x.dtype.kind == "f" else ART_NUMPY_DTYPE)
 
     def _predicted(self, x: Tensor) -> Tensor:
         if not len(x):  # ART cannot run on it
             return torch.zeros(0, dtype=torch.long)
-        with torch.random.fork_rng(devices=()):  # ART's data loader draws a seed that it has no use for
+        with torch.random.fork_rng(devices=()):  # ART's data loader draws a seed that it does not use
             return torch.tensor(self.estimator.predict(x.numpy(), batch_size=self.batch_size).argmax(1))
 
     def _strongest(self, x: Tensor, classes: Tensor, generator: torch.Generator) -> Tensor:
-        """The first restart; where it fails, the next one that fools the classifier, if any does."""
-        found, left = self._chain(x, classes, generator), torch.arange(len(x))
+        """The first restart that fools the classifier, (N, ...); the first restart where none does."""
+        adversary, left = self._chain(x, classes, generator), torch.arange(len(x))
         for _ in range(1, self.num_random_init):
-            left = left[(self._predicted(found[left]) == classes[left]) != self.targeted]
+            left = left[(self._predicted(adversary[left]) == classes[left]) != self.targeted]
             if not len(left):
                 break
-            again = self._chain(x[left], classes[left], generator)
-            fools = (self._predicted(again) == classes[left]) == self.targeted
-            found[left[fools]] = again[fools]
-        return found
+            restart = self._chain(x[left], classes[left], generator)
+            fools = (self._predicted(restart) == classes[left]) == self.targeted
+            adversary[left[fools]] = restart[fools]
+        return adversary
 
     def _chain(self, x: Tensor, classes: Tensor, generator: torch.Generator) -> Tensor:
         one_hot = to_categorical(classes.numpy(), self.estimator.nb_classes)
 
         def gradient(moving: Tensor) -> Tensor:
-            # ART's is that of the mean over the batch: "sign" and "unit" directions do not see the difference.
+            # ART's gradient is that of the batch mean; "sign" and "unit" directions do not depend on its scale.
             return torch.as_tensor(self.estimator.loss_gradient(moving.numpy(), one_hot)).to(moving)
 
         return langevin.finite(deque(langevin.walk(self.kernel, x, gradient, generator), maxlen=1).pop())
 
 
 def _module(estimator: Any) -> nn.ModuleList:
-    """The torch modules of a classifier or of an ensemble of them; none for another framework."""
+    """The torch modules of a classifier or of an ensemble of classifiers; empty for other frameworks."""
     parts = [getattr(part, "_model", None) for part in getattr(estimator, "classifiers", [estimator])]
     return nn.ModuleList([part for part in parts if isinstance(part, nn.Module)])
 
 
 @contextmanager
 def _untouched(estimator: Any) -> Iterator[None]:
-    model = _module(estimator)  # frozen: ART's backward pass is then cheaper, too
+    model = _module(estimator)  # freezing it also makes ART's backward pass cheaper
     with model_state.kept(model), model_state.frozen(model), torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 def input_dtype(estimator: Any, x: np.ndarray) -> torch.dtype:
-    """The floating type that the model computes in, else that of x, else float32."""
+    """The floating dtype of the model's parameters, or else that of x, or else float32."""
     own = torch.tensor(np.empty(0, x.dtype)).dtype if x.dtype.kind == "f" else torch.float32
     return next((p.dtype for p in _module(estimator).parameters() if p.is_floating_point()), own)
 
@@ -179,20 +182,22 @@ def _norm(norm: float | str) -> Norm:
     try:
         return {math.inf: LINF, 2.0: L2}[float(norm)]
     except (ValueError, TypeError, KeyError):
-        raise BadInput(f"norm is {norm!r}; 'inf', np.inf or 2 is needed") from None
+        message = f"norm is {norm!r}; 'inf', np.inf or 2 is needed"
+        raise BadInput(message, code="unknown-name", field="norm") from None
 
 
 def _box(estimator: Any) -> tuple[float, float]:
-    """ART's clip values; any number where there are none, as for ART's own attacks."""
+    """ART's clip values; without them the box is unbounded, as for ART's own attacks."""
     clip = (-math.inf, math.inf) if estimator.clip_values is None else estimator.clip_values
     low, high = np.unique(clip[0]), np.unique(clip[1])
     if len(low) > 1 or len(high) > 1:
-        raise BadInput("clip_values differ between features; ATENT needs one lowest and one highest value")
+        message = "clip_values differ between features; ATENT needs one lowest and one highest value"
+        raise BadInput(message, code="unsupported", field="clip_values")
     return float(low[0]), float(high[0])
 
 
 def class_numbers(y: np.ndarray, count: int, classifier: Any) -> Tensor:
-    """Class numbers (N,) from class numbers (N,) or (N, 1), or from one-hot labels (N, classes)."""
+    """Class numbers (N,) from class numbers (N,) or (N, 1), or from one-hot labels (N, classes). Raises BadInput."""
     y = np.asarray(y)
     if y.ndim == 2 and y.shape[1] in (1, classifier.nb_classes):
         y = y[:, 0] if y.shape[1] == 1 else y.argmax(1)
@@ -202,13 +207,14 @@ def class_numbers(y: np.ndarray, count: int, classifier: Any) -> Tensor:
 
 
 def seeded_generator(seed: int | None) -> torch.Generator:
-    """A generator of that seed, or of one drawn from numpy's global state."""
+    """A generator with this seed, or with a seed drawn from NumPy's global state if it is None."""
     drawn = np.random.randint(2**31) if seed is None else seed  # noqa: NPY002 -- ART's own source of randomness
-    return torch.Generator().manual_seed(drawn)
+    return seeds.generator(drawn)
 
 
 def refuse_options(method: str, options: dict[str, Any]) -> None:
-    """Raise BadInput for options that `method` does not know."""
+    """Raise BadInput for options other than None, which `method` does not have."""
     unknown = [name for name, value in options.items() if value is not None]
     if unknown:
-        raise BadInput(f"{method} does not know {', '.join(unknown)}; leave it out")
+        message = f"{method} does not know {', '.join(unknown)}; leave it out"
+        raise BadInput(message, code="unknown-name", field=unknown[0])

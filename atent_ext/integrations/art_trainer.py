@@ -1,6 +1,6 @@
-"""A trainer for ART that takes any of `atent_ext.objectives`, beside `AdversarialTrainerMadryPGD` and the like.
+"""A trainer for ART with any of `atent_ext.objectives`, used like `AdversarialTrainerMadryPGD`.
 
-Importing this module raises MissingExtra where ART is not installed.
+Importing this module raises MissingExtra if ART is not installed.
 """
 
 import logging
@@ -29,18 +29,17 @@ Batches: TypeAlias = Callable[[], Iterator[tuple[Tensor, Tensor, Tensor | None]]
 class AdversarialTrainerObjectivePyTorch(Trainer):  # type: ignore[misc]
     """Train a PyTorchClassifier, with its own optimizer, by any of `atent_ext.objectives` (ATENT, TRADES, ...).
 
-    The name follows ART's, the method first and PyTorch last; here the method is a value, the objective.
     The objective sees raw inputs: ART's preprocessing runs inside the model, and gradients flow through it.
 
-    seed: of the order of the examples and of the objective's starts and noise (dropout has torch's global state), from
-    construction on: two fits of one epoch equal one fit of two. None draws it from numpy's global state, which also
-    rules the order in ART's trainers. verbose: show a progress bar.
+    seed: of the order of the examples and of the objective's starts and noise (dropout uses torch's global state). The
+    generator is seeded once, at construction: two fits of one epoch equal one fit of two. None draws a seed from
+    NumPy's global state, which also decides the order in ART's trainers. verbose: show a progress bar.
 
-    Modes: a model in train mode is trained as it is, so that BatchNorm put into eval stays frozen; one in eval mode,
-    which ART's `predict` leaves behind, is put into train mode as a whole, as ART does. Afterwards every module is in
-    the mode it was found in, and gradients and `requires_grad` are what they were.
-    Raises BadInput for a classifier that is no PyTorchClassifier, that has no optimizer, preprocessing without
-    gradients or apex's mixed precision, or whose `clip_values` are not the objective's box.
+    Modes: a model in train mode is trained as it is, so that a BatchNorm in eval mode stays frozen; a model in eval
+    mode, in which ART's `predict` leaves it, is put into train mode as a whole, as ART does. Afterwards the modes of
+    all modules, the gradients and `requires_grad` are restored.
+    Raises BadInput for a classifier that is not a PyTorchClassifier, has no optimizer, has preprocessing without
+    gradients, uses apex's mixed precision, or has `clip_values` other than the objective's box.
     """
 
     def __init__(self, classifier: Any, objective: Objective, seed: int | None = None, verbose: bool = True) -> None:
@@ -62,15 +61,16 @@ class AdversarialTrainerObjectivePyTorch(Trainer):  # type: ignore[misc]
     ) -> None:
         """Train on x (N, ...), inside the objective's box, with labels y.
 
-        validation_data: (x, y), whose accuracy is logged after each epoch. scheduler: stepped after each epoch.
-        drop_last: leave out a last batch that is not full; BatchNorm cannot train on one of a single example.
-        Raises BadInput for data that do not fit and for unknown options, NonFiniteLoss before stepping on such a loss.
+        validation_data: (x, y); its accuracy is logged after each epoch. scheduler: stepped after each epoch.
+        drop_last: skip a last batch that is not full (BatchNorm cannot train on a single example). Raises BadInput for
+        invalid data and unknown options, and NonFiniteLoss before a step with a loss that is not finite.
         """
         refuse_options("fit", kwargs)
         validate.steps("batch_size", batch_size)
         inputs, classes = self._tensors(x, y)
         if len(inputs) < (batch_size if drop_last else 1):
-            raise BadInput(f"x holds {len(inputs)} examples; at least one batch is needed to train on")
+            message = f"x holds {len(inputs)} examples; at least one batch is needed to train on"
+            raise BadInput(message, code="bad-shape", field="x")
 
         def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
             order = torch.randperm(len(inputs), generator=self._generator)
@@ -85,7 +85,8 @@ class AdversarialTrainerObjectivePyTorch(Trainer):  # type: ignore[misc]
         """Train on the batches of an ART DataGenerator, ceil(size / batch_size) of them an epoch; else as `fit`."""
         refuse_options("fit_generator", kwargs)
         if generator.size is None:
-            raise BadInput("the generator's size is None; give it the number of examples")
+            message = "the generator's size is None; give it the number of examples"
+            raise BadInput(message, code="missing", field="generator")
 
         def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
             for _ in range(math.ceil(generator.size / generator.batch_size)):
@@ -94,10 +95,10 @@ class AdversarialTrainerObjectivePyTorch(Trainer):  # type: ignore[misc]
         self._train(batches, nb_epochs, scheduler, None)
 
     def predict(self, x: np.ndarray, **kwargs: Any) -> np.ndarray:
-        """What the classifier's own `predict` returns; the model keeps its modes."""
+        """The outputs of the classifier's own `predict`; the model keeps its modes."""
         with model_state.evaluating(self._raw):
-            found: np.ndarray = self.classifier.predict(x, **kwargs)
-        return found
+            outputs: np.ndarray = self.classifier.predict(x, **kwargs)
+        return outputs
 
     def _tensors(self, x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
         x = np.asarray(x)
@@ -138,7 +139,7 @@ class AdversarialTrainerObjectivePyTorch(Trainer):  # type: ignore[misc]
 
 
 class _RawInputs(nn.Module):
-    """The classifier's model behind its preprocessing, parts of which ART may apply only to train or to predict."""
+    """The classifier's model after its preprocessing; ART may apply parts of that to training or prediction only."""
 
     def __init__(self, classifier: Any) -> None:
         super().__init__()
@@ -152,13 +153,18 @@ class _RawInputs(nn.Module):
 
 def _check_classifier(classifier: Any, objective: Objective) -> None:
     if not isinstance(classifier, PyTorchClassifier):
-        raise BadInput(f"classifier is a {type(classifier).__name__}; a PyTorchClassifier is needed")
+        message = f"classifier is a {type(classifier).__name__}; a PyTorchClassifier is needed"
+        raise BadInput(message, code="bad-type", field="classifier")
     if classifier.optimizer is None:
-        raise BadInput("the classifier's optimizer is None; give PyTorchClassifier an optimizer of the model")
+        message = "the classifier's optimizer is None; give PyTorchClassifier an optimizer of the model"
+        raise BadInput(message, code="missing", field="classifier.optimizer")
     if not classifier.all_framework_preprocessing:
-        raise BadInput("the classifier's preprocessing is not in PyTorch; gradients cannot flow through it")
+        message = "the classifier's preprocessing is not in PyTorch; gradients cannot flow through it"
+        raise BadInput(message, code="unsupported", field="classifier.preprocessing")
     if classifier.use_amp:
-        raise BadInput("the classifier's use_amp is True; apex is not supported, build the classifier without it")
+        message = "the classifier's use_amp is True; apex is not supported, build the classifier without it"
+        raise BadInput(message, code="unsupported", field="classifier.use_amp")
     box, clip = getattr(objective, "box", None), classifier.clip_values
     if box is not None and clip is not None and not all(np.allclose(clip[i], box[i]) for i in (0, 1)):
-        raise BadInput(f"the classifier's clip_values are {clip}, the objective's box is {box}; make them the same")
+        message = f"the classifier's clip_values are {clip}, the objective's box is {box}; make them the same"
+        raise BadInput(message, code="conflict", field="classifier.clip_values")

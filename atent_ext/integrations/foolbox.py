@@ -1,7 +1,7 @@
 """ATENT as attacks of foolbox: subclasses of its `FixedEpsilonAttack`, for PyTorch models.
 
-They leave no gradient behind. Like foolbox's own, they run the model in the mode that it is in; call `eval()` first.
-Importing this module raises MissingExtra where foolbox is not installed.
+They do not change the gradients of the model. Like foolbox's own attacks they run the model in its current mode; call
+`eval()` first. Importing this module raises MissingExtra if foolbox is not installed.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from foolbox.models import JAXModel, Model, NumPyModel, TensorFlowModel  # noqa:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class _ATENTAttack(FixedEpsilonAttack):  # type: ignore[misc]
-    """What both attacks share; a subclass sets `norm` and foolbox's `distance`. Fields are read at each run."""
+    """Base of both attacks; a subclass sets `norm` and foolbox's `distance`. Fields are read at each run."""
 
     norm: ClassVar[Norm]
 
@@ -39,10 +39,10 @@ class _ATENTAttack(FixedEpsilonAttack):  # type: ignore[misc]
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        self.kernel(1.0)  # building one checks the arguments now, not at the first run
+        self.kernel(1.0)  # building a kernel checks the arguments now, not at the first run
 
     def kernel(self, epsilon: float, box: tuple[float, float] = (0.0, 1.0), targeted: bool = False) -> Langevin:
-        """The attack at one epsilon as a value of the one kernel."""
+        """The attack at one epsilon as a `Langevin` kernel."""
         validate.radius("rel_stepsize", self.rel_stepsize)
         if self.abs_stepsize is not None:
             validate.radius("abs_stepsize", self.abs_stepsize)
@@ -59,11 +59,11 @@ class _ATENTAttack(FixedEpsilonAttack):  # type: ignore[misc]
         )
 
     def run(self, model: Model, inputs: Any, criterion: Any, *, epsilon: float, **kwargs: Any) -> Any:
-        """The last iterate of one chain per input: no farther than `epsilon` and inside `model.bounds`.
+        """The last iterate of one chain per input, within `epsilon` of it and inside `model.bounds`.
 
-        model: foolbox model over a PyTorch module. inputs: (N, ...) inside its bounds, a torch or eagerpy tensor; the
-        result is of the same kind. criterion: Misclassification, TargetedMisclassification or labels (N,). Raises
-        BadInput for another backend or criterion, for inputs outside the bounds and for labels that are not classes.
+        model: foolbox model of a PyTorch module. inputs: (N, ...) inside its bounds, a torch or eagerpy tensor; the
+        result has the same type. criterion: Misclassification, TargetedMisclassification or labels (N,). Raises
+        BadInput for another backend or criterion, for inputs outside the bounds and for invalid labels.
         """
         raise_if_kwargs(kwargs)
         wrapped, restore = ep.astensor_(inputs)
@@ -80,11 +80,13 @@ class _ATENTAttack(FixedEpsilonAttack):  # type: ignore[misc]
 
 def _refuse_other_backends(model: Model, inputs: ep.Tensor) -> None:
     if not isinstance(inputs, ep.PyTorchTensor):
-        raise BadInput(f"inputs are {type(inputs).__name__}; ATENT runs on PyTorch: pass a torch tensor")
+        message = f"inputs are {type(inputs).__name__}; ATENT runs on PyTorch: pass a torch tensor"
+        raise BadInput(message, code="bad-type", field="inputs")
     while isinstance(getattr(model, "_model", None), Model):  # foolbox's wrappers
         model = model._model
     if isinstance(model, (JAXModel, NumPyModel, TensorFlowModel)):
-        raise BadInput(f"model is a {type(model).__name__}; ATENT runs on PyTorch: pass a foolbox.PyTorchModel")
+        message = f"model is a {type(model).__name__}; ATENT runs on PyTorch: pass a foolbox.PyTorchModel"
+        raise BadInput(message, code="bad-type", field="model")
 
 
 def _classes(criterion: Any) -> tuple[Tensor, bool]:
@@ -93,7 +95,8 @@ def _classes(criterion: Any) -> tuple[Tensor, bool]:
         return criterion.labels.raw, False
     if hasattr(criterion, "target_classes"):
         return criterion.target_classes.raw, True
-    raise BadInput(f"criterion is {criterion!r}; known: Misclassification, TargetedMisclassification, labels")
+    message = f"criterion is {criterion!r}; known: Misclassification, TargetedMisclassification, labels"
+    raise BadInput(message, code="bad-type", field="criterion")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -102,8 +105,7 @@ class LinfATENTAttack(_ATENTAttack):
 
     rel_stepsize: step size relative to epsilon. abs_stepsize: if given, it is the step size. steps: K >= 1. noise:
     square root of the temperature, in units of the inputs. random_start: uniform in the ball; False starts at the
-    input. gamma: pull of the farthest pixel. generator: source of starts and noise. Raises BadInput for values that
-    make no sense.
+    input. gamma: pull of the farthest pixel. generator: source of starts and noise. Raises BadInput for invalid values.
     """
 
     norm: ClassVar[Norm] = LINF
@@ -114,8 +116,8 @@ class LinfATENTAttack(_ATENTAttack):
 class L2ATENTAttack(_ATENTAttack):
     """ATENT ℓ2 (Algorithm 1, inner loop): unit Langevin steps, pulled back with strength gamma, projected each time.
 
-    rel_stepsize: the paper's 0.125 at radius 2; the pull holds a chain at about step / gamma, so a step below
-    gamma * epsilon does not reach the boundary. Else as `LinfATENTAttack`; a random start is a projected normal one.
+    rel_stepsize: the paper's 0.125 at radius 2. The pull limits the distance to about step / gamma, so a step below
+    gamma * epsilon does not reach the boundary. random_start: normal, projected. Other fields: `LinfATENTAttack`.
     """
 
     norm: ClassVar[Norm] = L2

@@ -1,4 +1,4 @@
-"""MAIR (github.com/Harry24k/MAIR): a trainer for every objective, beside its own AT, TRADES and MART.
+"""MAIR (github.com/Harry24k/MAIR): a trainer for every objective, used like its own AT, TRADES and MART.
 
     from atent_ext.integrations.mair import trainer_class
 
@@ -18,18 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atent_ext.core import seeds
 from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.core.types import Objective
 
 
 class ObjectiveTraining:
-    """What `trainer_class` adds to MAIR's AdvTrainer.
+    """Mix-in of `trainer_class` for MAIR's AdvTrainer.
 
     rmodel: MAIR's RobModel. objective: any of `atent_ext.objectives`. seed: of the objective's starts and noise; None
-    takes torch's global state, as MAIR's own trainers do. Order and dropout are MAIR's and torch's.
-    The loader's images are raw, inside the objective's box; where the RobModel was built with a `normalization_used`,
-    they are normalised with it, as for MAIR's own attacks, and eps and box still are in raw units.
-    MAIR itself puts the whole RobModel into train mode before each batch.
+    uses torch's global state, as MAIR's own trainers do. MAIR decides the order of the examples, torch's state dropout.
+    The loader's images are raw, inside the objective's box. If the RobModel was built with `normalization_used`, the
+    loader's images are normalised with it, as for MAIR's own attacks; eps and box stay in units of raw images.
+    MAIR puts the whole RobModel into train mode before each batch.
     """
 
     rmodel: nn.Module
@@ -40,7 +41,7 @@ class ObjectiveTraining:
         base.__init__(rmodel)
         self.objective = objective
         self._raw = _RawInputs(rmodel)
-        self._generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self._generator = None if seed is None else seeds.generator(seed)
 
     def calculate_cost(self, train_data: tuple[Tensor, Tensor], reduction: str = "mean") -> Tensor:
         """The objective's loss on (images (N, ...), labels (N,)), ready for one `backward()`; recorded as "Loss".
@@ -48,7 +49,8 @@ class ObjectiveTraining:
         Raises BadInput for another reduction than "mean", and for images or labels that the objective refuses.
         """
         if reduction != "mean":
-            raise BadInput(f"reduction is {reduction!r}; an objective is a mean over the batch: leave it at 'mean'")
+            message = f"reduction is {reduction!r}; an objective is a mean over the batch: leave it at 'mean'"
+            raise BadInput(message, code="unsupported", field="reduction")
         images, labels = (data.to(self.device) for data in train_data)
         terms = self.objective(self._raw, self._raw.restored(images), labels, generator=self._generator)
         cost = one_loss(self.rmodel, terms)
@@ -58,7 +60,7 @@ class ObjectiveTraining:
 
 
 class _RawInputs(nn.Module):
-    """A RobModel as a function of raw images, also where it expects normalised ones."""
+    """A RobModel as a function of raw images, also if it takes normalised ones."""
 
     def __init__(self, rmodel: nn.Module) -> None:
         super().__init__()
@@ -86,8 +88,8 @@ class _RawInputs(nn.Module):
 def one_loss(model: nn.Module, terms: Iterable[Tensor]) -> Tensor:
     """The sum of an objective's terms as one scalar, for trainers that call `backward()` themselves.
 
-    Each term is back-propagated as it comes. What is returned has the value of their sum, and its `backward()` adds
-    their summed gradients to the parameters of `model`; the gradients that were there before are left alone.
+    Each term is back-propagated at once. The `backward()` of the returned sum adds the summed gradients to those of the
+    parameters of `model`, which are unchanged until then.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     before = [parameter.grad for parameter in parameters]
@@ -102,12 +104,12 @@ def one_loss(model: nn.Module, terms: Iterable[Tensor]) -> Tensor:
     finally:
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient
-    loss: Tensor = _Gathered.apply(torch.stack(values).sum(), gradients, *parameters)
+    loss: Tensor = _KnownGradients.apply(torch.stack(values).sum(), gradients, *parameters)
     return loss
 
 
-class _Gathered(torch.autograd.Function):
-    """A value whose gradients are known."""
+class _KnownGradients(torch.autograd.Function):
+    """A scalar with given gradients with respect to the parameters."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *parameters: Tensor) -> Tensor:
@@ -124,7 +126,7 @@ class _Gathered(torch.autograd.Function):
 def trainer_class() -> type[Any]:
     """`ObjectiveTrainer(rmodel, objective, seed=None)`, a subclass of MAIR's AdvTrainer; see `ObjectiveTraining`.
 
-    Raises MissingExtra where MAIR is not installed.
+    Raises MissingExtra if MAIR is not installed.
     """
     return type("ObjectiveTrainer", (ObjectiveTraining, _adv_trainer()), {"__doc__": ObjectiveTraining.__doc__})
 
@@ -139,9 +141,9 @@ def _adv_trainer() -> type[Any]:
             "MAIR is not installed, and it is not on PyPI; pip install git+https://github.com/Harry24k/MAIR"
         ) from error
     try:
-        found: type[Any] = importlib.import_module("mair.defenses.advtraining.advtrainer").AdvTrainer
+        trainer: type[Any] = importlib.import_module("mair.defenses.advtraining.advtrainer").AdvTrainer
     except ModuleNotFoundError as error:
         if not str(error.name).startswith("mair"):
             raise
-        found = mair.AdvTrainer
-    return found
+        trainer = mair.AdvTrainer
+    return trainer

@@ -1,7 +1,7 @@
-"""ATENT as attacks of torchattacks: real subclasses of its `Attack`, so its modes, wrappers and `save` work with them.
+"""ATENT as attacks of torchattacks: subclasses of its `Attack`, so its modes, wrappers and `save` work with them.
 
-Unlike torchattacks' own they run under `torch.no_grad()`, and every module comes back in its own mode: a BatchNorm
-that was frozen in eval stays frozen. Importing this module raises MissingExtra where torchattacks is not installed.
+Unlike torchattacks' own attacks they also run under `torch.no_grad()`, and the mode of every module is restored: a
+BatchNorm in eval mode stays frozen. Importing this module raises MissingExtra if torchattacks is not installed.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from atent_ext.attacks.langevin import Langevin, atent, finite, last_iterate
 from atent_ext.core import compat, validate
 from atent_ext.core.losses import cross_entropy
-from atent_ext.core.model_state import evaluating, frozen
+from atent_ext.core.model_state import device_of, evaluating, frozen
 from atent_ext.core.norms import L2, LINF, Norm
 
 compat.neighbour("torchattacks", "torchattacks")
@@ -20,7 +20,7 @@ from torchattacks.attack import Attack  # noqa: E402 -- after the check that it 
 
 
 class _ATENTAttack(Attack):  # type: ignore[misc]
-    """What both attacks share, with the defaults of ℓ∞; a subclass sets `norm`. Attributes are read at each call."""
+    """Base of both attacks, with the defaults of ℓ∞; a subclass sets `norm`. Attributes are read at each call."""
 
     norm: Norm
 
@@ -37,6 +37,7 @@ class _ATENTAttack(Attack):  # type: ignore[misc]
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(type(self).__name__, model)
+        self.device = device_of(model, None)  # torchattacks looks at parameters alone
         self.eps = eps
         self.alpha = alpha
         self.steps = steps
@@ -49,7 +50,7 @@ class _ATENTAttack(Attack):  # type: ignore[misc]
 
     @property
     def kernel(self) -> Langevin:
-        """The attack as a value of the one kernel, in raw units also where the inputs are normalised."""
+        """The attack as a `Langevin` kernel, in units of raw images also if the inputs are normalised."""
         validate.radius("alpha", self.alpha)
         return atent(
             self.norm,
@@ -76,7 +77,7 @@ class _ATENTAttack(Attack):  # type: ignore[misc]
         return finite(last_iterate(self.kernel, self.get_logits, images, target, cross_entropy, self.generator))
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        # torchattacks restores with model.train(), which wakes a frozen BatchNorm, and after an error not at all.
+        # torchattacks restores modes by model.train(), which unfreezes a BatchNorm, and not at all after an error.
         normalised = self._normalization_applied
         try:
             with evaluating(self.model), frozen(self.model):
@@ -92,28 +93,27 @@ class _ATENTAttack(Attack):  # type: ignore[misc]
 
     @torch.no_grad()
     def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor:
-        """The logits (N, classes) in eval mode; afterwards `set_model_training_mode` holds for each module again."""
+        """The logits (N, classes) in eval mode; afterwards each module is in its previous mode."""
         with evaluating(self.model):
             logits: Tensor = self.get_logits(inputs)
         return logits
 
     def normalize(self, inputs: Tensor) -> Tensor:
-        """Raw to normalised, in the type of the inputs (torchattacks' is in that of the mean: NumPy's is float64)."""
+        """Raw to normalised, in the dtype of the inputs (torchattacks returns that of the mean, perhaps float64)."""
         return super().normalize(inputs).to(inputs.dtype)  # type: ignore[no-any-return]
 
     def inverse_normalize(self, inputs: Tensor) -> Tensor:
-        """Normalised to raw, in the type of the inputs."""
+        """Normalised to raw, in the dtype of the inputs."""
         return super().inverse_normalize(inputs).to(inputs.dtype)  # type: ignore[no-any-return]
 
 
 class ATENT(_ATENTAttack):
     """ATENT ℓ∞ as an attack (Jagatap et al. 2022, Algorithm 2, inner loop): signed Langevin steps in the eps ball.
 
-    model: module, raw images (N, ...) to logits; see `set_normalization_used` for one that wants them normalised.
+    model: module, raw images (N, ...) to logits; call `set_normalization_used` if it takes normalised images.
     eps: radius. alpha: step size. steps: K >= 1. noise: square root of the temperature. random_start: uniform in the
     ball; False starts at the image. gamma: pull of the farthest pixel. generator: source of starts and noise (random
-    targets have torch's global one). What it returns lies in the eps ball and in [0, 1]. Raises BadInput for values
-    that make no sense.
+    targets use torch's global one). The result lies in the eps ball and in [0, 1]. Raises BadInput for invalid values.
     """
 
     norm = LINF
@@ -122,7 +122,7 @@ class ATENT(_ATENTAttack):
 class ATENTL2(_ATENTAttack):
     """ATENT ℓ2 as an attack (Algorithm 1, inner loop): unit Langevin steps, pulled back with strength gamma.
 
-    Else as `ATENT`; a random start is a normal one, projected to the ball, and every step is projected.
+    A random start is normal, projected to the ball, and every step is projected. All else is as in `ATENT`.
     """
 
     norm = L2

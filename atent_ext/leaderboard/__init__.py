@@ -1,9 +1,9 @@
-"""The leaderboard: cards ranked, written as a site, and checked.
+"""The leaderboard: ranks cards, writes them as a site, and checks the registry.
 
-ranking   the cards, read and ranked
-site      the pages
-curve     the drawing of a model's accuracy against eps
-check     whether cards, hashes, counts and recipes are in order
+ranking   reads and ranks the cards
+site      writes the pages and the Markdown tables
+curve     the figure of a model's accuracy against eps
+check     finds errors in cards, hashes, counts and recipes
 """
 
 import lazy_loader

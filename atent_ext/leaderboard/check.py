@@ -1,6 +1,7 @@
-"""What is wrong with a registry: its cards, which are counted again, their hashes, the recipes, the README's tables."""
+"""Checks a registry: its cards, whose counts are recomputed, hashes, recipes, and the tables of its README."""
 
 import hashlib
+import json
 import math
 import re
 from collections import defaultdict
@@ -12,41 +13,45 @@ from typing import Any
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
 from atent_ext.core.statistics import interval
+from atent_ext.evaluation.report import Result
 from atent_ext.leaderboard import site
-from atent_ext.leaderboard.ranking import WORST, Entry, Result, measured
+from atent_ext.leaderboard.ranking import Entry, measured
 from atent_ext.submissions import masking, sanity, verification
 from atent_ext.submissions.cards import read_card
 from atent_ext.training import recipes
 
 _LARGEST = 1_000_000
 """Bytes of a card or a gallery: the flags of 10,000 images under ten attacks are a tenth of it."""
+_MAY_LACK = ("report.content_sha256", "report.data_sha256")
+"""Hashes that reports of older versions do not have."""
 _REFRESH = "run python eval/pages/write_registry.py"
 
 
 def check(root: Path) -> list[str]:
-    """All that is wrong with the registry in the folder `root`, one line each; an empty list if nothing is.
+    """The problems of the registry in the folder `root`, one line each; an empty list if there are none.
 
-    root holds cards/, recipes/, README.md, and weights/ if there are any; what it lacks is not looked at.
-    Raises BadInput if `root` is no folder, or has neither cards nor recipes.
+    root: a folder with cards/, recipes/, README.md and weights/; parts that are missing are not checked.
+    Raises BadInput if `root` has neither cards nor recipes.
     """
     if not any((root / part).is_dir() for part in ("cards", "recipes")):
-        raise BadInput(f"{root} holds no registry: it has neither cards nor recipes; give the folder registry")
+        message = f"{root} holds no registry: it has neither cards nor recipes; give the folder registry"
+        raise BadInput(message, code="missing", field="root")
     entries: list[Entry] = []
     problems = list(_files(root / "cards", entries))
-    problems += [f"{entry.path}: {told}" for entry in entries for told in _card(entry, root)]
+    problems += [f"{entry.path}: {problem}" for entry in entries for problem in _card(entry, root)]
     problems += _names(entries)
     problems += _recipes(root / "recipes")
-    # A card that cannot be read is said already; without it the tables cannot be compared.
-    return [_in_one_line(told) for told in problems or _page(root)]
+    # The tables can be compared only if all cards can be read.
+    return [_in_one_line(problem) for problem in problems or _page(root)]
 
 
 def _in_one_line(text: str) -> str:
-    """A card is a stranger's: nothing of it starts a line of its own or steers a terminal."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    """The text with line breaks and control characters escaped: cards are untrusted input."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def _files(folder: Path, entries: list[Entry]) -> Iterator[str]:
-    """Read every card below `folder` into `entries`; say what cannot be read and what is no card."""
+    """Read every card below `folder` into `entries`; yields a problem for each file that is not a valid card."""
     for path in sorted(path for path in folder.rglob("*") if not path.is_dir() and path.name != ".gitkeep"):
         try:
             _plain(path)
@@ -57,17 +62,20 @@ def _files(folder: Path, entries: list[Entry]) -> Iterator[str]:
 
 
 def _plain(path: Path) -> None:
-    """Raise BadInput unless it is a file of sensible size that belongs among the cards."""
+    """Raise BadInput unless `path` is a regular file, a card or the gallery of one, of at most `_LARGEST` bytes."""
     if path.is_symlink() or not path.is_file():
-        raise BadInput(f"{path} is a link or a device; put the file itself there")
+        raise BadInput(f"{path} is a link or a device; put the file itself there", code="unsafe", field="cards")
     if path.suffix == ".png" and not path.with_suffix(".json").is_file():
-        raise BadInput(f"{path} is the gallery of no card; name it like its card, or remove it")
+        message = f"{path} is the gallery of no card; name it like its card, or remove it"
+        raise BadInput(message, code="unused", field="cards")
     if path.suffix not in (".json", ".png"):
-        raise BadInput(f"{path} is neither a card (.json) nor its gallery (.png); remove it")
+        message = f"{path} is neither a card (.json) nor its gallery (.png); remove it"
+        raise BadInput(message, code="unused", field="cards")
     if path.suffix == ".png":
         site.picture(path)
     if path.stat().st_size > _LARGEST:
-        raise BadInput(f"{path} has {path.stat().st_size} bytes; at most {_LARGEST} are taken")
+        message = f"{path} has {path.stat().st_size} bytes; at most {_LARGEST} are taken"
+        raise BadInput(message, code="too-large", field="cards")
 
 
 # ---- one card
@@ -78,41 +86,43 @@ def _card(entry: Entry, root: Path) -> Iterator[str]:
     yield from _known(entry)
     yield from _origin(entry, root / "weights")
     for result in entry.results:
-        yield from (f"{result.attack}: {told}" for told in _counts(result, entry.clean.n))
+        yield from (f"{result.attack}: {problem}" for problem in _counts(result, entry.clean.n))
     yield from _worst(entry)
     yield from _claims(entry)
-    yield from _looked(entry)
+    yield from _checks(entry)
+    yield from _autoattack(entry)
 
 
 def _place(entry: Entry, folder: Path) -> Iterator[str]:
-    place, lies = entry.card.place.as_posix(), entry.path.relative_to(folder).as_posix()
-    if place != lies:
-        yield f"it lies at {lies} and belongs to {place}; move it there"
+    expected, actual = entry.card.place.as_posix(), entry.path.relative_to(folder).as_posix()
+    if expected != actual:
+        yield f"it lies at {actual} and belongs to {expected}; move it there"
 
 
 def _known(entry: Entry) -> Iterator[str]:
-    asked = entry.card.submission
-    for kind, name in (("data set", asked.dataset), ("model", asked.architecture.name)):
+    submission = entry.card.submission
+    for kind, name in (("data set", submission.dataset), ("model", submission.architecture.name)):
         known = registry.entries(kind)
         if name not in known:
             yield str(registry.nearest(kind, name, known))
-    threat = asked.threat.model_dump()
-    if entry.card.report.get("threat") != threat:
-        yield f"it was scored under {entry.card.report.get('threat')} and is submitted for {threat}; score it anew"
+    scored, submitted = entry.report.threat, submission.threat
+    if scored != submitted:
+        yield f"it was scored under {scored} and is submitted for {submitted}; score it anew"
 
 
 def _origin(entry: Entry, weights: Path) -> Iterator[str]:
-    """Hashes and the date."""
-    card = entry.card
-    for name, digest in _hashes({"weights": card.weights, "report": card.report}):
-        if not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
+    """Hashes, also of fields of the file that nobody reads, and the date."""
+    card, raw = entry.card, json.loads(entry.path.read_text(encoding="utf-8"))
+    for name, digest in _hashes({"weights": raw["weights"], "report": raw["report"]}):
+        lacking = digest is None and name in _MAY_LACK
+        if not lacking and not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
             yield f"{name} is {digest!r}, and a SHA-256 has 64 digits 0 to f; score it anew"
-    stated, scored = card.weights.get("sha256"), card.report.get("weights_sha256")
-    if stated is None or stated != scored:
-        yield f"weights.sha256 is {stated}, and the report is of {scored}; score these weights"
+    declared, scored = card.weights.get("sha256"), entry.report.weights_sha256
+    if declared is None or declared != scored:
+        yield f"weights.sha256 is {declared}, and the report is of {scored}; score these weights"
     file = weights / f"{card.submission.name}.safetensors"
-    if file.is_file() and (found := hashlib.sha256(file.read_bytes()).hexdigest()) != stated:
-        yield f"weights.sha256 is {stated}, and {file} has {found}; put the file there that was scored"
+    if file.is_file() and (actual := hashlib.sha256(file.read_bytes()).hexdigest()) != declared:
+        yield f"weights.sha256 is {declared}, and {file} has {actual}; put the file there that was scored"
     try:
         datetime.fromisoformat(card.date)
     except ValueError:
@@ -120,17 +130,17 @@ def _origin(entry: Entry, weights: Path) -> Iterator[str]:
 
 
 def _hashes(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every entry of nested mappings that is named as a SHA-256."""
-    for key, below in value.items():
+    """The full name and value of every key of nested mappings that ends with sha256."""
+    for key, child in value.items():
         full = f"{name}.{key}".lstrip(".")
         if key.endswith("sha256"):
-            yield full, below
-        elif isinstance(below, dict):
-            yield from _hashes(below, full)
+            yield full, child
+        elif isinstance(child, dict):
+            yield from _hashes(child, full)
 
 
 def _counts(result: Result, n: int) -> Iterator[str]:
-    """Do the flags say what the counts say?"""
+    """Counts, accuracy and interval that do not agree with the flags."""
     right = result.flags.count("1")
     if result.n != n:
         yield f"it is of {result.n} images, and clean accuracy of {n}; score all attacks on the same"
@@ -140,13 +150,9 @@ def _counts(result: Result, n: int) -> Iterator[str]:
         yield f"correct is {result.correct}, and {right} flags are 1; score it anew"
     if not math.isclose(result.accuracy, right / result.n, abs_tol=1e-9):
         yield f"accuracy is {result.accuracy:g}, and the flags say {right / result.n:g}; score it anew"
-    again = interval(min(right, result.n), result.n)
-    if not all(map(_close, result.interval95_wilson, again)):
-        yield f"interval95_wilson is {_pair(result.interval95_wilson)}, and the flags say {_pair(again)}; score it anew"
-
-
-def _close(one: float, other: float) -> bool:
-    return math.isclose(one, other, abs_tol=1e-6)
+    expected, actual = interval(min(right, result.n), result.n), result.interval95_wilson
+    if not all(math.isclose(*bounds, abs_tol=1e-6) for bounds in zip(actual, expected, strict=True)):
+        yield f"interval95_wilson is {_pair(actual)}, and the flags say {_pair(expected)}; score it anew"
 
 
 def _pair(bounds: tuple[float, float]) -> str:
@@ -154,43 +160,44 @@ def _pair(bounds: tuple[float, float]) -> str:
 
 
 def _worst(entry: Entry) -> Iterator[str]:
-    """An image counts in the worst case if it is right under all the others."""
-    others = [result.flags for result in entry.results if result.attack != WORST]
-    if {len(flags) for flags in others} == {len(entry.worst.flags)}:  # else `_counts` says so
-        again = map(min, *others)
-        wrong = sum(stated != found for stated, found in zip(entry.worst.flags, again, strict=True))
+    """Flags of the worst case must be 1 exactly where those of all attacks are."""
+    others = [result.flags for result in entry.results if result.kind != "worst_case"]
+    if {len(flags) for flags in others} == {len(entry.worst.flags)}:  # otherwise `_counts` reports it
+        expected = map(min, *others)
+        wrong = sum(flag != right for flag, right in zip(entry.worst.flags, expected, strict=True))
         if wrong:
-            yield f"{WORST}: {wrong} flags are not what the attacks together say; score it anew"
+            yield f"worst case: {wrong} flags are not what the attacks together say; score it anew"
 
 
 def _claims(entry: Entry) -> Iterator[str]:
-    asked = entry.card.submission
-    random = sanity.is_random(entry.card.checks, asked.random)
-    again = verification.verdicts(asked.claims, entry.card.report, random)
-    if entry.card.verdicts != again:
-        told = ", ".join(f"{one.claim.what} {one.verdict} ({one.points:+.1f})" for one in again) or "none"
-        yield f"verdicts are not those of its claims and figures, which are: {told}; write the card anew"
+    verdicts = verification.verdicts(entry.card.submission.claims, entry.report, entry.random)
+    if entry.card.verdicts != verdicts:
+        text = ", ".join(f"{verdict.claim.what} {verdict.verdict} ({verdict.points:+.1f})" for verdict in verdicts)
+        yield f"verdicts are not those of its claims and figures, which are: {text or 'none'}; write the card anew"
 
 
-def _looked(entry: Entry) -> Iterator[str]:
-    """Are all checks there, and does AutoAttack's count say what is told of it?"""
+def _checks(entry: Entry) -> Iterator[str]:
     names = tuple(check.name for check in entry.card.checks)
     if names != sanity.NAMES:
         yield f"its checks are {', '.join(names) or 'none'}, and {', '.join(sanity.NAMES)} are needed; score it anew"
+
+
+def _autoattack(entry: Entry) -> Iterator[str]:
+    """AutoAttack's counts that do not agree with its flags, or the sign "black box" with the counts."""
     result = entry.autoattack
     left = list(result.robust_after.values())[-1:] if result else []
     if result and left and left != [result.flags.count("1")]:
         yield f"{result.attack}: robust_after ends with {left[0]}, which the flags do not say; score it anew"
-    again = masking.black_box(entry.card.report)
-    if [sign for sign in entry.card.signs if sign.name == again.name] != [again]:
-        yield f"the sign {again.name!r} is not what AutoAttack's counts say: {again.evidence}; score it anew"
+    expected = masking.black_box(entry.report)
+    if [sign for sign in entry.card.signs if sign.name == expected.name] != [expected]:
+        yield f"the sign {expected.name!r} is not what AutoAttack's counts say: {expected.evidence}; score it anew"
 
 
-# ---- the cards together, recipes, the page
+# ---- all cards, recipes, the page
 
 
 def _names(entries: Iterable[Entry]) -> Iterator[str]:
-    """Cards of one name are of one model, under several threat models; case does not tell names apart."""
+    """Cards with one name, ignoring case, must have the same weights (one model under several threat models)."""
     groups: defaultdict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         groups[entry.card.submission.name.casefold()].append(entry)
@@ -207,7 +214,7 @@ def _identity(entry: Entry) -> tuple[str, Any]:
 
 def _recipes(folder: Path) -> Iterator[str]:
     for path in sorted(folder.glob("*.yaml")):
-        if path.name.startswith("_"):  # a base, which is read with those that name it
+        if path.name.startswith("_"):  # a base, which is read with the recipes that name it
             continue
         try:
             name = recipes.load(str(path)).name

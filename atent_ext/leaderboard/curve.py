@@ -1,4 +1,4 @@
-"""Where the marks of a card's curves lie in their picture; the page's template draws them as inline SVG."""
+"""The coordinates of a card's accuracy curves; the page's template draws them as inline SVG."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from atent_ext.leaderboard.ranking import Entry, eps_text
 
 WIDTH, HEIGHT = 640, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 20, 24, 44
-_APART = 40
-"""Between the labels of two ticks, at least."""
-_FAR = 4
-"""A curve that goes on beyond so many eps is drawn over the square root of eps, else its start is one line."""
+_LABEL_GAP = 40
+"""Least distance between the labels of two ticks, in pixels."""
+_LINEAR = 4
+"""A curve up to more than this multiple of eps gets a square-root axis, so that small radii stay readable."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A point or a tick in the picture, and what it says."""
+    """A point or a tick in the picture, in pixels, and its label."""
 
     x: float
     y: float
@@ -25,7 +25,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Line:
-    """The accuracy under one attack; `path` are the points of a polyline."""
+    """The accuracy under one attack. path: the points attribute of an SVG polyline."""
 
     attack: str
     points: tuple[Mark, ...]
@@ -36,8 +36,8 @@ class Line:
 class Drawing:
     """The curves of a card.
 
-    radius: where the threat model's eps lies; worst, low, high: heights of the worst case there and of its interval;
-    root: whether eps is drawn as its square root.
+    across, up: the ticks of the horizontal and the vertical axis. radius: x of the threat model's eps. worst, low,
+    high: y of the worst case and of its 95 % interval. root: whether the eps axis is a square-root scale.
     """
 
     lines: tuple[Line, ...]
@@ -55,9 +55,9 @@ def draw(entry: Entry) -> Drawing | None:
     if entry.curve is None:
         return None
     eps, threat = entry.curve.eps, entry.card.submission.threat
-    root = max(eps) > _FAR * threat.eps > 0
+    root = max(eps) > _LINEAR * threat.eps > 0
     x = _scale(max(*eps, threat.eps), root)
-    ticks = [Mark(x(one), HEIGHT - _BOTTOM, eps_text(one)) for one in sorted({*eps, threat.eps})]
+    ticks = [Mark(x(value), HEIGHT - _BOTTOM, eps_text(value)) for value in sorted({*eps, threat.eps})]
     low, high = entry.worst.interval95_wilson
     return Drawing(
         lines=tuple(_line(attack, eps, shares, x) for attack, shares in entry.curve.accuracy.items()),
@@ -74,17 +74,17 @@ def draw(entry: Entry) -> Drawing | None:
 def _line(attack: str, eps: Sequence[float], shares: Sequence[float], x: Callable[[float], float]) -> Line:
     pairs = sorted(zip(eps, shares, strict=True))
     points = tuple(
-        Mark(x(one), _y(share), f"{attack}, eps {eps_text(one)}: {100 * share:.1f} %") for one, share in pairs
+        Mark(x(value), _y(share), f"{attack}, eps {eps_text(value)}: {100 * share:.1f} %") for value, share in pairs
     )
     return Line(attack, points, " ".join(f"{point.x:g},{point.y:g}" for point in points))
 
 
 def _spaced(ticks: list[Mark], kept: float) -> tuple[Mark, ...]:
-    """The ticks with those labels left out that would run into another one; never the label at `kept`."""
+    """The ticks without the labels that would overlap another one; the label at x = `kept` always stays."""
     shown: list[float] = [kept]
     labelled = []
     for tick in ticks:
-        room = tick.x == kept or all(abs(tick.x - other) >= _APART for other in shown)
+        room = tick.x == kept or all(abs(tick.x - other) >= _LABEL_GAP for other in shown)
         labelled.append(tick if room else Mark(tick.x, tick.y, ""))
         shown += [tick.x] if room else []
     return tuple(labelled)

@@ -1,4 +1,4 @@
-"""The cards of the registry, ranked: one table for each data set and threat model."""
+"""Ranks the cards of the registry: one table for each data set and threat model."""
 
 import json
 import re
@@ -9,49 +9,26 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from atent_ext.attacks.spec import Kind
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Count, Share, Threat
+from atent_ext.evaluation.report import Report, Result
 from atent_ext.submissions.cards import Card, Sign, Verdict, read_card
 from atent_ext.submissions.sanity import is_random
 
-CLEAN, WORST, AUTOATTACK = "clean", "worst case", "AutoAttack"
 _NORMS = {"Linf": "ℓ∞", "L2": "ℓ2"}
 Tone = Literal["good", "bad", "plain"]
 TONES: Mapping[str, Tone] = {"overstated": "bad", "understated": "plain", "confirmed": "good"}
-_MOST = 100_000_000
-"""Test images."""
 _FEW = 100
-"""Images below which an accuracy says little."""
+"""Number of images below which the interval of an accuracy is too wide to rank by."""
 _LONGEST = 120
-"""Characters of a page's name: file systems end at 255 bytes."""
-
-
-def _in_one_line(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError(f"{text!r} holds characters that are not printable")
-    return text
-
-
-class Result(BaseModel):
-    """One attack's outcome in a card's report, as `evaluation.Outcome.report` writes it, without its settings."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False, strict=True)
-
-    attack: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_in_one_line)]
-    correct: Annotated[int, Field(ge=0)]
-    n: Annotated[int, Field(gt=0, le=_MOST)]
-    accuracy: Share
-    interval95_wilson: tuple[Share, Share]
-    robust_after: dict[str, int] = {}
-    seconds: Annotated[float, Field(ge=0)] = 0.0
-    notes: tuple[str, ...] = ()
-    flags: str = ""
+"""Characters of a page's name, at most: file names are limited to 255 bytes."""
 
 
 class Curve(BaseModel):
-    """A card's curves, as `masking.signs` measures them: accuracy under each attack at each of `eps`, on `n` images."""
+    """A card's curves from `masking.signs`: the accuracy in [0, 1] under each attack at each `eps`, on `n` images."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False, strict=True)
 
@@ -68,7 +45,7 @@ class Curve(BaseModel):
 
 @dataclass(frozen=True)
 class Badge:
-    """A short label beside a model's name; `detail` says more."""
+    """A short label beside a model's name. detail: the text of its tooltip."""
 
     text: str
     tone: Tone
@@ -77,62 +54,64 @@ class Badge:
 
 @dataclass(frozen=True)
 class Entry:
-    """One card among the others. page: the name of its page without a suffix; rank: 1 is the best of its table."""
+    """A card on the leaderboard. page: the name of its page without a suffix; rank: from 1, the best of its table."""
 
     card: Card
     path: Path
-    results: tuple[Result, ...]
+    report: Report
     curve: Curve | None
     page: str = ""
     rank: int = 0
 
-    def _of(self, attack: str) -> Result:
-        return next(result for result in self.results if result.attack == attack)
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """All results of the report."""
+        return self.report.results
 
     @property
     def clean(self) -> Result:
-        """Without an attack."""
-        return self._of(CLEAN)
+        """The result without an attack."""
+        return self.report.result("clean")
 
     @property
     def worst(self) -> Result:
         """The worst case over all attacks, by which models are ranked."""
-        return self._of(WORST)
+        return self.report.worst
 
     @property
     def autoattack(self) -> Result | None:
-        """AutoAttack, also a changed one, unless it was not run."""
-        return next((result for result in self.results if result.attack.startswith(AUTOATTACK)), None)
+        """The result of AutoAttack, also of a changed one; None if it was not run."""
+        return self.report.autoattack
 
     @property
     def strongest(self) -> Result:
-        """The attack that leaves the lowest accuracy."""
-        return min((one for one in self.results if one.attack not in (CLEAN, WORST)), key=lambda one: one.accuracy)
+        """The result of the attack with the lowest accuracy."""
+        return min(self.report.attacks, key=lambda result: result.accuracy)
 
     @property
-    def found(self) -> tuple[Sign, ...]:
-        """The signs of gradient masking that are there."""
+    def masking(self) -> tuple[Sign, ...]:
+        """The signs of gradient masking that were found."""
         return tuple(sign for sign in self.card.signs if sign.found)
 
     @property
     def random(self) -> bool:
-        """Whether the network was found to answer at random, whatever was declared."""
+        """Whether the network was scored as a random one."""
         return is_random(self.card.checks, self.card.submission.random)
 
     @property
     def link(self) -> str:
-        """The address that the card gives, "" unless it is one of the web."""
+        """The card's link if it is a web address, else ""."""
         return web_address(self.card.submission.link)
 
     @property
     def warned(self) -> bool:
-        """Whether something of the card is to be read with care."""
+        """Whether the card has a warning: a badge with the tone "bad"."""
         return any(badge.tone == "bad" for badge in self.badges)
 
     @property
     def badges(self) -> tuple[Badge, ...]:
-        """What has to be seen beside the figures: signs of masking, failed checks, verdicts, what is unusual."""
-        return (*_masking(self.found), *_failures(self.card), *_verdicts(self.card.verdicts), *_unusual(self))
+        """Labels for signs of masking, failed checks, verdicts on claims, and unusual settings."""
+        return (*_masking(self.masking), *_failures(self.card), *_verdicts(self.card.verdicts), *_unusual(self))
 
 
 @dataclass(frozen=True)
@@ -145,56 +124,61 @@ class Table:
 
     @property
     def threat_text(self) -> str:
-        """The threat model in the field's notation."""
+        """The threat model as text, such as ℓ∞ ≤ 8/255."""
         return f"{_NORMS[self.threat.norm]} ≤ {eps_text(self.threat.eps)}"
 
     @property
     def images(self) -> str:
-        """How many test images were scored, a range if that differs."""
+        """The number of scored test images as text, a range if it differs between entries."""
         counts = sorted({entry.worst.n for entry in self.entries})
         return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def read(cards_folder: Path) -> tuple[Table, ...]:
-    """All cards below `cards_folder`, hidden ones as well, ranked.
+    """Read and rank all cards below `cards_folder`, also in hidden folders.
 
-    Raises BadInput for a folder that is not there, and for a file that is no card or has no clean accuracy, no attack
-    or no worst case.
+    Raises BadInput for a missing folder, and for a file that is not a card or lacks clean accuracy, attacks or the
+    worst case.
     """
     if not cards_folder.is_dir():
-        raise BadInput(f"there is no folder {cards_folder}; give the folder of the cards, registry/cards")
-    found = _named([measured(read_card(path), path) for path in sorted(cards_folder.rglob("*.json"))])
-    return tuple(_table(list(group)) for _, group in groupby(sorted(found, key=_setting), key=_setting))
+        message = f"there is no folder {cards_folder}; give the folder of the cards, registry/cards"
+        raise BadInput(message, code="missing", field="cards_folder")
+    entries = _named([measured(read_card(path), path) for path in sorted(cards_folder.rglob("*.json"))])
+    return tuple(_table(list(group)) for _, group in groupby(sorted(entries, key=_setting), key=_setting))
 
 
 def measured(card: Card, path: Path) -> Entry:
-    """A card with its figures checked. Raises BadInput, which names `path`, as `read` does."""
+    """The entry of a card that was scored, without rank and page. Raises BadInput as `read` does; it names `path`."""
     if not card.report:
-        raise BadInput(f"{path}: the card was not scored and cannot be ranked; leave it out of the registry")
+        message = f"{path}: the card was not scored and cannot be ranked; leave it out of the registry"
+        raise BadInput(message, code="missing", field="report")
     try:
-        found = TypeAdapter(tuple[Result, ...]).validate_json(json.dumps(card.report.get("results")))
         curve = Curve.model_validate_json(json.dumps(card.curve)) if card.curve else None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "results"
-        raise BadInput(f"{path}: the card's figures cannot be read, {where}: {first['msg']}; measure it anew") from None
-    names = [result.attack for result in found]
-    for needed in (CLEAN, WORST):
-        if names.count(needed) != 1:
-            raise BadInput(f"{path}: the report has {names.count(needed)} results {needed!r}; exactly one is needed")
-    if len(found) < 3:
-        raise BadInput(f"{path}: the report has no attack beside {CLEAN!r} and {WORST!r}; score it with a protocol")
-    return Entry(card, path, found, curve)
+        name = ".".join(map(str, first["loc"])) or "curve"
+        message = f"{path}: the card's figures cannot be read, {name}: {first['msg']}; measure it anew"
+        raise BadInput(message, code="bad-value", field=".".join(("curve", *map(str, first["loc"])))) from None
+    kinds = [result.kind for result in card.report.results]
+    names: Mapping[Kind, str] = {"clean": "clean", "worst_case": "worst case"}
+    for needed, name in names.items():
+        if kinds.count(needed) != 1:
+            message = f"{path}: the report has {kinds.count(needed)} results {name!r}; exactly one is needed"
+            raise BadInput(message, code="conflict" if needed in kinds else "missing", field="report")
+    if not card.report.attacks:
+        message = f"{path}: the report has no attack beside 'clean' and 'worst case'; score it with a protocol"
+        raise BadInput(message, code="missing", field="report")
+    return Entry(card, path, card.report, curve)
 
 
 def eps_text(eps: float) -> str:
-    """A radius as the field writes it: 8/255 rather than 0.031373, but 0.3."""
+    """A radius as text: 8/255 rather than 0.031373, but 0.3."""
     levels = round(eps * 255)
     return f"{levels}/255" if levels and len(f"{eps:g}") > 5 and abs(eps * 255 - levels) < 1e-3 else f"{eps:.4g}"
 
 
 def web_address(link: str) -> str:
-    """`link` if it is an address of the web, else ""."""
+    """`link` if it is a web address (http or https), else ""."""
     try:
         parts = urlsplit(link)
     except ValueError:
@@ -203,23 +187,22 @@ def web_address(link: str) -> str:
 
 
 def _setting(entry: Entry) -> tuple[str, str, float]:
-    """What a table has in common; eps as rounded as it is in `Card.place`."""
-    asked = entry.card.submission
-    return asked.dataset, asked.threat.norm, float(f"{asked.threat.eps:.4g}")
+    """Data set, norm and eps of the entry's table; eps is rounded as in `Card.place`."""
+    submission = entry.card.submission
+    return submission.dataset, submission.threat.norm, float(f"{submission.threat.eps:.4g}")
 
 
 def _table(entries: list[Entry]) -> Table:
-    asked = entries[0].card.submission
-    best = sorted(entries, key=lambda one: (-one.worst.accuracy, -one.clean.accuracy, one.card.submission.name))
+    submission = entries[0].card.submission
+    best = sorted(entries, key=lambda entry: (-entry.worst.accuracy, -entry.clean.accuracy, entry.card.submission.name))
     worst = [entry.worst.accuracy for entry in best]
-    # Equals share the rank of the first of them.
-    return Table(
-        asked.dataset, asked.threat, tuple(replace(one, rank=1 + worst.index(one.worst.accuracy)) for one in best)
-    )
+    # Equal accuracies share a rank.
+    ranked = tuple(replace(entry, rank=1 + worst.index(entry.worst.accuracy)) for entry in best)
+    return Table(submission.dataset, submission.threat, ranked)
 
 
 def _named(entries: Iterable[Entry]) -> list[Entry]:
-    """Give each entry a page's name of its own, also where case or odd letters do not tell two apart."""
+    """Give each entry a page name; names that differ only in case or special characters get a number."""
     taken: set[str] = set()
     named = []
     for entry in entries:
@@ -243,29 +226,30 @@ def _numbered(stem: str) -> Iterable[str]:
 def _masking(signs: tuple[Sign, ...]) -> Iterable[Badge]:
     if signs:
         count = f"{len(signs)} sign" + "s" * (len(signs) > 1)
-        yield Badge(f"masked gradients: {count}", "bad", "; ".join(f"{one.name}: {one.evidence}" for one in signs))
+        yield Badge(f"masked gradients: {count}", "bad", "; ".join(f"{sign.name}: {sign.evidence}" for sign in signs))
 
 
 def _failures(card: Card) -> Iterable[Badge]:
     failed = [check for check in card.checks if check.passed is False]
     if failed:
         count = f"{len(failed)} check" + "s" * (len(failed) > 1)
-        yield Badge(f"{count} failed", "bad", "; ".join(f"{one.name}: {one.said}" for one in failed))
+        yield Badge(f"{count} failed", "bad", "; ".join(f"{check.name}: {check.said}" for check in failed))
 
 
 def _verdicts(verdicts: tuple[Verdict, ...]) -> Iterable[Badge]:
     """One badge for each kind of verdict, with the largest difference; overstated claims first."""
     for kind, tone in TONES.items():
-        found = [one for one in verdicts if one.verdict == kind]
-        if found:
-            several = f"{len(found)} claims" if len(found) > 1 else "claim"
-            by = "" if kind == "confirmed" else f" by {max(abs(one.points) for one in found):.1f}"
-            yield Badge(f"{several} {kind}{by}", tone, "; ".join(map(_told, found)))
+        group = [verdict for verdict in verdicts if verdict.verdict == kind]
+        if group:
+            several = f"{len(group)} claims" if len(group) > 1 else "claim"
+            by = "" if kind == "confirmed" else f" by {max(abs(verdict.points) for verdict in group):.1f}"
+            yield Badge(f"{several} {kind}{by}", tone, "; ".join(map(_comparison, group)))
 
 
-def _told(one: Verdict) -> str:
-    by = f" under {one.claim.attack}" if one.claim.attack else ""
-    return f"{one.claim.what}: {one.claim.percent:g} % claimed{by}, {one.measured:.1f} % measured ({one.attack})"
+def _comparison(verdict: Verdict) -> str:
+    claim = verdict.claim
+    by = f" under {claim.attack}" if claim.attack else ""
+    return f"{claim.what}: {claim.percent:g} % claimed{by}, {verdict.measured:.1f} % measured ({verdict.attack})"
 
 
 def _unusual(entry: Entry) -> Iterable[Badge]:
@@ -273,10 +257,10 @@ def _unusual(entry: Entry) -> Iterable[Badge]:
         yield Badge(f"only {entry.worst.n} images", "bad", "the interval is wide; the rank says little")
     if entry.random:
         yield Badge("random", "plain", 'the network answers at random; AutoAttack\'s "rand" version scored it')
-    data = entry.card.report.get("data")
-    if data != entry.card.submission.dataset:
-        yield Badge("other test images", "plain", f"{data}. {entry.card.report.get('data_note', '')}".strip())
+    report = entry.report
+    if report.data != entry.card.submission.dataset:
+        yield Badge("other test images", "plain", f"{report.data}. {report.data_note}".strip())
     if entry.autoattack is None:
         yield Badge("no AutoAttack", "bad", "AutoAttack was not run")
-    elif entry.autoattack.attack != AUTOATTACK:
-        yield Badge("AutoAttack changed", "plain", "; ".join(entry.autoattack.notes))
+    elif entry.autoattack.changed:
+        yield Badge("AutoAttack changed", "plain", "; ".join(note.text for note in entry.autoattack.notes))

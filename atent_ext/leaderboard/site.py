@@ -1,7 +1,7 @@
-"""The leaderboard: a static site out of the registry's cards, and the same tables in Markdown.
+"""The leaderboard: a static site of the registry's cards, and the same tables in Markdown.
 
-Everything that a card says is a stranger's text. Templates escape it, addresses are links only if they are of the web,
-and each page's Content-Security-Policy runs nothing but our own script and fetches nothing.
+The text of a card is untrusted input. Templates escape it, only web addresses become links, and the
+Content-Security-Policy of each page allows our own script and style, and no network access.
 """
 
 import base64
@@ -20,9 +20,10 @@ from markupsafe import Markup
 
 from atent_ext.core.errors import BadInput
 from atent_ext.core.version import __version__
+from atent_ext.evaluation.report import Result
 from atent_ext.leaderboard import ranking
 from atent_ext.leaderboard.curve import HEIGHT, WIDTH, draw
-from atent_ext.leaderboard.ranking import Entry, Result, Table
+from atent_ext.leaderboard.ranking import Entry, Table
 from atent_ext.storage import files
 
 _HERE = Path(__file__).resolve().parent / "templates"
@@ -45,11 +46,10 @@ _HEAD = (
 
 
 def build(cards_folder: Path, out: Path) -> list[Path]:
-    """Write the site of all cards below `cards_folder` into the folder `out`; returns the files, index.html first.
+    """Write the site of all cards below `cards_folder` to the folder `out`; returns the files, index.html first.
 
-    A picture NAME.png beside a card NAME.json is shown on the model's page as its gallery. Files of `out` that an
-    earlier build wrote and this one does not stay.
-    Raises BadInput as `ranking.read` does, and for a picture that is no PNG.
+    A picture NAME.png beside a card NAME.json becomes the gallery of the model's page. Other files in `out` are left
+    alone, also those of an earlier build. Raises BadInput as `ranking.read` does, and for a picture that is not a PNG.
     """
     tables = ranking.read(cards_folder)
     (out / "models").mkdir(parents=True, exist_ok=True)
@@ -67,9 +67,10 @@ def markdown(cards_folder: Path) -> str:
 
 
 def inserted(page: str, tables: str) -> str:
-    """`page`, in Markdown, with `tables` between the comments `BEGIN` and `END`. Raises BadInput where those lack."""
+    """The Markdown text `page` with `tables` between the comments `BEGIN` and `END`. Raises BadInput without these."""
     if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise BadInput(f"the page needs the lines {BEGIN!r} and {END!r}, once each and in this order; add them")
+        message = f"the page needs the lines {BEGIN!r} and {END!r}, once each and in this order; add them"
+        raise BadInput(message, code="missing", field="page")
     before, _, rest = page.partition(BEGIN)
     return f"{before}{BEGIN}\n\n{tables}\n{END}{rest.partition(END)[2]}"
 
@@ -77,8 +78,12 @@ def inserted(page: str, tables: str) -> str:
 def _model(table: Table, entry: Entry, folder: Path) -> list[Path]:
     card = folder / f"{entry.page}.json"
     files.write(card, entry.path.read_bytes())
+    facts = entry.report.model_dump(mode="json", exclude_none=True) | {"split": entry.report.split}
     shown = {"entry": entry, "table": table, "drawing": draw(entry), "gallery": _gallery(entry), "json": _short(entry)}
-    return [_write(folder / f"{entry.page}.html", "model.html", up="../", width=WIDTH, height=HEIGHT, **shown), card]
+    return [
+        _write(folder / f"{entry.page}.html", "model.html", up="../", facts=facts, width=WIDTH, height=HEIGHT, **shown),
+        card,
+    ]
 
 
 def _write(path: Path, template: str, **shown: Any) -> Path:
@@ -88,8 +93,8 @@ def _write(path: Path, template: str, **shown: Any) -> Path:
 
 @cache
 def _templates() -> Environment:
-    """The templates, which escape all that is put into them; a name that lacks is an error."""
-    found = Environment(
+    """The templates with their filters and globals; values are escaped, and an undefined name is an error."""
+    templates = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
         undefined=StrictUndefined,
@@ -97,19 +102,19 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"percent": _percent, "interval": _interval, "eps": ranking.eps_text}
-    found.filters |= {"plain": _plain, "duration": _duration}
+    templates.filters |= {"percent": _percent, "interval": _interval, "eps": ranking.eps_text}
+    templates.filters |= {"plain": _plain, "duration": _duration}
     style, script = (_HERE / "board.css").read_text("utf-8"), (_HERE / "board.js").read_text("utf-8")
-    found.globals |= {
+    templates.globals |= {
         "version": __version__,
         "tones": ranking.TONES,
-        # Our own files, which may hold no </style> and no </script>; what they hash to is all that a page may run.
+        # Our own files, without </style> or </script>; the policy allows them by their hashes.
         "style": Markup(style),
         "script": Markup(script),
         "policy": f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; img-src data:; "
         "base-uri 'none'; form-action 'none'",
     }
-    return found
+    return templates
 
 
 def _source(text: str) -> str:
@@ -117,10 +122,10 @@ def _source(text: str) -> str:
 
 
 def _visible(value: Any) -> Any:
-    """A text without characters that do not show: those that turn the writing's direction would make it lie."""
+    """The text without control and bidirectional characters, which could make it look like another one."""
     if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
         return value
-    return "".join(one for one in value if one in "\n\t" or unicodedata.category(one) not in ("Cc", "Cf", "Cs"))
+    return "".join(char for char in value if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Cs"))
 
 
 def _percent(share: float) -> str:
@@ -133,9 +138,9 @@ def _interval(result: Result) -> str:
 
 
 def _plain(value: Any, name: str = "") -> str:
-    """A value of JSON as people read it; one that is called bytes is a size."""
+    """A JSON value as readable text; with the name "bytes" as a size."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(below)}" for key, below in value.items())
+        return ", ".join(f"{key} {_plain(child)}" for key, child in value.items())
     if isinstance(value, list | tuple):
         return "; ".join(map(_plain, value))
     if not isinstance(value, int) or isinstance(value, bool):
@@ -151,21 +156,22 @@ def _duration(seconds: float) -> str:
 
 
 def _gallery(entry: Entry) -> str:
-    """The picture beside the card as a data: address, "" if there is none."""
+    """The picture beside the card as a data: URL, "" if there is none."""
     path = entry.path.with_suffix(".png")
     return f"data:image/png;base64,{base64.b64encode(picture(path)).decode()}" if path.is_file() else ""
 
 
 def picture(path: Path) -> bytes:
-    """The bytes of a gallery. Raises BadInput for a file that is no PNG."""
+    """The bytes of a gallery picture. Raises BadInput if it is not a PNG."""
     content = path.read_bytes()
     if not content.startswith(_PNG):
-        raise BadInput(f"{path} is no PNG; write the gallery as one, or remove it")
+        message = f"{path} is no PNG; write the gallery as one, or remove it"
+        raise BadInput(message, code="unreadable", field="gallery")
     return content
 
 
 def _short(entry: Entry) -> str:
-    """The card as JSON, its flags cut: thousands of 0 and 1 are for programs, which have the file."""
+    """The card as JSON for the page, with shortened flags; the JSON file has them in full."""
     text = json.dumps(entry.card.model_dump(mode="json"), indent=1, ensure_ascii=False)
     return re.sub(r'("flags": "[01]{24})[01]+"', r'\1…"', text)
 
@@ -181,18 +187,18 @@ def _markdown(table: Table, cards_folder: Path) -> str:
 
 
 def _row(entry: Entry, cards_folder: Path) -> tuple[str, ...]:
-    asked, strongest = entry.card.submission, entry.strongest
+    submission, strongest = entry.card.submission, entry.strongest
     place = quote(f"{cards_folder.name}/{entry.path.relative_to(cards_folder).as_posix()}")
     return (
         str(entry.rank),
-        f"[{_escaped(asked.name)}]({place})",
+        f"[{_escaped(submission.name)}]({place})",
         _percent(entry.clean.accuracy),
         f"{_percent(entry.autoattack.accuracy)} ({_interval(entry.autoattack)})" if entry.autoattack else "not run",
         f"{_percent(strongest.accuracy)} ({_escaped(strongest.attack)})",
         f"{_percent(entry.worst.accuracy)} ({_interval(entry.worst)})",
         str(entry.worst.n),
-        _escaped(asked.architecture.name),
-        "yes" if asked.extra_data else "no",
+        _escaped(submission.architecture.name),
+        "yes" if submission.extra_data else "no",
         _escaped(", ".join(badge.text for badge in entry.badges)),
         _escaped(entry.card.date[:10]),
         f"[link]({quote(entry.link, safe=':/?#@!$&*+,;=%~')})" if entry.link else "",
@@ -200,6 +206,6 @@ def _row(entry: Entry, cards_folder: Path) -> tuple[str, ...]:
 
 
 def _escaped(text: str) -> str:
-    """A stranger's text as a cell of Markdown: one line, no markup of Markdown or HTML."""
+    """Untrusted text as a Markdown table cell: one line, with Markdown and HTML markup escaped."""
     line = html.escape(" ".join(_visible(text).split()), quote=False)
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", line)

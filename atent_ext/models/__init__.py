@@ -1,7 +1,7 @@
-"""Networks by name, their weights to and from files, what stands around them, and how they run fast.
+"""Networks by name, their weights in files, wrappers around them, and settings that make them run fast.
 
 networks   the architectures of the registry
-weights    a network's weights to and from a file
+weights    saving and loading the weights of a network
 wrappers   normalisation in front of a network
 speed      memory formats, compilation, CUDA graphs, folding of BatchNorm
 """

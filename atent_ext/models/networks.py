@@ -1,6 +1,6 @@
-"""Networks by name. All take images in [0, 1] as they are, without normalisation, and return logits (N, classes).
+"""Networks by name. All take images in [0, 1] without normalisation and return logits (N, classes).
 
-A factory takes `classes` and `channels`, and raises BadInput where its network is fixed to other counts.
+A factory takes `classes` and `channels`. It raises BadInput if its network supports other counts only.
 """
 
 import inspect
@@ -16,16 +16,17 @@ from atent_ext.core.model_state import evaluating
 
 
 def build(name: str, *, classes: int, channels: int, **arguments: Any) -> nn.Module:
-    """A freshly initialised network of the registry, drawn from torch's global random state, in train mode.
+    """Build a network of the registry in train mode, initialised from torch's global random state.
 
-    Raises BadInput for an unknown name or argument and for counts the network cannot take, MissingExtra where the
-    network is another library's and that is not installed.
+    Raises BadInput for an unknown name or argument and for counts that the network does not support, and MissingExtra
+    if the network belongs to a library that is not installed.
     """
     factory = registry.resolve("model", name)
     known = inspect.signature(factory).parameters
     for argument in arguments:
         if argument not in known:
-            raise registry.nearest(f"argument of model {name!r}:", argument, known)
+            message = str(registry.nearest(f"argument of model {name!r}:", argument, known))
+            raise BadInput(message, code="unknown-name", field=argument)
     validate.steps("classes", classes)
     validate.steps("channels", channels)
     network: nn.Module = factory(classes=classes, channels=channels, **arguments)
@@ -33,12 +34,14 @@ def build(name: str, *, classes: int, channels: int, **arguments: Any) -> nn.Mod
 
 
 def build_for(name: str, images: Tensor, classes: int, **arguments: Any) -> nn.Module:
-    """`build` for the channels of `images` (N, C, H, W), tried on one of them.
+    """`build` for the channels of `images` (N, C, H, W); the network is tried on the first image.
 
-    Raises BadInput, besides what `build` does, where the network cannot take images of that size.
+    Raises BadInput as `build` does, for `classes` or `channels` among the arguments, and if the network cannot take
+    images of that size.
     """
     for argument in {"classes", "channels"} & arguments.keys():
-        raise BadInput(f"{argument} is an argument of model {name!r} that the data set decides; remove it")
+        message = f"{argument} is an argument of model {name!r} that the data set decides; remove it"
+        raise BadInput(message, code="unused", field=argument)
     network = build(name, classes=classes, channels=images.shape[1], **arguments)
     try:
         with evaluating(network), torch.no_grad():
@@ -46,17 +49,19 @@ def build_for(name: str, images: Tensor, classes: int, **arguments: Any) -> nn.M
     except RuntimeError as error:
         size = "x".join(map(str, images.shape[1:]))
         reason = str(error).partition("\n")[0]
-        raise BadInput(f"model {name!r} cannot take images of {size} ({reason}); choose another model") from None
+        message = f"model {name!r} cannot take images of {size} ({reason}); choose another model"
+        raise BadInput(message, code="bad-shape", field="images") from None
     return network
 
 
-def _fixed(network: str, what: str, value: int, only: int) -> None:
-    if value != only:
-        raise BadInput(f"{network} takes {what}={only} only, not {value}; choose another model")
+def _require(network: str, argument: str, value: int, supported: int) -> None:
+    if value != supported:
+        message = f"{network} takes {argument}={supported} only, not {value}; choose another model"
+        raise BadInput(message, code="unsupported", field=argument)
 
 
 class DigitsCNN(nn.Sequential):
-    """For 8×8 images: conv 16 and 32 (3×3, padded), max-pool 2, fc 512-100-classes, ReLU between; 57,110 weights."""
+    """For 8×8 images: conv 16 and 32 (3×3, padded), max-pool 2, fc 512-100-classes, with ReLU; 57,110 weights."""
 
     def __init__(self, classes: int = 10, channels: int = 1) -> None:
         super().__init__(
@@ -71,9 +76,10 @@ class DigitsCNN(nn.Sequential):
 
 
 class LeNet5V1(nn.Sequential):
-    """v1's LeNet5 for 28×28 images (Jagatap et al. 2020, Appendix D): 3 conv, 2 max-pools between them, 1 fc.
+    """v1's LeNet5 for 28×28 images (Jagatap et al. 2020, Appendix D): 3 conv with 2 max-pools between them, 1 fc.
 
-    v1 names no widths; 6, 16 and 120 of 5×5 are LeNet-5's (LeCun et al. 1998): 51,902 weights for 10 classes.
+    v1 gives no widths. 6, 16 and 120 channels and 5×5 kernels are those of LeNet-5 (LeCun et al. 1998): 51,902 weights
+    for 10 classes.
     """
 
     def __init__(self, classes: int = 10, channels: int = 1) -> None:
@@ -91,15 +97,17 @@ class LeNet5V1(nn.Sequential):
 class SmallCNN(nn.Module):
     """TRADES' network for 28×28 images (Zhang et al. 2019; ATENT paper A.1): 4 conv, 3 fc, 312,202 weights.
 
-    Convolutions start Kaiming-normal and the last layer at zero, so that a fresh network returns zero logits for
-    every image. `dropout` is the probability between the first two fully connected layers, `width` the factor on the
-    channels of the convolutions (1 to 16; 2: 711,018 weights).
+    Convolutions are initialised Kaiming-normal and the last layer with zeros, so that a fresh network returns zero
+    logits. dropout: probability in [0, 1) between the first two fully connected layers. width: factor on the channels
+    of the convolutions, 1 to 16; a width of 2 gives 711,018 weights. Raises BadInput for other values.
     """
 
     def __init__(self, classes: int = 10, channels: int = 1, dropout: float = 0.5, width: int = 1) -> None:
         super().__init__()
-        if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
-            raise BadInput(f"dropout is {dropout!r}; it must be a probability in [0, 1)")
+        number = isinstance(dropout, (int, float))
+        if not (number and 0 <= dropout < 1):
+            message = f"dropout is {dropout!r}; it must be a probability in [0, 1)"
+            raise BadInput(message, code="bad-value" if number else "bad-type", field="dropout")
         _check_width(width)
         few, many = 32 * width, 64 * width
         first, second = [*_conv(channels, few), *_conv(few, few)], [*_conv(few, many), *_conv(many, many)]
@@ -120,8 +128,8 @@ class SmallCNN(nn.Module):
 class ResNet20(nn.Module):
     """ResNet-20 for 32×32 images (He et al. 2016, section 4.2): 3 stages of 3 blocks with 16, 32, 64 channels.
 
-    Shortcuts that change shape are 1×1 convolutions (option B): 272,474 weights for 3 channels and 10 classes.
-    `width` is the factor on the channels (1 to 16). The last features are averaged, so that other sizes fit, too.
+    Shortcuts that change the shape are 1×1 convolutions (option B): 272,474 weights for 3 channels and 10 classes.
+    width: factor on the channels, 1 to 16; BadInput otherwise. Global average pooling allows other image sizes.
     """
 
     def __init__(self, classes: int = 10, channels: int = 3, width: int = 1) -> None:
@@ -136,7 +144,7 @@ class ResNet20(nn.Module):
         _kaiming(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, channels, 32, 32) or of another size to logits (N, classes)."""
+        """Images (N, channels, H, W) to logits (N, classes)."""
         features = self.blocks(F.relu(self.stem(x)))
         logits: Tensor = self.classifier(features.mean(dim=(2, 3)))
         return logits
@@ -168,9 +176,11 @@ def _conv_norm(before: int, after: int, size: int, stride: int = 1) -> nn.Sequen
 
 
 def _check_width(width: int) -> None:
-    # A stranger's card of a few bytes must not ask for all memory.
-    if not (isinstance(width, int) and not isinstance(width, bool) and 1 <= width <= 16):
-        raise BadInput(f"width is {width!r}; it must be a whole number from 1 to 16")
+    # The limit keeps a submission of a few bytes from requesting all memory.
+    whole = isinstance(width, int) and not isinstance(width, bool)
+    if not (whole and 1 <= width <= 16):
+        message = f"width is {width!r}; it must be a whole number from 1 to 16"
+        raise BadInput(message, code="bad-value" if whole else "bad-type", field="width")
 
 
 def _kaiming(network: nn.Module) -> None:
@@ -187,7 +197,7 @@ def lenet5_madry(classes: int = 10, channels: int = 1) -> nn.Module:
     from advertorch_examples.models import LeNet5Madry
 
     network: nn.Module = LeNet5Madry(nb_filters=(channels, 32, 64), nb_classes=classes)
-    # What is pooled last is flattened by `view`, which refuses channels-last tensors.
+    # The network flattens the last pooled tensor with `view`, which fails for channels-last tensors.
     network.get_submodule("maxpool2").register_forward_hook(_contiguous)
     return network
 
@@ -197,11 +207,11 @@ def _contiguous(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Ten
 
 
 def lenet5_advertorch(classes: int = 10, channels: int = 1) -> nn.Module:
-    """`LeNet5` of advertorch for 28×28 images, 1 channel, 10 classes: the class of its two shipped checkpoints."""
+    """`LeNet5` of advertorch for 28×28 images, 1 channel, 10 classes: the class of the two checkpoints it ships."""
     from atent_ext.core import compat
 
-    _fixed("lenet5-advertorch", "classes", classes, 10)
-    _fixed("lenet5-advertorch", "channels", channels, 1)
+    _require("lenet5-advertorch", "classes", classes, 10)
+    _require("lenet5-advertorch", "channels", channels, 1)
     compat.advertorch()
     from advertorch.test_utils import LeNet5
 
@@ -210,10 +220,10 @@ def lenet5_advertorch(classes: int = 10, channels: int = 1) -> nn.Module:
 
 
 def resnet18_pyautoattack(classes: int = 10, channels: int = 3) -> nn.Module:
-    """pyautoattack's ResNet-18 for 32×32 images: the class of the checkpoint that it ships."""
+    """pyautoattack's ResNet-18 for 32×32 images: the class of the checkpoint it ships."""
     from pyautoattack.examples.resnet import BasicBlock, ResNet
 
-    _fixed("resnet-18-pyautoattack", "channels", channels, 3)
+    _require("resnet-18-pyautoattack", "channels", channels, 3)
     network: nn.Module = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes)
     return network
 
@@ -222,7 +232,7 @@ def resnet18(classes: int = 10, channels: int = 3) -> nn.Module:
     """RobustBench's ResNet-18 for 32×32 images. Raises MissingExtra without the extra `robustbench`."""
     from atent_ext.core import compat
 
-    _fixed("resnet-18", "channels", channels, 3)
+    _require("resnet-18", "channels", channels, 3)
     compat.robustbench()
     from robustbench.model_zoo.architectures.resnet import BasicBlock, ResNet
 
@@ -234,7 +244,7 @@ def wrn34_10(classes: int = 10, channels: int = 3) -> nn.Module:
     """RobustBench's WideResNet-34-10 for 32×32 images. Raises MissingExtra without the extra `robustbench`."""
     from atent_ext.core import compat
 
-    _fixed("wrn-34-10", "channels", channels, 3)
+    _require("wrn-34-10", "channels", channels, 3)
     compat.robustbench()
     from robustbench.model_zoo.architectures.wide_resnet import WideResNet
 
@@ -243,9 +253,9 @@ def wrn34_10(classes: int = 10, channels: int = 3) -> nn.Module:
 
 
 def vgg11(classes: int = 10, channels: int = 3) -> nn.Module:
-    """torchvision's VGG-11 as it is: made for 224×224 images, its adaptive pooling takes 32×32 and more."""
+    """torchvision's unchanged VGG-11: made for 224×224 images; its adaptive pooling allows 32×32 and larger."""
     from torchvision.models import vgg11 as network_class
 
-    _fixed("vgg-11", "channels", channels, 3)
+    _require("vgg-11", "channels", channels, 3)
     network: nn.Module = network_class(weights=None, num_classes=classes)
     return network

@@ -1,4 +1,4 @@
-"""A network's weights to and from a file."""
+"""Save and load the weights of a network."""
 
 from pathlib import Path
 
@@ -11,15 +11,15 @@ from atent_ext.storage import files
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the model's state dict as safetensors."""
+    """Write the model's state dict as a safetensors file."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     files.write(path, safetensors.torch.save(state))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill `model` with the weights of a .safetensors, or of a .pt/.pth that holds a plain state dict.
+    """Load weights into `model` from a .safetensors file, or from a .pt or .pth file that holds a plain state dict.
 
-    Raises BadInput for a file that is not there, holds more than tensors, or does not fit the model.
+    Raises BadInput if the file is missing, holds more than tensors, or does not fit the model.
     """
     state = _read_weights(path)
     expected = model.state_dict()
@@ -27,19 +27,22 @@ def load_weights(model: nn.Module, path: Path) -> None:
     wrong += [name for name in state if name in expected and state[name].shape != expected[name].shape]
     if wrong:
         listed = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
-        raise BadInput(f"{path} does not fit {type(model).__name__}: missing, unknown or of another shape: {listed}")
+        message = f"{path} does not fit {type(model).__name__}: missing, unknown or of another shape: {listed}"
+        raise BadInput(message, code="bad-shape", field="path")
     model.load_state_dict(state)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise BadInput(f"there is no weights file {path}")
+        raise BadInput(f"there is no weights file {path}", code="missing", field="path")
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
         except SafetensorError as error:
-            raise BadInput(f"{path} is not a whole safetensors file: {error}") from None
+            message = f"{path} is not a whole safetensors file: {error}"
+            raise BadInput(message, code="unreadable", field="path") from None
     state = files.mapping(path, "a plain state dict, as torch.save(model.state_dict(), ...) writes it, is needed")
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
-        raise BadInput(f"{path} holds more than a plain state dict (name -> tensor)")
+        message = f"{path} holds more than a plain state dict (name -> tensor)"
+        raise BadInput(message, code="unreadable", field="path")
     return state

@@ -1,4 +1,4 @@
-"""What stands around a network and is part of what is attacked."""
+"""Layers around a network that are part of the attacked model."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class Normalised(nn.Module):
     """`network` on (x - mean) / std, for images x (N, C, H, W) in [0, 1]; mean and std are buffers (1, C, 1, 1).
 
-    They are not part of the state dict, whose names are those of `network` with "network." before them.
+    The state dict does not contain them; its names are those of `network` with the prefix "network.".
     """
 
     mean: Tensor

@@ -1,4 +1,4 @@
-"""Training methods, one a file: immutable values called with `(model, x, y)` that yield the terms to back-propagate."""
+"""Training methods, one per file: immutable objects, called with `(model, x, y)`, that yield scalar loss terms."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What the adversarial objectives share: their common fields, and the one adversary of those that need one."""
+"""The common parts of the adversarial objectives: their fields, the checks of a batch, and the inner maximisation."""
 
 import math
 from collections.abc import Iterator
@@ -22,20 +22,20 @@ from atent_ext.core.types import Loss, Model
 InnerMode = Literal["train", "eval"]
 
 
-def inside(mode: InnerMode, model: Model) -> AbstractContextManager[None]:
-    """The mode of the inner loop: "eval" switches the model for the block, "train" leaves it in the caller's mode."""
+def model_mode(mode: InnerMode, model: Model) -> AbstractContextManager[None]:
+    """The model's mode for the block: "eval" switches it to eval mode, "train" leaves it in the caller's mode."""
     return evaluating(model) if mode == "eval" else nullcontext()
 
 
-def checked(x: Tensor, y: Tensor, box: tuple[float, float] = (-math.inf, math.inf)) -> Tensor:
-    """The labels as 64-bit integers.
+def check_batch(x: Tensor, y: Tensor, box: tuple[float, float] = (-math.inf, math.inf)) -> Tensor:
+    """Check images `x` (N, ...) and labels `y` (N,), and return the labels as int64.
 
-    Raises BadInput for an empty batch, for images outside the box and for labels that are not one class number each.
+    Raises BadInput if the batch is empty, an image leaves the box, or the labels are not one class number per image.
     """
     validate.images(x, *box)
     validate.labels(y, len(x))
     if len(x) == 0:
-        raise BadInput("the batch is empty; a loss needs at least one image")
+        raise BadInput("the batch is empty; a loss needs at least one image", code="bad-shape", field="images")
     return y.long()
 
 
@@ -43,12 +43,13 @@ def checked(x: Tensor, y: Tensor, box: tuple[float, float] = (-math.inf, math.in
 class Adversarial:
     """The common fields.
 
-    norm: "Linf" or "L2". eps: radius of the threat model, in units of x. steps: K >= 1. step_size: of the inner loop.
-    box: lowest and highest value of an input. inner_mode: "eval" runs the inner loop in eval mode and puts the model
-    back; "train" runs it in the mode that the caller set. Raises BadInput for values that make no sense.
+    norm: "Linf" or "L2". eps: radius of the threat model, >= 0, in units of x. steps: steps of the inner maximisation,
+    >= 1. step_size: of each of them, >= 0, in units of x. box: (lowest, highest) value of an input. inner_mode: "eval"
+    runs the inner maximisation in eval mode and restores the model's mode; "train" runs it in the caller's mode.
+    Raises BadInput for other values.
     """
 
-    # Recipes build objectives through pydantic; a field that does not exist must not pass in silence.
+    # Recipes build objectives through pydantic, which by default ignores unknown fields.
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     norm: NormName = "Linf"
@@ -60,7 +61,7 @@ class Adversarial:
 
     def __post_init__(self) -> None:
         validate.choice("inner_mode", self.inner_mode, ("train", "eval"))
-        self.kernel  # noqa: B018 -- building it checks the common fields
+        self.kernel  # noqa: B018 -- building the kernel checks the common fields
 
     @property
     def terms(self) -> int:
@@ -69,38 +70,38 @@ class Adversarial:
 
     @property
     def kernel(self) -> Langevin:
-        """The inner loop as a value of the one kernel: PGD from near the clean point (TRADES, MART) by default."""
-        chosen = norm_called(self.norm)
+        """The inner maximisation as a `Langevin` kernel; by default PGD from a start near the clean image."""
+        norm = norm_called(self.norm)
         return Langevin(
-            norm=chosen,
+            norm=norm,
             eps=self.eps,
             steps=self.steps,
             step_size=self.step_size,
-            direction=chosen.direction,
+            direction=norm.direction,
             start="near",
             box=self.box,
         )
 
     def scaled(self, factor: float) -> Self:
-        """The same method with eps and step size multiplied by `factor`, for an eps that grows during training."""
+        """The same method with eps and step size multiplied by `factor` >= 0, for an eps that grows during training."""
         validate.number("factor", factor)
         return replace(self, eps=self.eps * factor, step_size=self.step_size * factor)
 
     def check(self, x: Tensor, y: Tensor) -> Tensor:
-        """`checked` for images in the box."""
-        return checked(x, y, self.box)
+        """`check_batch` with the objective's box: the labels as int64, or BadInput."""
+        return check_batch(x, y, self.box)
 
     def adversary(
         self, model: Model, x: Tensor, target: Tensor, loss: Loss, generator: torch.Generator | None
     ) -> Tensor:
-        """The last iterate of the inner loop on `loss(model(x'), target)`, (N, ...), in the inner mode."""
-        with inside(self.inner_mode, model):
+        """The last iterate of the inner maximisation of `loss(model(x'), target)`, (N, ...), in the inner mode."""
+        with model_mode(self.inner_mode, model):
             return last_iterate(self.kernel, model, x, target, loss, generator)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Regularized(Adversarial):
-    """An objective that weighs a clean-against-adversarial term with `beta` >= 0 (TRADES, MART)."""
+    """An objective with a regularizer between clean and adversarial outputs of weight `beta` >= 0 (TRADES, MART)."""
 
     beta: float
 

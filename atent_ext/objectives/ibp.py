@@ -1,4 +1,4 @@
-"""IBP: training on interval bounds (Gowal et al. 2018, "On the effectiveness of interval bound propagation")."""
+"""IBP: interval bound propagation (Gowal et al. 2018, "On the effectiveness of interval bound propagation")."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, cast
@@ -13,17 +13,17 @@ from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.types import Model
-from atent_ext.objectives.base import Terms, checked
+from atent_ext.objectives.base import Terms, check_batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class IBP:
-    """kappa mean_i CE(f(x_i), y_i) + (1 - kappa) mean_i CE(z_i, y_i), z_i the worst logits in the ℓ∞ ball of eps.
+    """kappa mean_i CE(f(x_i), y_i) + (1 - kappa) mean_i CE(z_i, y_i) with the worst-case logits z_i in the ℓ∞ ball.
 
-    z_i is `bounds.worst_margins`: upper bounds of logit_k - logit_y, the last layer elided; the cross-entropy does not
-    see the shift. f(x_i) is computed in the caller's mode, z_i always in eval mode (no dropout, running statistics).
-    eps: in units of x. kappa: in [0, 1], constant. box: lowest and highest value of an input.
-    Raises BadInput for values that make no sense and for networks that `bounds.sequence` refuses.
+    z_i is `intervals.worst_margins`: upper bounds of logit_k - logit_y with the last layer elided; the cross-entropy is
+    invariant to the shift. f(x_i) is computed in the caller's mode, z_i always in eval mode (no dropout, running
+    statistics). eps: radius of the ball, >= 0, in units of x. kappa: in [0, 1], constant. box: (lowest, highest) value
+    of an input. Raises BadInput for other values and for networks that `intervals.sequence` refuses.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -35,11 +35,11 @@ class IBP:
 
     def __post_init__(self) -> None:
         if self.norm != "Linf":
-            raise BadInput(f"norm is {self.norm!r}; interval bounds are for 'Linf'")
+            raise BadInput(f"norm is {self.norm!r}; interval bounds are for 'Linf'", code="bad-value", field="norm")
         validate.number("eps", self.eps)
         validate.number("kappa", self.kappa)
         if not 0 <= self.kappa <= 1:
-            raise BadInput(f"kappa is {self.kappa}; it must lie in [0, 1]")
+            raise BadInput(f"kappa is {self.kappa}; it must lie in [0, 1]", code="bad-value", field="kappa")
         validate.box(self.box)
 
     @property
@@ -48,7 +48,7 @@ class IBP:
         return 1
 
     def scaled(self, factor: float) -> Self:
-        """The same method with eps multiplied by `factor`, for an eps that grows during training."""
+        """The same method with eps multiplied by `factor` >= 0, for an eps that grows during training."""
         validate.number("factor", factor)
         return replace(self, eps=self.eps * factor)
 
@@ -61,8 +61,8 @@ class IBP:
         *,
         generator: torch.Generator | None = None,
     ) -> Terms:
-        """Yield the one term."""
-        y = checked(x, y, self.box)
-        clean = cross_entropy(model(x), y).mean()  # first: in train mode it moves batch norm's running statistics
+        """Yield the loss. Raises BadInput as `check_batch` does, and for a network without interval bounds."""
+        y = check_batch(x, y, self.box)
+        clean = cross_entropy(model(x), y).mean()  # first: it updates BatchNorm's running statistics in train mode
         worst = worst_margins(cast(nn.Module, model), x, y, self.eps, self.box)
         yield self.kappa * clean + (1 - self.kappa) * cross_entropy(worst, y).mean()

@@ -14,8 +14,8 @@ from atent_ext.objectives.base import Regularized, Terms
 class MART(Regularized):
     """mean_i BCE(f(x'_i), y_i) + beta * mean_i KL(f(x_i) ‖ f(x'_i)) (1 - p_y(x_i)).
 
-    x' comes from PGD on the cross-entropy. Its authors give ℓ∞ only; the ℓ2 form, the same with unit
-    steps in the ℓ2 ball, is ours.
+    x' maximises the cross-entropy by PGD. The authors define it for ℓ∞ only; for ℓ2, PGD in the ℓ2 ball is used
+    instead. beta >= 0. The other fields: see `Adversarial`.
     """
 
     beta: float = 5.0
@@ -29,7 +29,7 @@ class MART(Regularized):
         *,
         generator: torch.Generator | None = None,
     ) -> Terms:
-        """Yield the one term."""
+        """Yield the loss. Raises BadInput as `check_batch` does."""
         y = self.check(x, y)
         x_adv = self.adversary(model, x, y, cross_entropy, generator)
         clean, adversarial = model(x), model(x_adv)

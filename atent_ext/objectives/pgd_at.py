@@ -1,4 +1,4 @@
-"""PGD adversarial training (Madry et al. 2018, Eq. 2.1; v2 Algorithm 4). FGSM adversarial training is a value of it."""
+"""PGD adversarial training (Madry et al. 2018, Eq. 2.1; v2 Algorithm 4), of which FGSM training is a special case."""
 
 from dataclasses import dataclass, replace
 
@@ -14,10 +14,10 @@ from atent_ext.objectives.base import Adversarial, Terms
 
 @dataclass(frozen=True, kw_only=True)
 class PGDAT(Adversarial):
-    """mean_i CE(f(x'_i), y_i) with x' from PGD on the cross-entropy.
+    """mean_i CE(f(x'_i), y_i), where x' maximises the cross-entropy by PGD.
 
-    start: as in `Langevin`; None is the norm's random start. One step of size eps from the "clean" start is FGSM
-    (Goodfellow et al. 2015).
+    start: as in `Langevin`; None takes the norm's random start. One step of size eps from start "clean" is FGSM
+    (Goodfellow et al. 2015). The other fields: see `Adversarial`.
     """
 
     start: Start | None = None
@@ -36,7 +36,7 @@ class PGDAT(Adversarial):
         *,
         generator: torch.Generator | None = None,
     ) -> Terms:
-        """Yield the mean cross-entropy of the adversaries."""
+        """Yield the mean cross-entropy of the adversarial images. Raises BadInput as `check_batch` does."""
         y = self.check(x, y)
         x_adv = self.adversary(model, x, y, cross_entropy, generator)
         yield cross_entropy(model(x_adv), y).mean()

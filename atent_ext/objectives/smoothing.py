@@ -1,6 +1,7 @@
-"""Training for randomized smoothing: Gaussian noise, SmoothAdv and smoothed TRADES. sigma is the noise's deviation.
+"""Training for randomized smoothing: Gaussian noise, SmoothAdv and smoothed TRADES.
 
-Noise is not clamped to the box: the certificate of Cohen et al. 2019 is about all of space.
+sigma: standard deviation of the noise, >= 0, in units of x. The noise is not clamped to the box: the certificate of
+Cohen et al. 2019 holds for noise on the whole space.
 """
 
 import math
@@ -16,7 +17,7 @@ from atent_ext.core.losses import cross_entropy, kl_divergence
 from atent_ext.core.model_state import frozen
 from atent_ext.core.norms import NormName, gaussian
 from atent_ext.core.types import Model
-from atent_ext.objectives.base import Adversarial, Terms, checked, inside
+from atent_ext.objectives.base import Adversarial, Terms, check_batch, model_mode
 from atent_ext.objectives.standard import Standard
 
 
@@ -38,14 +39,14 @@ class GaussianNoise(Standard):
         *,
         generator: torch.Generator | None = None,
     ) -> Terms:
-        """Yield the one term."""
-        y = checked(x, y)
+        """Yield the loss. Raises BadInput as `check_batch` does."""
+        y = check_batch(x, y)
         yield cross_entropy(model(x + self.sigma * gaussian(x, generator)), y).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothTRADES(GaussianNoise):
-    """mean_i CE(f(x_i), y_i) + beta mean_i KL(f(x_i) ‖ f(x_i + sigma N)): TRADES with noise for its adversary."""
+    """mean_i CE(f(x_i), y_i) + beta mean_i KL(f(x_i) ‖ f(x_i + sigma N)): TRADES with noise, not PGD; beta >= 0."""
 
     beta: float = 6.0
 
@@ -62,8 +63,8 @@ class SmoothTRADES(GaussianNoise):
         *,
         generator: torch.Generator | None = None,
     ) -> Terms:
-        """Yield the one term."""
-        y = checked(x, y)
+        """Yield the loss. Raises BadInput as `check_batch` does."""
+        y = check_batch(x, y)
         clean = model(x)
         noisy = model(x + self.sigma * gaussian(x, generator))
         divergence = kl_divergence(noisy, F.softmax(clean, -1))
@@ -72,10 +73,10 @@ class SmoothTRADES(GaussianNoise):
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothAdv(Adversarial):
-    """mean over `draws` noises n_j of CE(f(x' + n_j), y) (Salman et al. 2019, Algorithm 1).
+    """mean_j CE(f(x' + n_j), y) over `draws` >= 1 noises n_j = sigma N (Salman et al. 2019, Algorithm 1).
 
-    x' is PGD's from the clean image on the cross-entropy of the mean softmax over the same noises, -log mean_j
-    softmax(f(x' + n_j))_y.
+    x' maximises the cross-entropy of the mean softmax over the same noises, -log mean_j softmax(f(x' + n_j))_y, by PGD
+    from the clean image. The other fields: see `Adversarial`.
     """
 
     sigma: float
@@ -101,15 +102,15 @@ class SmoothAdv(Adversarial):
         *,
         generator: torch.Generator | None = None,
     ) -> Terms:
-        """Yield the one term."""
+        """Yield the loss. Raises BadInput as `check_batch` does."""
         y = self.check(x, y)
         noises = [self.sigma * gaussian(x, generator) for _ in range(self.draws)]
 
         def averaged(moving: Tensor) -> Tensor:
-            """The log of the mean softmax: its cross-entropy is what the adversary raises."""
+            """The log of the mean softmax over the noises, (N, classes); PGD maximises its cross-entropy."""
             logs = torch.stack([F.log_softmax(model(moving + noise), -1) for noise in noises])
             return logs.logsumexp(0) - math.log(self.draws)
 
-        with inside(self.inner_mode, model), frozen(model):
+        with model_mode(self.inner_mode, model), frozen(model):
             x_adv = last_iterate(self.kernel, averaged, x, y, cross_entropy, generator)
         yield torch.stack([cross_entropy(model(x_adv + noise), y).mean() for noise in noises]).mean()

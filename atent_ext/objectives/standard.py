@@ -1,4 +1,4 @@
-"""Plain training: the cross-entropy of the clean images."""
+"""Standard training: the cross-entropy of the clean images."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,12 +10,12 @@ from typing_extensions import Self
 
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.types import Model
-from atent_ext.objectives.base import Terms, checked
+from atent_ext.objectives.base import Terms, check_batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standard:
-    """mean_i CE(f(x_i), y_i), one term."""
+    """mean_i CE(f(x_i), y_i)."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -25,7 +25,7 @@ class Standard:
         return 1
 
     def scaled(self, factor: float) -> Self:
-        """Itself: there is no eps to scale."""
+        """The same objective: it has no eps."""
         return self
 
     def __call__(
@@ -37,6 +37,6 @@ class Standard:
         *,
         generator: torch.Generator | None = None,
     ) -> Terms:
-        """Yield the mean cross-entropy; raises BadInput for images and labels that make no sense."""
-        y = checked(x, y)
+        """Yield the mean cross-entropy. Raises BadInput as `check_batch` does."""
+        y = check_batch(x, y)
         yield cross_entropy(model(x), y).mean()

@@ -9,23 +9,24 @@ from torch import Tensor
 from atent_ext.attacks.langevin import Langevin
 from atent_ext.core.losses import cross_entropy, kl_divergence
 from atent_ext.core.types import Model
-from atent_ext.objectives.base import Regularized, Terms, inside
+from atent_ext.objectives.base import Regularized, Terms, model_mode
 
 
 @dataclass(frozen=True, kw_only=True)
 class TRADES(Regularized):
-    """mean_i CE(f(x_i), y_i) + beta * mean_i KL(f(x_i) ‖ f(x'_i)) with x' from PGD on that KL.
+    """mean_i CE(f(x_i), y_i) + beta * mean_i KL(f(x_i) ‖ f(x'_i)), where x' maximises that KL by PGD.
 
-    The KL is summed over the classes, and its gradient flows through both of its arguments. The clean softmax of the
-    inner loop is computed once. In ℓ2 the inner loop clamps before it projects, and a zero gradient becomes a random
-    direction, as in the authors' code, whose step size is 2 eps / steps.
+    The KL is summed over the classes, and its gradient flows through both arguments. The inner maximisation computes
+    the clean softmax once. In ℓ2 it clamps to the box before it projects onto the ball, and replaces a zero gradient by
+    a random direction, as the authors' code does, whose step size is 2 eps / steps. beta >= 0. The other fields: see
+    `Adversarial`.
     """
 
     beta: float = 6.0
 
     @property
     def kernel(self) -> Langevin:
-        """PGD from near the clean image."""
+        """PGD from a start near the clean image."""
         usual = super().kernel
         return usual if self.norm == "Linf" else replace(usual, direction="unit-or-random", box_first=True)
 
@@ -38,9 +39,9 @@ class TRADES(Regularized):
         *,
         generator: torch.Generator | None = None,
     ) -> Terms:
-        """Yield the one term."""
+        """Yield the loss. Raises BadInput as `check_batch` does."""
         y = self.check(x, y)
-        with inside(self.inner_mode, model), torch.no_grad():
+        with model_mode(self.inner_mode, model), torch.no_grad():
             probabilities = F.softmax(model(x), -1)
         x_adv = self.adversary(model, x, probabilities, kl_divergence, generator)
         clean = model(x)

@@ -1,9 +1,9 @@
-"""Files on disk, whole or not at all, and whatever a stranger sends, read without running any of it.
+"""Files on disk: atomic writes, locks, delayed signals, and untrusted input that is read without running its code.
 
-files               write under a temporary name, then rename; tensors from files
+files               atomic writes; tensors from files
 locks               one process at a time in a folder
-signals             Ctrl-C and SIGTERM wait until a file is whole
+signals             Ctrl-C and SIGTERM are delayed until a file is written
 state_dicts         layouts of state dicts: nested, prefixed, saved from several processes
-untrusted           a stranger's folder and YAML
-untrusted_weights   a stranger's weights: bounded, tensors only
+untrusted           folders and YAML from others
+untrusted_weights   weights from others: of bounded size, tensors only
 """

@@ -1,4 +1,4 @@
-"""Files on disk: weights as safetensors, training state as tensors only. Nothing here ever runs code from a file."""
+"""Files on disk: weights as safetensors, training states as tensors only. Nothing here runs code from a file."""
 
 import os
 import tempfile
@@ -15,39 +15,41 @@ from atent_ext.storage import signals, untrusted_weights
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write a file whole or not at all: under a temporary name beside it, synced, then renamed.
+    """Write a file atomically: to a temporary file in the same folder, synced to disk, then renamed.
 
-    Its folder is made where there is none. Ctrl-C and SIGTERM wait until it is written. Raises NotWritten, which says
-    how much room it needs, where the system refuses; what was there before is then as it was. Raises BadInput where a
-    folder or a device lies there: a rename would put a file in place of /dev/null.
+    Missing parent folders are created. Ctrl-C and SIGTERM are delayed until the file is written. Raises NotWritten,
+    which names the size, if the system refuses; an existing file is then unchanged. Raises BadInput if `path` is a
+    folder or a device: renaming would replace /dev/null by a file.
     """
     data = content.encode() if isinstance(content, str) else content
     with signals.held_back():
         try:
             replaceable(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            _replaced(path, data)
+            _replace(path, data)
         except OSError as error:
-            said = f"{path} cannot be written ({error.strerror or error}); it needs {len(data):,} bytes"
-            raise NotWritten(f"{said}; what lay there is unchanged") from error
+            message = f"{path} cannot be written ({error.strerror or error}); it needs {len(data):,} bytes"
+            raise NotWritten(f"{message}; an earlier file is unchanged", field="path") from error
 
 
 def replaceable(path: Path) -> None:
-    """Raise BadInput where a folder or a device lies: to be asked before hours of work whose result `write` refuses."""
+    """Raise BadInput if `path` is a folder or a device. Call this before long work whose result `write` will save."""
     if path.exists() and not path.is_file():
-        raise BadInput(f"{path} is a {'folder' if path.is_dir() else 'device'}; name a file to write")
+        message = f"{path} is a {'folder' if path.is_dir() else 'device'}; name a file to write"
+        raise BadInput(message, code="exists", field="path")
 
 
 def folder(path: Path) -> Path:
-    """Make a folder where there is none. Raises NotWritten where the system refuses."""
+    """Create a folder and its parents, if missing, and return it. Raises NotWritten if the system refuses."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise NotWritten(f"{path} cannot be made ({error.strerror or error}); name another --out") from error
+        message = f"{path} cannot be created ({error.strerror or error}); name another --out"
+        raise NotWritten(message, field="path") from error
     return path
 
 
-def _replaced(path: Path, data: bytes) -> None:
+def _replace(path: Path, data: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -62,40 +64,47 @@ def _replaced(path: Path, data: bytes) -> None:
 
 
 def mapping(path: Path, remedy: str, content: bytes | None = None) -> dict[Any, Any]:
-    """The mapping that torch.save wrote to `path` (whose bytes may be given), without running code from it."""
+    """The mapping that torch.save wrote to `path`, read without running code from it.
+
+    `content`: the bytes of the file, if they were read already. `remedy`: the end of the error message. Raises BadInput
+    if the file cannot be read as tensors, numbers, texts and containers of them, or holds no mapping.
+    """
     try:
-        found = torch.load(path if content is None else BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # what is not a torch file fails in many ways: KeyError, IndexError, struct.error, ...
+        state = torch.load(path if content is None else BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch fails in many ways on other files: KeyError, IndexError, struct.error, ...
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise BadInput(f"{path} cannot be read as tensors ({reason.partition('. ')[0][:200]}); {remedy}") from None
-    if not isinstance(found, Mapping):
-        raise BadInput(f"{path} holds a {type(found).__name__}; {remedy}")
-    return dict(found)
+        message = f"{path} cannot be read as tensors ({reason.partition('. ')[0][:200]}); {remedy}"
+        raise BadInput(message, code="unreadable", field="path") from None
+    if not isinstance(state, Mapping):
+        raise BadInput(f"{path} holds a {type(state).__name__}; {remedy}", code="unreadable", field="path")
+    return dict(state)
 
 
 def tensors(path: Path) -> dict[Any, Any]:
-    """The mapping that torch.save wrote to `path`: tensors, numbers, texts and containers of them.
+    """The mapping of a checkpoint that torch.save wrote: tensors, numbers, texts and containers of them.
 
-    Raises BadInput for a file that is not there or holds anything else, a function say; no code of it is run.
+    Raises BadInput if the file is missing or holds anything else, for example a function. No code of it is run.
     """
     if not path.is_file():
-        raise BadInput(f"there is no checkpoint {path}")
+        raise BadInput(f"there is no checkpoint {path}", code="missing", field="path")
     return mapping(path, "a checkpoint of tensors, numbers and texts only is needed")
 
 
 def parse_weights(content: bytes, path: Path) -> dict[Any, Any]:
-    """What the bytes of a stranger's .safetensors, .pt or .pth file hold; `path` names the file in errors.
+    """Parse the bytes of an untrusted .safetensors, .pt or .pth file; `path` names the file in errors.
 
-    Raises BadInput for what is no whole file of that kind, claims more than it has, or names anything but tensors.
+    Raises BadInput if the bytes are not a complete file of that kind, claim a larger size than they have, or name
+    anything but tensors.
     """
     untrusted_weights.check(content, path)
     if path.suffix != ".safetensors":
         return mapping(path, "a plain state dict of tensors is needed", content)
     try:
         return dict(safetensors.torch.load(content))
-    except Exception as error:  # SafetensorError, and for a dtype that torch lacks whatever comes
+    except Exception as error:  # SafetensorError, and other errors for a dtype that torch does not have
         reason = " ".join(f"{error}".split())[:200]
-        raise BadInput(f"{path} is not a whole safetensors file ({reason}); download it again") from None
+        message = f"{path} is not a whole safetensors file ({reason}); download it again"
+        raise BadInput(message, code="unreadable", field="path") from None
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> None:
@@ -106,5 +115,5 @@ def save_state(state: Mapping[str, Any], path: Path) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote; raises BadInput for anything else."""
+    """Read a training state that `save_state` wrote. Raises BadInput for any other file."""
     return mapping(path, "a training state is needed; --overwrite starts the run anew")

@@ -1,4 +1,4 @@
-"""One process at a time in a folder or file, so that no two overwrite each other's work."""
+"""Locks: one process at a time in a folder or file, so that no two overwrite each other's results."""
 
 import os
 import socket
@@ -14,11 +14,11 @@ from atent_ext.core.errors import BadInput, NotWritten
 
 @contextmanager
 def held(target: Path, remedy: str) -> Iterator[None]:
-    """Be the only process that works on `target`, a folder that exists or a file that may not, for the block.
+    """Hold the lock of `target` for the block: an existing folder, or a file that may not exist yet.
 
-    The system frees what a process held when that ends, however it ends; a hidden empty file stays. `remedy` ends the
-    error. Raises BadInput, which names the process that was first, if there is one, and NotWritten where the system
-    lets nothing be written.
+    The system releases the lock when the process ends, also after a kill; a hidden empty file stays. `remedy` is the
+    end of the error message. Raises BadInput if another process holds the lock, and names that process if it is known.
+    Raises NotWritten if the system refuses to write the lock file.
     """
     hidden = target / ".lock" if target.is_dir() else target.with_name(f".{target.name}.lock")
     owner = hidden.with_name(f"{hidden.name}-owner")
@@ -26,13 +26,14 @@ def held(target: Path, remedy: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise BadInput(f"{target} is in use by {_told(owner)}; {remedy}") from None
+        message = f"{target} is in use by {_owner_name(owner)}; {remedy}"
+        raise BadInput(message, code="in-use", field="target") from None
     except OSError as error:
-        said = f"{hidden} cannot be written ({error.strerror or error})"
-        raise NotWritten(f"{said}; make room there, or name another --out") from error
+        message = f"{hidden} cannot be written ({error.strerror or error}); make room there, or name another --out"
+        raise NotWritten(message, field="target") from error
     try:
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        with suppress(OSError):  # on a full disk: whoever finds the lock held does without the name
+        with suppress(OSError):  # on a full disk the lock is held without the name of its owner
             owner.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8")
         yield
     finally:
@@ -41,8 +42,8 @@ def held(target: Path, remedy: str) -> Iterator[None]:
         lock.release()
 
 
-def _told(owner: Path) -> str:
+def _owner_name(owner: Path) -> str:
     try:
         return owner.read_text(encoding="utf-8") or "another process"
-    except OSError:  # it has just begun, or just ended
+    except OSError:  # the other process has just started, or has just ended
         return "another process"

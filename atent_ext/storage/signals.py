@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) and SIGTERM wait until what is being written is whole."""
+"""Delay SIGINT (Ctrl-C) and SIGTERM while a file is written."""
 
 import signal
 import threading
@@ -10,17 +10,20 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Deliver the signals that come within the block at its end. Outside the main thread, where none come, nothing."""
+    """Deliver SIGINT and SIGTERM that arrive within the block at its end, each once.
+
+    Does nothing outside the main thread, which is the only one that receives signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda got, _: came.append(got)) for number in _SIGNALS}
+    received: list[int] = []
+    handlers = {number: signal.signal(number, lambda n, _: received.append(n)) for number in _SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             # None is a handler that was not set by Python and cannot be set again by it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for one in dict.fromkeys(came):
-            signal.raise_signal(one)
+        for arrived in dict.fromkeys(received):
+            signal.raise_signal(arrived)

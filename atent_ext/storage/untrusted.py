@@ -1,4 +1,4 @@
-"""A stranger's folder and YAML, looked at before they are read: plain files and values, bounded in size and depth."""
+"""Untrusted folders and YAML: only plain files and plain values, of bounded size and depth, are read."""
 
 import os
 import stat
@@ -7,66 +7,74 @@ from typing import Any
 
 import yaml
 
-from atent_ext.core.errors import BadInput
+from atent_ext.core.errors import BadInput, Code
 
 _NESTED = 20
-"""Levels of a YAML file: a card has four, a recipe four."""
+"""Largest number of levels of a YAML file; cards and recipes have four."""
 
 
 # ---- files
 
 
 def files(folder: Path, *, most: int = 100, depth: int = 2) -> list[Path]:
-    """All files of a folder and of the folders in it, sorted.
+    """List all files of a folder and its subfolders, sorted.
 
-    Raises BadInput for a folder that is not there, for a symbolic link or a device in it, and for more than `most`
-    entries or `depth` levels.
+    Raises BadInput if the folder does not exist, contains a symbolic link or a device, has more than `most` entries,
+    or has more than `depth` levels.
     """
     if not folder.is_dir():
-        raise BadInput(f"there is no folder {folder}")
-    found: list[Path] = []
-    open_folders, left = [(folder, 1)], most
-    while open_folders:
-        here, level = open_folders.pop()
+        raise BadInput(f"there is no folder {folder}", code="missing", field="folder")
+    paths: list[Path] = []
+    pending, left = [(folder, 1)], most
+    while pending:
+        current, level = pending.pop()
         if level > depth:
-            raise BadInput(f"{str(here)!r} lies deeper than {depth} levels in {folder}; keep it flat")
-        with os.scandir(here) as entries:
+            message = f"{str(current)!r} lies deeper than {depth} levels in {folder}; keep it flat"
+            raise BadInput(message, code="too-large", field="folder")
+        with os.scandir(current) as entries:
             for entry in entries:
                 left -= 1
                 if left < 0:
-                    raise BadInput(f"{folder} has more than {most} files; leave in it what the submission needs")
-                if _kind(entry, folder) == "folder":
-                    open_folders.append((Path(entry.path), level + 1))
+                    message = f"{folder} has more than {most} files; leave in it what the submission needs"
+                    raise BadInput(message, code="too-large", field="folder")
+                if _is_folder(entry, folder):
+                    pending.append((Path(entry.path), level + 1))
                 else:
-                    found.append(Path(entry.path))
-    return sorted(found)
+                    paths.append(Path(entry.path))
+    return sorted(paths)
 
 
-def _kind(entry: os.DirEntry[str], folder: Path) -> str:
+def _is_folder(entry: os.DirEntry[str], folder: Path) -> bool:
+    """Whether an entry is a folder. Raises BadInput for what is neither a folder nor a plain file."""
     if not entry.name.isprintable():
-        raise BadInput(f"{entry.name!a} in {folder} has a name that cannot be printed; rename it")
+        message = f"{entry.name!a} in {folder} has a name that cannot be printed; rename it"
+        raise BadInput(message, code="unsafe", field="folder")
     if entry.is_symlink():
-        raise BadInput(f"{entry.name!r} in {folder} is a symbolic link; put the file itself there")
-    if entry.is_dir(follow_symlinks=False):
-        return "folder"
-    if not entry.is_file(follow_symlinks=False):
-        raise BadInput(f"{entry.name!r} in {folder} is neither a file nor a folder; remove it")
-    return "file"
+        message = f"{entry.name!r} in {folder} is a symbolic link; put the file itself there"
+        raise BadInput(message, code="unsafe", field="folder")
+    is_folder = entry.is_dir(follow_symlinks=False)
+    if not is_folder and not entry.is_file(follow_symlinks=False):
+        message = f"{entry.name!r} in {folder} is neither a file nor a folder; remove it"
+        raise BadInput(message, code="unsafe", field="folder")
+    return is_folder
 
 
 def read(path: Path, most: int) -> bytes:
-    """The bytes of a plain file, all of them from one opening, so that what was checked is what is used.
+    """Read a plain file of at most `most` bytes; it is opened once, so that the checked bytes are those returned.
 
-    Raises BadInput for a file that is not there, a symbolic link, a device, and more than `most` bytes.
+    Raises BadInput if the file is missing, a symbolic link or a device, is too large, or changes in the meantime.
     """
-    # O_NONBLOCK: a named pipe must not keep us waiting. Windows has neither flag.
+    # O_NONBLOCK: opening a named pipe must not block. Windows has neither flag.
     flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
     try:
         handle = os.open(path, flags)
     except OSError as error:
         if path.is_symlink():
-            raise BadInput(f"{path} is a symbolic link; put the file itself there") from None
-        raise BadInput(f"{path} cannot be read: {error.strerror}; put the file there") from None
+            message = f"{path} is a symbolic link; put the file itself there"
+            raise BadInput(message, code="unsafe", field="path") from None
+        code: Code = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+        message = f"{path} cannot be read: {error.strerror}; put the file there"
+        raise BadInput(message, code=code, field="path") from None
     try:
         size = _size(handle, path, most)
         with os.fdopen(handle, "rb", closefd=False) as file:
@@ -74,51 +82,55 @@ def read(path: Path, most: int) -> bytes:
     finally:
         os.close(handle)
     if len(content) != size:
-        raise BadInput(f"{path} changed while it was read; try again")
+        raise BadInput(f"{path} changed while it was read; try again", code="unreadable", field="path")
     return content
 
 
 def _size(handle: int, path: Path, most: int) -> int:
-    found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode):
-        raise BadInput(f"{path} is not a plain file; put the file itself there")
-    if found.st_size > most:
-        raise BadInput(f"{path} has {found.st_size:,} bytes; at most {most:,} are read")
-    return found.st_size
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        raise BadInput(f"{path} is not a plain file; put the file itself there", code="unsafe", field="path")
+    if status.st_size > most:
+        message = f"{path} has {status.st_size:,} bytes; at most {most:,} are read"
+        raise BadInput(message, code="too-large", field="path")
+    return status.st_size
 
 
 # ---- YAML
 
 
 def plain_yaml(content: bytes, source: Path) -> Any:
-    """What a YAML file holds: mappings, lists, texts, numbers.
+    """Parse the bytes of a YAML file into mappings, lists, texts and numbers; `source` names the file in errors.
 
-    Raises BadInput for tags (which would name objects), for aliases (ten lines of them make a billion entries), for
-    more than 20 levels, and for what is not YAML.
+    Raises BadInput for tags (they name objects to build), for aliases (ten lines of them can expand to a billion
+    entries), for more than 20 levels, and for bytes that are not YAML.
     """
     depth = 0
     try:
         text = content.decode("utf-8")
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # one by one: the first bad one ends it
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # one at a time: a forbidden event ends the parsing
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             _check_event(event, depth, source)
         return yaml.safe_load(text)
     except BadInput:
         raise
-    except (ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no UTF-8, a date that does not exist
-        raise BadInput(f"{source} is not YAML: {line(error)}") from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or an impossible date
+        raise BadInput(f"{source} is not YAML: {line(error)}", code="unreadable", field="source") from None
 
 
 def _check_event(event: Any, depth: int, source: Path) -> None:
     if depth > _NESTED:
-        raise BadInput(f"{source} is nested deeper than {_NESTED} levels; write it flat")
+        message = f"{source} is nested deeper than {_NESTED} levels; write it flat"
+        raise BadInput(message, code="too-large", field="source")
     if isinstance(event, yaml.AliasEvent):
-        raise BadInput(f"{source} has the YAML alias {str(event.anchor)[:50]!r}; write the value out")
+        message = f"{source} has the YAML alias {str(event.anchor)[:50]!r}; write the value out"
+        raise BadInput(message, code="unsafe", field="source")
     tag = getattr(event, "tag", None)
     if tag is not None:
-        raise BadInput(f"{source} has the YAML tag {tag[:100]!r}; only plain values are read, remove the tag")
+        message = f"{source} has the YAML tag {tag[:100]!r}; only plain values are read, remove the tag"
+        raise BadInput(message, code="unsafe", field="source")
 
 
 def line(error: Exception) -> str:
-    """An exception on one line, of 300 characters at most."""
+    """An exception as one line of at most 300 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

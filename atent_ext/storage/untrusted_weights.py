@@ -1,7 +1,8 @@
-"""A stranger's weights file, looked at before safetensors or torch parse it: the bytes are what they claim to be.
+"""Check the bytes of an untrusted weights file before safetensors or torch parse them.
 
-torch's `weights_only` keeps code out. What is refused here besides would still take memory, time or the process: sizes
-that a file claims and does not have, members that unpack to more than the file, keys whose hash does not end.
+torch's `weights_only` already refuses code. The checks here also refuse files that would exhaust memory, run forever or
+crash the process: claimed sizes that exceed the file, zip members that unpack to more than the file, and dictionary
+keys whose hash takes exponential time.
 """
 
 import pickle
@@ -14,14 +15,15 @@ from typing import Any
 
 import torch
 
-from atent_ext.core.errors import BadInput
+from atent_ext.core.errors import BadInput, Code
 from atent_ext.storage.untrusted import line
 
 _HEADER = 100_000_000
-"""Bytes of a safetensors header at most, as in safetensors itself."""
+"""Largest safetensors header in bytes, the limit of safetensors itself."""
 _PICKLE = 4 * 2**20
-"""Bytes of the pickle in a torch file, which names the tensors and holds none: 2,000 tensors take half a megabyte."""
+"""Largest pickle of a torch file in bytes. It holds the tensors' names, no data: 2,000 tensors take half a megabyte."""
 _MEMBERS = 100_000
+"""Largest number of members of a torch zip."""
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _SAVE = "a plain state dict is needed: torch.save(model.state_dict(), ...), or better a .safetensors file"
 _AGAIN = "download it again, from the link of the file itself"
@@ -43,118 +45,117 @@ _NOT_WEIGHTS: tuple[tuple[bytes, str], ...] = (
 
 
 def check(content: bytes, path: Path) -> None:
-    """Check the bytes of a .safetensors, .pt or .pth file; afterwards it may be parsed.
+    """Check the bytes of a .safetensors, .pt or .pth file before it is parsed; `path` names the file in errors.
 
-    Raises BadInput for what is no such file (and says what it is), for one that is cut off or claims more than it has,
-    and for a pickle that names anything but tensors.
+    Raises BadInput for a file of another kind (the message says which), for a file that is cut off or claims a larger
+    size than it has, and for a pickle that names anything but tensors.
     """
     if path.suffix == ".safetensors" and content[8:9] == b"{":
         return _check_header(content, path)
     _check_kind(content, path)
     if path.suffix == ".safetensors":
-        raise BadInput(f"{path} is not a safetensors file; {_SAVE}")
+        raise _error(path, f"is not a safetensors file; {_SAVE}")
     if content.startswith(b"PK\x03\x04"):
         _check_zip(content, path)
     else:
         _check_legacy(content, path)
 
 
+def _error(path: Path, what: str, code: Code = "unreadable") -> BadInput:
+    return BadInput(f"{path} {what}", code=code, field="path")
+
+
 def _check_kind(content: bytes, path: Path) -> None:
     if not content:
-        raise BadInput(f"{path} is empty: download it again")
+        raise _error(path, "is empty: download it again")
     head = content[:200].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for start, what in _NOT_WEIGHTS:
         if head.startswith(start):
-            raise BadInput(f"{path} is {what}")
+            raise _error(path, f"is {what}")
     if content[257:262] == b"ustar":
-        raise BadInput(f"{path} is a tar archive, as the first versions of torch wrote; {_SAVE}")
+        raise _error(path, f"is a tar archive, as the first versions of torch wrote; {_SAVE}")
     if path.suffix == ".safetensors" and content.startswith((b"PK\x03\x04", b"\x80\x02")):
-        raise BadInput(f"{path} is a file of torch.save by its first bytes; name it .pt")
+        raise _error(path, "is a file of torch.save by its first bytes; name it .pt")
 
 
 def _check_header(content: bytes, path: Path) -> None:
     """A safetensors file starts with the length of its header, 8 bytes, then the header in JSON."""
     length = int.from_bytes(content[:8], "little")
     if length > min(_HEADER, len(content) - 8):
-        raise BadInput(
-            f"{path} claims a header of {length:,} bytes, and the file has {len(content):,}: "
-            "it is cut off or forged; download it again"
-        )
+        size = f"{length:,} bytes, and the file has {len(content):,}"
+        raise _error(path, f"claims a header of {size}: it is cut off or forged; download it again")
 
 
 def _check_zip(content: bytes, path: Path) -> None:
-    """A torch zip holds data.pkl, which names the tensors, and one member data/KEY for the numbers of each."""
+    """A torch zip holds data.pkl, which names the tensors, and a member data/KEY with the numbers of each tensor."""
     if content.count(b"PK\x01\x02") > _MEMBERS:
-        raise BadInput(f"{path} is a zip of more than {_MEMBERS:,} members; {_SAVE}")
+        raise _error(path, f"is a zip of more than {_MEMBERS:,} members; {_SAVE}", "too-large")
     try:
         with zipfile.ZipFile(BytesIO(content)) as archive:
             members = archive.infolist()
             _check_members(members, len(content), path)
             root = members[0].filename.partition("/")[0] if members else ""  # as torch's reader finds it
-            named = next((one for one in members if one.filename == f"{root}/data.pkl"), None)
-            if named is None:
-                raise BadInput(f"{path} is a zip archive that torch.save did not write; {_SAVE}")
-            if named.file_size > _PICKLE:
-                raise BadInput(f"{path} holds a pickle of {named.file_size:,} bytes, which no tensors need; {_SAVE}")
-            claimed = _storages(BytesIO(archive.read(named)), path)
+            entry = next((member for member in members if member.filename == f"{root}/data.pkl"), None)
+            if entry is None:
+                raise _error(path, f"is a zip archive that torch.save did not write; {_SAVE}")
+            if entry.file_size > _PICKLE:
+                what = f"holds a pickle of {entry.file_size:,} bytes, which no tensors need"
+                raise _error(path, f"{what}; {_SAVE}", "too-large")
+            claimed = _storages(BytesIO(archive.read(entry)), path)
     except BadInput:
         raise
     except Exception as error:  # a broken archive fails in many ways: BadZipFile, EOFError, struct.error
-        raise BadInput(f"{path} is a broken zip archive, perhaps cut off ({line(error)}); download it again") from None
-    _check_claims(claimed, {one.filename: one.file_size for one in members}, f"{root}/data/", path)
+        raise _error(path, f"is a broken zip archive, perhaps cut off ({line(error)}); download it again") from None
+    _check_claims(claimed, {member.filename: member.file_size for member in members}, f"{root}/data/", path)
 
 
 def _check_members(members: list[zipfile.ZipInfo], size: int, path: Path) -> None:
-    if any(one.filename.endswith("/constants.pkl") or "/code/" in one.filename for one in members):
-        raise BadInput(f"{path} is a TorchScript program, which holds code; {_SAVE}")
-    names = [one.filename.lower() for one in members]  # torch's reader takes A for a
+    if any(member.filename.endswith("/constants.pkl") or "/code/" in member.filename for member in members):
+        raise _error(path, f"is a TorchScript program, which holds code; {_SAVE}", "unsafe")
+    names = [member.filename.lower() for member in members]  # torch's reader ignores case
     if len(set(names)) < len(names):
-        raise BadInput(f"{path} is a zip with two members of one name; {_SAVE}")
-    for one in members:
-        if one.compress_type != zipfile.ZIP_STORED or one.file_size != one.compress_size:
-            raise BadInput(
-                f"{path} is a zip with a compressed member, {one.filename[:100]!r} of {one.file_size:,} bytes; "
-                f"torch.save compresses nothing; {_SAVE}"
-            )
-    if sum(one.file_size for one in members) > size:
-        raise BadInput(f"{path} is a zip whose members are larger than the file; {_SAVE}")
+        raise _error(path, f"is a zip with two members of one name; {_SAVE}")
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+            what = f"is a zip with a compressed member, {member.filename[:100]!r} of {member.file_size:,} bytes"
+            raise _error(path, f"{what}; torch.save compresses nothing; {_SAVE}")
+    if sum(member.file_size for member in members) > size:
+        raise _error(path, f"is a zip whose members are larger than the file; {_SAVE}")
 
 
 def _check_claims(claimed: Mapping[str, int], sizes: Mapping[str, int], folder: str, path: Path) -> None:
-    # torch trusts the number of elements that the pickle gives, and would read beyond the member.
+    # torch trusts the number of elements in the pickle and would read beyond the end of the member.
     for key, size in claimed.items():
         if sizes.get(folder + key) != size:
-            raise BadInput(
-                f"{path}: tensor data {key[:50]!r} claims {size:,} bytes and has {sizes.get(folder + key, 0):,}: "
-                "the file is broken or forged; download it again"
-            )
+            claim = f"tensor data {key[:50]!r} claims {size:,} bytes and has {sizes.get(folder + key, 0):,}"
+            message = f"{path}: {claim}: the file is broken or forged; download it again"
+            raise BadInput(message, code="unreadable", field="path")
 
 
 def _check_legacy(content: bytes, path: Path) -> None:
     """What torch.save wrote before 1.6: pickles of magic, protocol, system, object and keys, then the numbers."""
     if not content.startswith(b"\x80"):
-        raise BadInput(f"{path} is no file that torch.save wrote; {_SAVE}")
+        raise _error(path, f"is no file that torch.save wrote; {_SAVE}")
     stream = BytesIO(content[:_PICKLE])
-    if _Dry(stream, path).run() != _TORCH_MAGIC:
-        raise BadInput(f"{path} is a pickle that torch.save did not write; {_SAVE}")
+    if _PickleScanner(stream, path).run() != _TORCH_MAGIC:
+        raise _error(path, f"is a pickle that torch.save did not write; {_SAVE}")
     _storages(stream, path)
     _storages(stream, path)
     claimed = sum(_storages(stream, path).values())
     _storages(stream, path)
     if claimed > len(content) - stream.tell():
-        raise BadInput(
-            f"{path} claims {claimed:,} bytes of tensors, and the file has {len(content):,}: "
-            "it is cut off or forged; download it again"
-        )
+        size = f"{claimed:,} bytes of tensors, and the file has {len(content):,}"
+        raise _error(path, f"claims {size}: it is cut off or forged; download it again")
 
 
 # ---- pickles
 
 
 def _storages(stream: BytesIO, path: Path) -> dict[str, int]:
-    dry = _Dry(stream, path)
-    dry.run()
-    return dry.storages
+    """Scan the next pickle of a stream: the storages that it asks for, and their sizes in bytes."""
+    scanner = _PickleScanner(stream, path)
+    scanner.run()
+    return scanner.storages
 
 
 _SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1}
@@ -165,35 +166,35 @@ _CALLED |= {f"torch._utils._rebuild_{what}" for what in ("tensor", "tensor_v2", 
 
 
 @dataclass(frozen=True)
-class _Named:
-    """A class or function that a pickle names. Calling it makes an empty mapping, whatever it is."""
+class _Global:
+    """A class or function that a pickle names. Calling it returns an empty mapping instead."""
 
     name: str
 
     def __call__(self, *arguments: object) -> dict[Any, Any]:
-        if self.name.startswith("collections.") and not all(isinstance(one, dict) for one in arguments):
-            raise ValueError(f"{self.name} of other things than a mapping")  # it would take a hash of each
+        if self.name.startswith("collections.") and not all(isinstance(value, dict) for value in arguments):
+            raise ValueError(f"{self.name} of other things than a mapping")  # it would hash each of them
         return {}
 
 
 class _Tuple(tuple[Any, ...]):
-    """Cannot be a key: the hash of a tuple of tuples of tuples may never end."""
+    """Not hashable, so that it cannot be a key: the hash of nested tuples can take exponential time."""
 
     __slots__ = ()
     __hash__ = None  # type: ignore[assignment]
 
 
 def _as_tuple(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    def run(dry: Any) -> None:
-        load(dry)
-        dry.stack[-1] = _Tuple(dry.stack[-1])
+    def run(scanner: Any) -> None:
+        load(scanner)
+        scanner.stack[-1] = _Tuple(scanner.stack[-1])
 
     return run
 
 
-def _check_state(dry: Any) -> None:
-    """A state dict has one attribute; any other could stand in the place of a method of the mapping."""
-    state = dry.stack.pop()
+def _check_state(scanner: Any) -> None:
+    """Allow a state dict its one attribute, `_metadata`; any other could replace a method of the mapping."""
+    state = scanner.stack.pop()
     if not isinstance(state, dict) or state.keys() - {"_metadata"}:
         raise ValueError("an object with attributes")
 
@@ -209,14 +210,14 @@ def _loaders(names: str) -> dict[int, Callable[[Any], None]]:
     return {code: pickle._Unpickler.dispatch[code] for code in codes}
 
 
-class _Dry(pickle._Unpickler):
-    """Goes through a pickle and builds nothing of it but lists and mappings.
+class _PickleScanner(pickle._Unpickler):
+    """Reads a pickle and builds only lists and mappings from it.
 
-    Refuses names that are not of tensors, before torch's own reader, which lets a bytearray of any size be made; and
-    notes the bytes of each storage that the pickle asks for.
+    Refuses names that do not belong to tensors; torch's own reader would still allow a bytearray of any size.
+    `storages`: key -> size in bytes of each storage that the pickle asks for.
     """
 
-    dispatch = {  # noqa: RUF012 (the base class has it so)
+    dispatch = {  # noqa: RUF012 (as in the base class)
         **_loaders(f"{_PLAIN} {_BUILT} {_MEMO}"),
         **{code: _as_tuple(load) for code, load in _loaders(_TUPLES).items()},
         pickle.BUILD[0]: _check_state,
@@ -232,17 +233,17 @@ class _Dry(pickle._Unpickler):
             return self.load()
         except BadInput:
             raise
-        except Exception as error:  # bytes that are no pickle fail in every way
-            raise BadInput(
-                f"{self.path} is broken, cut off, or holds more than tensors ({line(error)}); {_SAVE}"
-            ) from None
+        except Exception as error:  # bytes that are no pickle fail in many ways
+            what = f"is broken, cut off, or holds more than tensors ({line(error)})"
+            raise _error(self.path, f"{what}; {_SAVE}") from None
 
-    def find_class(self, module: str, name: str) -> _Named:
+    def find_class(self, module: str, name: str) -> _Global:
         full = f"{module}.{name}"
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not (dtype or full in _CALLED or full in _STORAGES):
-            raise BadInput(f"{self.path} holds more than tensors: it names {full[:100]!r}, which was not run; {_SAVE}")
-        return _Named(full)
+            what = f"holds more than tensors: it names {full[:100]!r}, which was not run"
+            raise _error(self.path, f"{what}; {_SAVE}", "unsafe")
+        return _Global(full)
 
     def persistent_load(self, pid: Any) -> dict[Any, Any]:
         word, kind, key, _, count, *_ = pid

@@ -1,4 +1,4 @@
-"""What a user can point at to be scored, one source a file; `load` takes what was typed."""
+"""Sources of subjects to score, one per file. `load` takes the reference that a user typed."""
 
 import lazy_loader
 

@@ -1,5 +1,10 @@
-"""What a user typed, as a subject."""
+"""Resolve a reference that a user typed to a subject.
 
+zoo:NAME or NAME         a model of the zoo         robustbench:NAME        a model of RobustBench's zoo
+PATH                     a run folder or a weights file; ./NAME where the zoo has a model of that name, too
+"""
+
+import os
 from pathlib import Path
 
 from atent_ext.core.errors import BadInput
@@ -11,11 +16,11 @@ from atent_ext.subjects.run_folder import from_run
 from atent_ext.subjects.weights_file import from_weights
 from atent_ext.subjects.zoo import from_card
 
-_ZOO = "robustbench:"
+_ZOO, _ROBUSTBENCH = "zoo:", "robustbench:"
 
 
 def load(
-    path: Path,
+    reference: Path | str,
     model: str | None = None,
     dataset: str | None = None,
     norm: str | None = None,
@@ -25,38 +30,72 @@ def load(
     model_dir: Path | None = None,
     held_out: bool = False,
 ) -> Subject:
-    """A run folder, a name of our zoo, or a weights file with its network and data set; norm and eps override theirs.
+    """The subject of a run folder, of a name of the zoo, or of a weights file with its model and data set.
 
-    held_out: as in `from_run`, which alone has such images. `robustbench:NAME` is a model of RobustBench's zoo; its
-    checkpoint lies in `model_dir` (None: "models"), and without `eps` it is scored at the radius of RobustBench's
-    leaderboard. Raises BadInput where something is missing or does not fit.
+    reference: what the user typed. With a path separator ("./NAME") it is always a path; note that a `Path` drops the
+    "./". "zoo:NAME" is always a model of the zoo. `robustbench:NAME` is a model of RobustBench; its checkpoint is in
+    `model_dir` (None: "models"), and without `eps` it is scored at the radius of RobustBench's leaderboard.
+    model, dataset: needed for a weights file. norm, eps: override the threat model. held_out: as in `from_run`; only
+    for run folders. Raises BadInput for an argument that is missing or does not apply, and for a name that is both a
+    model of the zoo and an existing path.
     """
-    if held_out and (str(path).startswith(_ZOO) or (not path.exists() and str(path) in zoo.names())):
+    name, path = _zoo_name(str(reference)), Path(reference)
+    robustbench = str(reference).startswith(_ROBUSTBENCH)
+    if held_out and (robustbench or name is not None):
         raise BadInput(
-            f"{path} is a model of a zoo, and only a run says which images it held out; leave out --held-out"
+            f"{reference} is a model of a zoo, and only a run says which images it held out; leave out --held-out",
+            code="unused",
+            field="held_out",
         )
-    if str(path).startswith(_ZOO):
+    if robustbench:
         if model or dataset is None:
-            raise BadInput(f"{path} is a model of RobustBench's zoo; it needs --dataset, and no --model")
-        return from_zoo(
-            str(path).removeprefix(_ZOO), dataset, norm or "Linf", eps, root, download, model_dir or Path("models")
-        )
+            message = f"{reference} is a model of RobustBench's zoo; it needs --dataset, and no --model"
+            raise BadInput(message, code="unused" if model else "missing", field="model" if model else "dataset")
+        theirs = str(reference).removeprefix(_ROBUSTBENCH)
+        return from_zoo(theirs, dataset, norm or "Linf", eps, root, download, model_dir or Path("models"))
     if model_dir is not None:
-        raise BadInput(f"--model-dir is {model_dir}, but {path} is no {_ZOO}NAME; drop it")
-    if not path.exists() and str(path) in zoo.names():
+        message = f"--model-dir is {model_dir}, but {reference} is no {_ROBUSTBENCH}NAME; drop it"
+        raise BadInput(message, code="unused", field="model_dir")
+    if name is not None:
         if model or dataset:
-            raise BadInput(
-                f"{path} is a model of the zoo, whose card names model and data set; drop --model and --dataset"
+            message = (
+                f"{reference} is a model of the zoo, whose card names model and data set; drop --model and --dataset"
             )
-        return from_card(str(path), norm, eps, root, download)
+            raise BadInput(message, code="unused", field="model" if model else "dataset")
+        return from_card(name, norm, eps, root, download)
     if not path.exists():
-        raise zoo.unknown(f"{path} does not exist; give a run folder or a weights file", str(path))
+        raise zoo.unknown(f"{reference} does not exist; give a run folder or a weights file", str(reference))
     if held_out and not path.is_dir():
-        raise BadInput(f"{path} is no run folder, whose recipe says which images were held out; leave out --held-out")
+        message = f"{reference} is no run folder, whose recipe says which images were held out; leave out --held-out"
+        raise BadInput(message, code="unused", field="held_out")
     if path.is_dir():
         if model or dataset:
-            raise BadInput(f"{path} is a run folder, whose recipe names model and data set; drop --model and --dataset")
+            message = f"{reference} is a run folder, whose recipe names model and data set; drop --model and --dataset"
+            raise BadInput(message, code="unused", field="model" if model else "dataset")
         return under(from_run(path, root, download, held_out), norm, eps)
     if model is None or dataset is None or eps is None:
-        raise BadInput(f"{path} is no run folder; a weights file needs --model, --dataset and --eps")
+        message = f"{reference} is no run folder; a weights file needs --model, --dataset and --eps"
+        missing = next(name for name, value in (("model", model), ("dataset", dataset), ("eps", eps)) if value is None)
+        raise BadInput(message, code="missing", field=missing)
     return from_weights(path, model, dataset, threat_model(norm or "Linf", eps), root, download)
+
+
+def _zoo_name(reference: str) -> str | None:
+    """The name of a zoo model that a reference means; None for a path. Raises BadInput if it could be both."""
+    if reference.startswith(_ZOO):
+        return reference.removeprefix(_ZOO)
+    if _is_path(reference) or reference not in zoo.names():
+        return None
+    if Path(reference).exists():
+        kind = "folder" if Path(reference).is_dir() else "file"
+        raise BadInput(
+            f"{reference} is a {kind} here and a model of the zoo; say {os.curdir}{os.sep}{reference} for the {kind}, "
+            f"or {_ZOO}{reference} for the model",
+            code="conflict",
+            field="subject",
+        )
+    return reference
+
+
+def _is_path(reference: str) -> bool:
+    return any(separator in reference for separator in (os.sep, os.altsep) if separator)

@@ -15,10 +15,11 @@ from atent_ext.subjects.base import threat_model
 def from_zoo(
     name: str, dataset: str, norm: str, eps: float | None, root: Path | None, download: bool, model_dir: Path
 ) -> Subject:
-    """A model of RobustBench's zoo from the files in `model_dir`, on our test split of `dataset`.
+    """A model of RobustBench's zoo from the files in `model_dir`, on the test split of `dataset`.
 
-    Raises BadInput for an unknown name, a file that is missing or holds more than tensors, and for `eps` None where
-    we know no usual radius; MissingExtra where robustbench is not installed.
+    eps: the radius; None: that of RobustBench's leaderboard. Raises BadInput for an unknown name, a file that is
+    missing or holds more than tensors, and for `eps` None if the leaderboard has no radius for the data set and norm;
+    MissingExtra if robustbench is not installed.
     """
     from atent_ext.integrations.robustbench import zoo
 
@@ -27,7 +28,8 @@ def from_zoo(
     files = zoo.zoo_files(name, dataset=dataset, threat_model=norm, model_dir=model_dir)
     eps = zoo.LEADERBOARD_EPS.get((dataset, norm)) if eps is None else eps
     if eps is None:
-        raise BadInput(f"there is no usual radius for {dataset} and {norm}; give --eps")
+        message = f"there is no usual radius for {dataset} and {norm}; give --eps"
+        raise BadInput(message, code="missing", field="eps")
     threat = threat_model(norm, eps)
     network = zoo.load_zoo(name, dataset=dataset, threat_model=norm, model_dir=model_dir)
     images = datasets.load(dataset, root, download)

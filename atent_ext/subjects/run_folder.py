@@ -11,14 +11,14 @@ from atent_ext.training.run_folder import RunFolder
 def from_run(path: Path, root: Path | None = None, download: bool = False, held_out: bool = False) -> Subject:
     """The selected weights of a run folder, on the test split of its data set. Raises BadInput if it holds no run.
 
-    held_out: on the training images that the run did not train on instead, which runs are to be chosen by.
+    held_out: use the training images that the run held out of training instead; select among runs by those.
     """
     folder = RunFolder(path)
     recipe = folder.recipe()
     images = datasets.load(recipe.dataset, root, download)
-    judged = datasets.hold_out(images.train, recipe.validation.count, recipe.seed)[1] if held_out else images.test
+    split = datasets.hold_out(images.train, recipe.validation.count, recipe.seed)[1] if held_out else images.test
     about = base.about(recipe.name, recipe.model.name, [folder.weights], images)
-    about |= {"recipe": recipe.model_dump(mode="json")}
+    about = about.model_copy(update={"recipe": recipe.model_dump(mode="json")})
     return Subject(
-        folder.load_model(images), judged, recipe.threat, about, datasets.HELD_OUT if held_out else datasets.TEST
+        folder.load_model(images), split, recipe.threat, about, datasets.HELD_OUT if held_out else datasets.TEST
     )

@@ -13,7 +13,7 @@ from atent_ext.subjects import base
 def from_weights(
     path: Path, model: str, dataset: str, threat: Threat, root: Path | None = None, download: bool = False
 ) -> Subject:
-    """A weights file for a network of the registry. Raises BadInput for a file that is none or does not fit."""
+    """A weights file for a registered model. Raises BadInput for a file that holds no weights or does not fit."""
     images = datasets.load(dataset, root, download)
     with seeded(0):  # the fresh weights are replaced, and the caller's random state stays as it is
         network = networks.build_for(model, images.test.images, len(images.classes))

@@ -19,43 +19,45 @@ _SUFFIX = ".safetensors"
 
 
 def load(name: str) -> nn.Module:
-    """The network of the card `name` with its weights, on the CPU, in eval mode: images in [0, 1] to logits.
+    """The model of the card `name` with its weights, on the CPU, in eval mode. It maps images in [0, 1] to logits.
 
-    Raises BadInput for a name that is not in `names()`, and for weights that are not the file that the card was
-    measured on (SHA-256); MissingExtra where the network is another library's and that is not installed.
+    Raises BadInput for a name that is not in `names()`, and for a weights file whose SHA-256 is not that of the card;
+    MissingExtra if the architecture needs another library that is not installed.
     """
-    (card, *_), path = find(name)  # the others are of the same weights, under other threat models
+    (card, *_), path = find(name)  # further cards are of the same weights under other threat models
     content = path.read_bytes()
     digest, stated = hashlib.sha256(content).hexdigest(), card.weights.get("sha256")
     if digest != stated:
-        raise BadInput(f"{path} has SHA-256 {digest}, and the card of {name} is of {stated}; reinstall atent-ext")
+        message = f"{path} has SHA-256 {digest}, and the card of {name} is of {stated}; reinstall atent-ext"
+        raise BadInput(message, code="other-content", field="weights.sha256")
     return folder.filled(card.submission, content, path, [])
 
 
 def names() -> list[str]:
-    """The models that `load` knows."""
+    """The names of the models that `load` takes."""
     return [path.stem for path in sorted(_weights())]
 
 
 def find(name: str) -> tuple[list[Card], Path]:
-    """The cards of a model, one a threat model, and the file of its weights.
+    """The cards of a model, one per threat model, and the path of its weights.
 
     Raises BadInput for a name that is not in `names()`, and for weights without a card.
     """
     path = next((path for path in _weights() if path.stem == name), None)
     if path is None:
         raise unknown(f"there is no model {name!r} in the zoo", name)
-    found = sorted(_cards(name))
-    if not found:
-        raise BadInput(f"{path} has no card in {registry.folder('card')}; reinstall atent-ext")
-    return [cards.read_card(one) for one in found], path
+    paths = sorted(_cards(name))
+    if not paths:
+        message = f"{path} has no card in {registry.folder('card')}; reinstall atent-ext"
+        raise BadInput(message, code="missing", field="card")
+    return [cards.read_card(card) for card in paths], path
 
 
-def unknown(said: str, name: str) -> BadInput:
-    """The error for a name that is no model of the zoo: what was said, and what there is instead."""
+def unknown(message: str, name: str) -> BadInput:
+    """The error for a name that is not a model of the zoo: `message`, and the names that are."""
     if isinstance(name, str) and name.isprintable() and any(_cards(name)):
-        said += f"; the registry has a card of {name}, but not its weights"
-    return BadInput(f"{said}; the zoo has: {', '.join(names()) or 'no models'}")
+        message += f"; the registry has a card of {name}, but not its weights"
+    return BadInput(f"{message}; the zoo has: {', '.join(names()) or 'no models'}", code="unknown-name", field="name")
 
 
 def _weights() -> Iterator[Path]:
@@ -69,16 +71,17 @@ def _cards(name: str) -> Iterator[Path]:
 def from_card(
     name: str, norm: str | None = None, eps: float | None = None, root: Path | None = None, download: bool = False
 ) -> Subject:
-    """A model of our zoo (`atent_ext.load`), on the test split of its card's data set, under its card's threat model.
+    """A model of the zoo (`atent_ext.load`), on the test split of its card's data set, under its card's threat model.
 
-    norm, eps: another threat model. Raises what `load` raises, and BadInput for data that is not there and where
-    the model has cards under several threat models and none is asked for.
+    norm, eps: another threat model. Raises what `load` raises, and BadInput for a missing data set and for a model with
+    cards under several threat models if norm or eps is None.
     """
-    found, weights = find(name)
-    submission = found[0].submission
-    if len(found) > 1 and (norm is None or eps is None):
-        threats = ", ".join(f"{one.submission.threat.norm} {one.submission.threat.eps:g}" for one in found)
-        raise BadInput(f"{name} has cards under {threats}; give --norm and --eps")
+    known, weights = find(name)
+    submission = known[0].submission
+    if len(known) > 1 and (norm is None or eps is None):
+        threats = ", ".join(f"{card.submission.threat.norm} {card.submission.threat.eps:g}" for card in known)
+        message = f"{name} has cards under {threats}; give --norm and --eps"
+        raise BadInput(message, code="missing", field="norm" if norm is None else "eps")
     images = datasets.load(submission.dataset, root, download)
     about = base.about(name, submission.architecture.name, [weights], images)
     return under(Subject(load(name), images.test, submission.threat, about), norm, eps)

@@ -1,11 +1,11 @@
-"""Checkpoints that strangers send: cards, weights, checks, signs of gradient masking, verdicts on claims.
+"""Submitted checkpoints: cards, weights, checks, signs of gradient masking, verdicts on claims.
 
-cards          what is claimed of a checkpoint, and what was measured of it
-folder         a submission, opened so that nothing in it is run; and written
-sanity         whether a network answers as a classifier of single images
-probing        small experiments on a network that the checks share
+cards          the claims about a checkpoint, and its measurements
+folder         reads a submission without running code in it; writes one
+sanity         checks that a network is a classifier of single images
+probing        outputs and gradients of a network, used by the checks
 masking        signs of gradient masking
-verification   from an opened submission to its card
+verification   from a submission that was read to its card
 """
 
 import lazy_loader

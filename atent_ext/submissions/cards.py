@@ -1,4 +1,4 @@
-"""Cards: what somebody claims of a checkpoint (`card.yaml`), and what was measured of it (registry/cards/**/*.json)."""
+"""Cards: what a submitter claims about a checkpoint (`card.yaml`), and what was measured (registry/cards/**/*.json)."""
 
 import json
 import math
@@ -12,21 +12,22 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Network, Section, Threat
+from atent_ext.evaluation.report import Report
 from atent_ext.storage import files, untrusted
 
 Kind = TypeVar("Kind", bound=Section)
 _LARGEST = 100_000
-"""Bytes of a card.yaml: a list of authors is long, a card is not."""
+"""Bytes of a card.yaml, at most."""
 _LARGEST_CARD = 50_000_000
-"""Bytes of a card of the registry, whose report has a flag per image and attack."""
-_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Characters that turn the direction of what follows, so that a text reads as another one."""
+"""Bytes of a card of the registry, at most; its report has a flag per image and attack."""
+_BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Bidirectional control characters, which can make a text look like another one."""
 
 
 def _readable(text: str) -> str:
-    """A card is printed to terminals and pages: no escape sequences, nothing that only looks like the text."""
+    """`text`, if it can be printed to terminals and pages: no escape sequences and no bidirectional controls."""
     for character in text:
-        if (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t") or character in _TURNS:
+        if (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t") or character in _BIDI:
             raise ValueError(f"the control character {character!r} is in it; remove it")
     return text
 
@@ -40,11 +41,11 @@ _MOST = 1_000_000
 _WIDEST = 1000.0
 """No ℓ2 distance between images of a million pixels in [0, 1] is larger."""
 _DEEPEST = 20
-"""Lists and mappings in each other, in a card."""
+"""Levels of nested lists and mappings in a card, at most."""
 
 
 def _plain(value: Any) -> bool:
-    """Whether a value may be an argument of a network: a number that does not ask for all memory, or a word."""
+    """Whether a value may be an argument of a network: None, a printable text, or a number that needs little memory."""
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, str):
@@ -66,10 +67,10 @@ class Normalisation(Section):
 
 
 class Claim(Section):
-    """One figure that is claimed, in percent, of clean images or under attack; attack and source are words.
+    """A claimed accuracy in percent, on clean images or under attack. attack, source: free text.
 
-    A robust figure is a claim about every attack within eps, whatever attack it was measured by: it is judged by the
-    worst case of all that were run.
+    A robust accuracy is a claim about every attack within eps, whatever attack measured it: it is compared with the
+    worst case over all attacks that were run.
     """
 
     what: Literal["clean", "robust"]
@@ -79,13 +80,12 @@ class Claim(Section):
 
 
 class Submission(Section):
-    """What a `card.yaml` says of a checkpoint.
+    """The fields of a `card.yaml`.
 
     architecture: a network of the registry with its arguments, which are plain values. dataset: a data set of the
-    registry, never a path. threat: norm and eps in units of images in [0, 1], 8/255 as well. extra_data: whether other
-    data than the training split was used. random: whether the network is declared to answer at random, so that
-    AutoAttack's "rand" version scores it. training: how it was trained, in words. A link starts with http:// or
-    https://.
+    registry, never a path. threat: norm and eps for images in [0, 1]; eps may be a fraction such as 8/255. extra_data:
+    whether training used other data than the training split. random: whether the outputs are declared random, so that
+    AutoAttack's "rand" version scores the network. training: how it was trained, as text. link: http:// or https://.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
@@ -126,7 +126,7 @@ class Submission(Section):
     @field_validator("threat", mode="before")
     @classmethod
     def _takes_fractions(cls, threat: Any) -> Any:
-        """8/255, as the field writes it; YAML reads it as a text."""
+        """Convert a text such as "8/255", which is how YAML reads a fraction."""
         eps = threat.get("eps") if isinstance(threat, dict) else None
         parts = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*/\s*(\d{1,9})\s*", eps) if isinstance(eps, str) else None
         return threat | {"eps": float(parts[1]) / float(parts[2])} if parts and float(parts[2]) else threat
@@ -150,7 +150,7 @@ class Submission(Section):
 
 
 class Check(Section):
-    """One check of a network before it is scored. passed: None where it does not apply. said: what was found."""
+    """A check of a network before it is scored. passed: None if it does not apply. said: the result as text."""
 
     name: str
     passed: bool | None
@@ -158,7 +158,7 @@ class Check(Section):
 
 
 class Sign(Section):
-    """One sign of gradient masking. found: whether it is there, None if nobody looked; evidence: the figures."""
+    """A sign of gradient masking. found: None if it was not tested. evidence: the figures, as text."""
 
     name: str
     found: bool | None
@@ -166,7 +166,7 @@ class Sign(Section):
 
 
 class Verdict(Section):
-    """A claim against the measurement. points: claimed minus measured; interval: 95 % Wilson; all in percent."""
+    """A claim compared with the measurement. points: claimed minus measured; interval: 95 % Wilson; all in percent."""
 
     claim: Claim
     measured: Percent
@@ -177,11 +177,11 @@ class Verdict(Section):
 
 
 class Card(Section):
-    """What was measured of a submission: a file registry/cards/<dataset>/<norm>-<eps>/<name>.json.
+    """The measurements of a submission: a file registry/cards/<dataset>/<norm>-<eps>/<name>.json.
 
-    weights: file name, sha256, bytes, parameters. report: as `atent eval` writes it, with all attacks and flags.
-    curve: n, eps, and accuracy in [0, 1] at each eps, by the attack's name. command: that wrote the card. commit: of
-    atent_ext, "" if unknown. date: ISO. seconds: of processes, together.
+    weights: file name, sha256, bytes, parameters. report: as `atent eval` writes it, with all attacks and flags; None
+    if the network cannot be scored. curve: n, eps, and accuracy in [0, 1] at each eps, by the attack's name. command:
+    the command that wrote the card. commit: of atent_ext, "" if unknown. date: ISO 8601. seconds: sum over processes.
     """
 
     submission: Submission
@@ -189,12 +189,17 @@ class Card(Section):
     checks: tuple[Check, ...]
     signs: tuple[Sign, ...]
     verdicts: tuple[Verdict, ...]
-    report: dict[str, Any]
+    report: Report | None
     curve: Annotated[dict[str, Any], Field(default_factory=dict)]
     command: str
     commit: str
     date: str
     seconds: float
+
+    @field_validator("report", mode="before")
+    @classmethod
+    def _none_of_an_older_version(cls, report: Any) -> Any:
+        return None if report == {} else report
 
     @field_validator("weights")
     @classmethod
@@ -212,7 +217,7 @@ class Card(Section):
 
 
 def read_submission(path: Path) -> Submission:
-    """A card.yaml, checked whole. Raises BadInput for a file that is none; no object of it is ever built."""
+    """Read and validate a card.yaml; YAML tags never build objects. Raises BadInput if it is not a valid card."""
     return _parsed(Submission, untrusted.plain_yaml(untrusted.read(path, _LARGEST), path), path)
 
 
@@ -223,22 +228,36 @@ def write_submission(submission: Submission, path: Path) -> None:
 
 
 def read_card(path: Path) -> Card:
-    """A card of the registry. Raises BadInput for a file that is none."""
+    """Read and validate a card of the registry. Raises BadInput if it is not a valid card."""
     try:
         raw = json.loads(untrusted.read(path, _LARGEST_CARD).decode("utf-8"))
     except BadInput:
         raise
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path} is not a card in JSON: {untrusted.line(error)}") from None
+        message = f"{path} is not a card in JSON: {untrusted.line(error)}"
+        raise BadInput(message, code="unreadable", field="card") from None
     if _deep(raw, _DEEPEST):
-        raise BadInput(f"{path} is no card: its fields lie more than {_DEEPEST} deep in each other")
+        message = f"{path} is no card: its fields lie more than {_DEEPEST} deep in each other"
+        raise BadInput(message, code="unsafe", field="card")
     return _parsed(Card, raw, path)
+
+
+def find_card(path: Path) -> Card | None:
+    """The card at the path where a card will be written; None if nothing is there. Raises BadInput for other files."""
+    if not path.exists():
+        return None
+    try:
+        return read_card(path)
+    except BadInput as error:
+        message = f"there is no room for the card: {error}; name another --out, or give --overwrite to replace it"
+        raise BadInput(message, code="exists", field="out") from None
 
 
 def _deep(value: Any, most: int) -> bool:
     if not isinstance(value, dict | list):
         return False
-    return most == 0 or any(_deep(one, most - 1) for one in (value.values() if isinstance(value, dict) else value))
+    children = value.values() if isinstance(value, dict) else value
+    return most == 0 or any(_deep(child, most - 1) for child in children)
 
 
 def write_card(card: Card, path: Path) -> None:
@@ -248,18 +267,27 @@ def write_card(card: Card, path: Path) -> None:
 
 def _parsed(kind: type[Kind], raw: Any, path: Path) -> Kind:
     if not isinstance(raw, dict):
-        raise BadInput(f"{path} holds no fields; a card is a mapping of names to values")
+        message = f"{path} holds no fields; a card is a mapping of names to values"
+        raise BadInput(message, code="bad-type", field="card")
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        raise BadInput(f"{path} is no card: {explain(error)}") from None
+        raise BadInput(f"{path} is no card: {explain(error)}", code="bad-value", field=first_field(error)) from None
 
 
 def explain(error: ValidationError) -> str:
-    """What is wrong with a card, its first five faults, on one line."""
-    return "; ".join(map(_told, error.errors()[:5]))
+    """The first five errors of a card's fields, on one line."""
+    return "; ".join(map(_field_error, error.errors()[:5]))
 
 
-def _told(error: Any) -> str:
-    place = ".".join(str(part)[:50] for part in error["loc"])
-    return " ".join(f"{place!a}: {error['msg'].removeprefix('Value error, ')}".split())[:400]
+def first_field(error: ValidationError) -> str:
+    """The first field that is wrong, with dots: claims.0.percent."""
+    return _field(error.errors()[0])
+
+
+def _field(error: Any) -> str:
+    return ".".join(str(part)[:50] for part in error["loc"])
+
+
+def _field_error(error: Any) -> str:
+    return " ".join(f"{_field(error)!a}: {error['msg'].removeprefix('Value error, ')}".split())[:400]

@@ -1,12 +1,12 @@
 """Signs of gradient masking (Athalye et al. 2018, arXiv:1802.00420, section 3.1; Carlini et al. 2019): an attack that
-ought to be the weaker one breaks images that the stronger one leaves.
+should be weaker breaks images that a stronger one does not.
 
-Two attacks are compared on the same images by McNemar's exact test, one-sided: of the images that one of them alone
-breaks, does the weaker break more than half? A sign is found at a p-value below `LEVEL`.
+Two attacks are compared on the same images by McNemar's exact test, one-sided: of the images that exactly one of them
+breaks, does the weaker attack break more than half? A sign is found if the p-value is below `LEVEL`.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ from atent_ext.attacks.accuracy import clean_flags, flags_under, predict
 from atent_ext.attacks.external import Attack
 from atent_ext.attacks.langevin import fgsm, pgd, scored_gradient
 from atent_ext.attacks.restarts import Keep, adversaries
+from atent_ext.core import seeds
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy, margin
 from atent_ext.core.model_state import device_of, evaluating, seeded
@@ -27,6 +28,7 @@ from atent_ext.core.norms import norm as norm_called
 from atent_ext.core.schema import Threat
 from atent_ext.core.types import Loss
 from atent_ext.data.datasets import Split
+from atent_ext.evaluation.report import Report
 from atent_ext.models import networks
 from atent_ext.submissions.cards import Sign
 from atent_ext.submissions.probing import vanishing
@@ -36,14 +38,14 @@ Curve: TypeAlias = dict[str, Any]
 LEVEL = 0.01
 STEPS = 40
 IMAGES = 200
-"""Images that signs are looked for on, at most: McNemar's test wants 7 of them to find anything."""
+"""Number of images for the tests, at most. McNemar's test needs 7 discordant images to reach `LEVEL`."""
 CURVE_IMAGES = 50
 _FLAT = 0.05
-"""Share of images without a gradient that a sound network may have."""
+"""Share of images without a gradient that is normal for a sound network."""
 _SQUARE = 0.002
-"""Share of images that Square may break alone: AutoAttack itself warns above it."""
+"""Share of images that only Square breaks: AutoAttack itself warns above this value."""
 _BETTER = 0.05
-"""Margin losses do beat cross-entropy by a few points on sound networks; by more than this share they should not."""
+"""Share of images by which another loss may beat cross-entropy: a few points are normal on sound networks."""
 _SURROGATES = ("digits-cnn", "small-cnn")
 _ANY_SIZE = "resnet-20"
 _TRAINING = 2000
@@ -62,32 +64,32 @@ def signs(
     batch_size: int = 250,
     busy: Callable[[str], None] = lambda text: None,
 ) -> tuple[tuple[Sign, ...], Curve]:
-    """Every sign that was looked for, with its figures, and the accuracy of growing radii.
+    """Test for every sign but `black_box`, and measure the accuracy at growing radii; returns (signs, curve).
 
-    They are looked for on the first `IMAGES` of `split`, the curve on the first `CURVE_IMAGES`. train: images that a
-    surrogate for the transfer attack is trained on. random: whether the network answers at random, so that one lucky
-    draw is no success and only last iterates count. What AutoAttack's Square adds is another sign, `black_box`.
-    curve: `n`, `eps`, and `accuracy`: under PGD and under random noise, one number in [0, 1] per eps.
-    The network is attacked in eval mode and comes back as found. Raises BadInput where its gradients are not finite;
-    a network without a gradient cannot be looked at (`soundness.fatal`).
+    The signs use the first `IMAGES` of `split`, the curve the first `CURVE_IMAGES`. train: training images of the
+    surrogate network of the transfer attack. random: whether the network is random; then only last iterates count,
+    because an earlier iterate may succeed by chance. curve: `n`, `eps`, and `accuracy` under PGD and under random
+    noise, a number in [0, 1] for each eps. The network is attacked in eval mode and its modes are restored.
+    Raises BadInput for gradients that are not finite and for an invalid seed. The network must have a gradient with
+    respect to its input (see `sanity.fatal`).
     """
     target = _Target(network, split.take(min(IMAGES, len(split))), threat, random, seed, batch_size)
-    with seeded(seed):  # for networks that draw
+    with seeded(seed):  # for networks that draw random numbers
         busy(f"signs of gradient masking: PGD-{STEPS}")
         strong = target.broken_by(target.pgd(cross_entropy))
-        looks: tuple[Callable[[], Sign], ...] = (
+        tests: tuple[Callable[[], Sign], ...] = (
             partial(_one_step, target, strong),
             partial(_zero_gradients, target),
             partial(_other_losses, target, strong),
             partial(_transfer, target, strong, train, classes),
         )
-        found = []
-        for look in looks:
-            found.append(look())
-            busy(f"signs of gradient masking: {found[-1].name}: {'found' if found[-1].found else 'not found'}")
+        results = []
+        for test in tests:
+            results.append(sign := test())
+            busy(f"signs of gradient masking: {sign.name}: {'found' if sign.found else 'not found'}")
         busy("signs of gradient masking: growing eps")
-        measured, endless = _curve(target)
-    return (*found, endless), measured
+        curve, large_radius = _curve(target)
+    return (*results, large_radius), curve
 
 
 # ---- attacks and their comparison
@@ -104,7 +106,7 @@ class _Target:
 
     @property
     def keep(self) -> Keep:
-        """What counts of a run of PGD: of a network that draws, an iterate that succeeded once may not do so again."""
+        """The iterates of PGD that count: of a random network the last ones only, since success may be chance."""
         return "last" if self.random else "success"
 
     @property
@@ -112,24 +114,25 @@ class _Target:
         return norm_called(self.threat.norm)
 
     def broken_by(self, attack: Attack, eps: float | None = None) -> Tensor:
-        """Which images are wrong at once or under the attack, (N,) bool."""
+        """Which images are misclassified, clean or under the attack, (N,) bool."""
         eps = self.threat.eps if eps is None else eps
         return ~flags_under(attack, self.network, self.split, self.norm, eps, self.batch_size)
 
     def pgd(self, loss: Loss, eps: float | None = None) -> Attack:
-        """PGD against the network."""
-        return self.chain(loss, eps, None, self.keep)
+        """PGD on the network itself."""
+        return self._pgd(loss, eps, None, self.keep)
 
-    def transferred(self, helper: nn.Module) -> Attack:
-        """The last iterates of PGD against another network."""
-        return self.chain(cross_entropy, None, helper, "last")
+    def transferred(self, surrogate: nn.Module) -> Attack:
+        """The last iterates of PGD on another network."""
+        return self._pgd(cross_entropy, None, surrogate, "last")
 
-    def chain(self, loss: Loss, eps: float | None, on: nn.Module | None, keep: Keep) -> Attack:
+    def _pgd(self, loss: Loss, eps: float | None, surrogate: nn.Module | None, keep: Keep) -> Attack:
         kernel = pgd(self.norm, self.threat.eps if eps is None else eps, STEPS)
-        generator = torch.Generator(device_of(self.network)).manual_seed(self.seed)
+        generator = seeds.generator(self.seed, device_of(self.network))
 
         def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            return adversaries(kernel, model if on is None else on, x, y, loss, generator, keep=keep)
+            source = model if surrogate is None else surrogate
+            return adversaries(kernel, source, x, y, loss, generator, keep=keep)
 
         return attack
 
@@ -138,28 +141,28 @@ class _Target:
         return lambda model, x, y: adversaries(kernel, model, x, y, cross_entropy)
 
     def noise(self, eps: float) -> Attack:
-        """A random point of the ball."""
-        generator = torch.Generator(device_of(self.network)).manual_seed(self.seed)
+        """One random point of the ball."""
+        generator = seeds.generator(self.seed, device_of(self.network))
         return lambda model, x, y: (x + self.norm.random(x, eps, generator)).clamp(0, 1)
 
 
 def _alone(weaker: Tensor, stronger: Tensor) -> tuple[int, int, float]:
-    """Images broken by the weaker alone, by the stronger alone, and the p-value of so many of the former."""
+    """The numbers of images that only the weaker and only the stronger attack breaks, and McNemar's p-value."""
     first, second = int((weaker & ~stronger).sum()), int((stronger & ~weaker).sum())
     p = binomtest(first, first + second, 0.5, "greater").pvalue if first + second else 1.0
     return first, second, float(p)
 
 
-def _compared(name: str, target: _Target, called: tuple[str, str], broken: tuple[Tensor, Tensor]) -> Sign:
-    """A sign where the attack that is called first, the weaker, breaks what the other does not."""
+def _compared(name: str, target: _Target, attacks: tuple[str, str], broken: tuple[Tensor, Tensor]) -> Sign:
+    """A sign, found if the first attack, which should be weaker, breaks images that the second does not."""
     weaker, stronger, p = _alone(*broken)
-    return Sign(name=name, found=p < LEVEL, evidence=_told(target, called, (weaker, stronger), _p(p)))
+    return Sign(name=name, found=p < LEVEL, evidence=_evidence(target, attacks, (weaker, stronger), _p(p)))
 
 
-def _told(target: _Target, called: tuple[str, str], alone: tuple[int, int], p: str) -> str:
+def _evidence(target: _Target, attacks: tuple[str, str], alone: tuple[int, int], p: str) -> str:
     return (
-        f"of {len(target.split)} images at {target.threat.norm} eps {target.threat.eps:.4g}, {called[0]} alone breaks "
-        f"{alone[0]} and {called[1]} alone {alone[1]}; {p}"
+        f"of {len(target.split)} images at {target.threat.norm} eps {target.threat.eps:.4g}, {attacks[0]} alone breaks "
+        f"{alone[0]} and {attacks[1]} alone {alone[1]}; {p}"
     )
 
 
@@ -171,12 +174,12 @@ def _p(value: float) -> str:
 
 
 def _one_step(target: _Target, strong: Tensor) -> Sign:
-    called = ("FGSM", f"PGD-{STEPS}, {'its last' if target.random else 'every'} iterate,")
-    return _compared("one step beats many", target, called, (target.broken_by(target.fgsm()), strong))
+    attacks = ("FGSM", f"PGD-{STEPS}, {'its last' if target.random else 'every'} iterate,")
+    return _compared("one step beats many", target, attacks, (target.broken_by(target.fgsm()), strong))
 
 
 def _zero_gradients(target: _Target) -> Sign:
-    """A share of images without a gradient beyond `_FLAT`, by the exact binomial test."""
+    """Found if significantly more than a share `_FLAT` of the images has no gradient (exact binomial test)."""
     flat, count = int(vanishing(_gradient(target)).sum()), len(target.split)
     p = float(binomtest(flat, count, _FLAT, "greater").pvalue)
     evidence = f"the input gradient of the cross-entropy is zero, or below the smallest normal number, for {flat} of "
@@ -194,7 +197,7 @@ def _gradient(target: _Target) -> Tensor:
 
 
 def _other_losses(target: _Target, strong: Tensor) -> Sign:
-    """PGD on the margin, and on cross-entropy where the softmax is not saturated: logits in units of their margin."""
+    """PGD on the margin loss, and on the cross-entropy of logits / median |margin|, which does not saturate."""
     logits = predict(target.network, target.split.images, target.batch_size)
     unit = float(margin(logits, target.split.labels).abs().median()) or 1.0
     losses: dict[str, Loss] = {
@@ -204,25 +207,26 @@ def _other_losses(target: _Target, strong: Tensor) -> Sign:
     compared = {name: _alone(target.broken_by(target.pgd(loss)), strong) for name, loss in losses.items()}
     best = min(compared, key=lambda name: compared[name][2])
     other, plain, p = compared[best]
-    p = min(1.0, len(losses) * p)  # the best of two
+    p = min(1.0, len(losses) * p)  # Bonferroni
     found = p < LEVEL and other - plain > _BETTER * len(target.split)
-    called = (f"PGD-{STEPS} on {best}", "on the cross-entropy")
-    evidence = _told(target, called, (other, plain), f"{_p(p)}, the better of {len(losses)} losses; ")
+    attacks = (f"PGD-{STEPS} on {best}", "on the cross-entropy")
+    evidence = _evidence(target, attacks, (other, plain), f"{_p(p)}, the better of {len(losses)} losses; ")
     return Sign(name="other losses beat cross-entropy", found=found, evidence=f"{evidence}found above {_BETTER:.0%}")
 
 
 def _transfer(target: _Target, strong: Tensor, train: Split, classes: int) -> Sign:
-    name, helper = surrogate(train, classes, target.seed, device_of(target.network))
-    clean = float(clean_flags(helper, target.split, target.batch_size).double().mean())
-    broken = target.broken_by(target.transferred(helper))
-    called = (f"PGD-{STEPS} on a surrogate ({name}, clean {clean:.0%})", f"PGD-{STEPS} on the network")
-    return _compared("transfer beats white box", target, called, (broken, strong))
+    name, network = surrogate(train, classes, target.seed, device_of(target.network))
+    clean = float(clean_flags(network, target.split, target.batch_size).double().mean())
+    broken = target.broken_by(target.transferred(network))
+    attacks = (f"PGD-{STEPS} on a surrogate ({name}, clean {clean:.0%})", f"PGD-{STEPS} on the network")
+    return _compared("transfer beats white box", target, attacks, (broken, strong))
 
 
 def surrogate(train: Split, classes: int, seed: int, device: torch.device | str = "cpu") -> tuple[str, nn.Module]:
-    """The name of the first small network that takes such images, and that network, trained plainly for seconds.
+    """Train a small network for the transfer attack; returns (its registry name, the network in eval mode, frozen).
 
-    4 epochs of Adam on the first 2,000 of `train`; eval mode, frozen. The same seed gives the same network.
+    It is the first of three small networks that accepts images of this size, trained without adversaries: 4 epochs of
+    Adam on the first 2,000 of `train`. The same seed gives the same network.
     """
     with seeded(seed):
         name, network = _small(train.images, classes)
@@ -230,7 +234,7 @@ def surrogate(train: Split, classes: int, seed: int, device: torch.device | str 
         optimizer = torch.optim.Adam(network.parameters(), 1e-3)
         batches = Batches(train.take(min(_TRAINING, len(train))), 64, device=device)
         for epoch in range(_EPOCHS):
-            for batch in batches.epoch(seed + epoch):
+            for batch in batches.epoch(seeds.derived(seed + epoch)):
                 optimizer.zero_grad()
                 cross_entropy(network(batch.images), batch.labels).mean().backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -242,21 +246,19 @@ def _small(images: Tensor, classes: int) -> tuple[str, nn.Module]:
     for name in _SURROGATES:
         try:
             return name, networks.build_for(name, images, classes)
-        except BadInput:  # made for images of another size
+        except BadInput:  # it takes images of another size
             continue
     return _ANY_SIZE, networks.build_for(_ANY_SIZE, images, classes)
 
 
-def black_box(report: Mapping[str, Any]) -> Sign:
-    """Whether Square broke more than chance of what AutoAttack's gradient attacks left, by a report of `score`."""
+def black_box(report: Report) -> Sign:
+    """Whether Square breaks more of the images that AutoAttack's gradient attacks leave than is normal (`_SQUARE`)."""
     name = "black box beats white box"
-    counts: dict[str, int] = next(
-        (one["robust_after"] for one in report.get("results", ()) if "robust_after" in one), {}
-    )
+    counts = next((result.robust_after for result in report.results if result.robust_after), {})
     if "square" not in counts:
         return Sign(name=name, found=None, evidence="there is no Square in AutoAttack's counts")
     order = list(counts)
-    left, after, count = counts[order[order.index("square") - 1]], counts["square"], int(report["results"][0]["n"])
+    left, after, count = counts[order[order.index("square") - 1]], counts["square"], report.results[0].n
     p = float(binomtest(left - after, count, _SQUARE, "greater").pvalue)
     evidence = (
         f"of {count} images AutoAttack's gradient attacks left {left}, and Square broke {left - after} of these; "
@@ -269,9 +271,9 @@ def black_box(report: Mapping[str, Any]) -> Sign:
 
 
 def radii(threat: Threat, shape: tuple[int, ...]) -> list[float]:
-    """Fractions and multiples of eps up to a radius at which every ball holds the gray image, where no network can be
-    right about more than one class: 1/2 in ℓ∞, and half the diagonal of the box in ℓ2."""
-    far = max(threat.eps, 0.5 if norm_called(threat.norm) is LINF else 0.5 * math.sqrt(math.prod(shape)))
+    """0, fractions and multiples of eps, and a radius at which every ball contains the gray image: 1/2 in ℓ∞, half the
+    diagonal of the box in ℓ2. At that radius no network can be right for images of more than one class."""
+    far = max(threat.eps, 0.5 if norm_called(threat.norm) == LINF else 0.5 * math.sqrt(math.prod(shape)))
     others = (round(factor * threat.eps, 12) for factor in (0.5, 1.5, 2))
     return sorted({0.0, threat.eps, far, *(eps for eps in others if eps < far)})
 
@@ -281,21 +283,21 @@ def _curve(whole: _Target) -> tuple[Curve, Sign]:
     grid = radii(target.threat, tuple(target.split.images.shape[1:]))
     by_noise = [target.broken_by(target.noise(eps), eps) for eps in grid]
     by_pgd = [target.broken_by(target.pgd(cross_entropy, eps), eps) for eps in grid[1:]]
-    by_pgd = [by_noise[0], *by_pgd]  # at eps 0 there is nothing to search
+    by_pgd = [by_noise[0], *by_pgd]  # eps 0: clean accuracy
     shares = {f"PGD-{STEPS}": _accuracies(by_pgd), "random noise": _accuracies(by_noise)}
     curve = {"n": len(target.split), "eps": grid, "accuracy": shares}
     gray = target.broken_by(lambda model, x, y: torch.full_like(x, 0.5), grid[-1])
-    # Of a network that draws, some image is wrong by chance under one of many attacks.
+    # The union over many attacks would contain chance errors of a random network.
     known = gray if target.random else reduce(torch.logical_or, [*by_pgd[:-1], *by_noise, gray])
-    return curve, _endless(target, grid, known, by_pgd[-1])
+    return curve, _large_radius(target, grid, known, by_pgd[-1])
 
 
 def _accuracies(broken: list[Tensor]) -> list[float]:
-    return [float((~one).double().mean()) for one in broken]
+    return [float((~flags).double().mean()) for flags in broken]
 
 
-def _endless(target: _Target, grid: list[float], known: Tensor, last: Tensor) -> Sign:
-    """At the largest radius PGD ought to break what it broke before, and what noise or the gray image breaks."""
+def _large_radius(target: _Target, grid: list[float], known: Tensor, last: Tensor) -> Sign:
+    """At the largest radius PGD should break all images that it, noise or the gray image breaks elsewhere."""
     others = "the gray image breaks" if target.random else "smaller radii, noise or the gray image break"
     missed, new, p = _alone(known, last)
     evidence = f"at {target.threat.norm} eps {grid[-1]:.4g} PGD-{STEPS} leaves {int((~last).sum())} of "

@@ -1,4 +1,4 @@
-"""What the checks of soundness ask of a network: answers and gradients of fresh copies, drawn with a seed."""
+"""Outputs and input gradients of fresh copies of a network, with seeded random numbers; used by the checks."""
 
 import copy
 import random
@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from atent_ext.attacks.langevin import scored_gradient
-from atent_ext.core import model_state
+from atent_ext.core import model_state, seeds
 from atent_ext.core.losses import margin
 from atent_ext.core.norms import LINF
 from atent_ext.core.types import Loss
 
 VISIBLE = 0.25
-"""Noise of this size, uniform, is seen by anybody: a network that reads images answers differently."""
+"""Half-width of uniform noise that anybody sees; it changes the logits of a network that depends on its input."""
 
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
-    """Put back modes, `requires_grad`, gradients and buffers, should the network itself have been run."""
+    """Restore modes, `requires_grad`, gradients and buffers afterwards."""
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:
         with model_state.kept(network):
@@ -35,12 +35,12 @@ def untouched(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _drawing(seed: int) -> Iterator[None]:
-    """Every global source of random numbers seeded for the block; afterwards it is what it was."""
+    """Seed every global random generator (Python, NumPy, torch) for the block, and restore its state afterwards."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 -- a network may use it
     try:
         with model_state.seeded(seed):
             random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
+            np.random.seed(seeds.derived(seed, 32))  # noqa: NPY002
             yield
     finally:
         random.setstate(python)
@@ -49,7 +49,7 @@ def _drawing(seed: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Probe:
-    """A network and the images (N, ...), labels (N,) and seed that it is asked with."""
+    """A network with images (N, ...) in [0, 1], labels (N,) and a seed for what it draws."""
 
     network: nn.Module
     images: Tensor
@@ -57,50 +57,51 @@ class Probe:
     seed: int
 
     def fresh(self) -> nn.Module:
-        """A copy in the state that the network came in, in its own eval mode; itself where it cannot be copied."""
+        """A frozen copy in eval mode, with the state that the network came in; itself where it cannot be copied."""
         try:
-            mine = copy.deepcopy(self.network)
-        except Exception:  # a network may refuse to be copied in any way
-            mine = self.network
-        mine.eval()
-        mine.requires_grad_(False)
-        return mine
+            network = copy.deepcopy(self.network)
+        except Exception:  # copying may fail in any way
+            network = self.network
+        network.eval()
+        network.requires_grad_(False)
+        return network
 
     def answer(self, network: nn.Module, images: Tensor, other_seed: int = 0) -> Tensor:
-        """Logits (N, classes), drawn with the seed or another."""
-        with _drawing(self.seed + other_seed), torch.no_grad():
+        """Logits (N, classes) of `network`, without gradients; what it draws is seeded with seed + other_seed."""
+        with _drawing(seeds.derived(self.seed + other_seed)), torch.no_grad():
             logits: Tensor = network(images)
         return logits
 
     def gradient(self, loss: Loss) -> Tensor:
-        """The input gradient of a loss, (N, ...)."""
+        """The gradient of a loss with respect to the images, (N, ...)."""
         with _drawing(self.seed):
             return scored_gradient(self.fresh(), loss, self.images, self.labels)[0]
 
     def margins(self, images: Tensor) -> Tensor:
-        """By how much each image is wrong, (N,)."""
+        """The margin loss of each image, (N,): the largest wrong logit minus that of the label."""
         return margin(self.answer(self.fresh(), images), self.labels)
 
     def noisy(self, size: float = VISIBLE) -> Tensor:
-        """The images under uniform noise."""
-        generator = torch.Generator().manual_seed(self.seed)
+        """The images with uniform noise in [-size, size], clipped to [0, 1]."""
+        generator = seeds.generator(self.seed)
         noise = size * (2 * torch.rand(self.images.shape, generator=generator) - 1)
         return (self.images + noise.to(self.images)).clamp(0, 1)
 
 
 def drawers(probe: Probe) -> list[str]:
-    """The innermost modules during whose call torch's random state moves, each with its class."""
+    """The innermost modules that draw random numbers: those whose call changes torch's random state."""
     network = probe.fresh()
-    found: list[str] = []
-    handles = [handle for name, module in network.named_modules() for handle in _watch(name, module, found)]
+    random: list[str] = []
+    handles = [handle for name, module in network.named_modules() for handle in _watch(name, module, random)]
     probe.answer(network, probe.images)
     for handle in handles:
         handle.remove()
-    inner = [name for name in found if not any(_inside(other, name) for other in found)]
-    return [called(name, network.get_submodule(name)) for name in dict.fromkeys(inner)]
+    inner = [name for name in random if not any(_inside(other, name) for other in random)]
+    return [described(name, network.get_submodule(name)) for name in dict.fromkeys(inner)]
 
 
-def _watch(name: str, module: nn.Module, found: list[str]) -> Iterator[torch.utils.hooks.RemovableHandle]:
+def _watch(name: str, module: nn.Module, random: list[str]) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    """Hooks that append `name` to `random` whenever a call of `module` changes torch's random state."""
     states: list[Tensor] = []
 
     def before(*_: object) -> None:
@@ -108,7 +109,7 @@ def _watch(name: str, module: nn.Module, found: list[str]) -> Iterator[torch.uti
 
     def after(*_: object) -> None:
         if not torch.equal(states.pop(), torch.get_rng_state()):
-            found.append(name)
+            random.append(name)
 
     yield module.register_forward_pre_hook(before)
     yield module.register_forward_hook(after)
@@ -119,23 +120,22 @@ def _inside(name: str, outer: str) -> bool:
 
 
 def vanishing(gradient: Tensor) -> Tensor:
-    """Which images of a gradient (N, ...) have none: zero, or below what float32 holds in full precision, (N,) bool."""
+    """Which gradients of (N, ...) are zero or below the smallest normal float32, (N,) bool."""
     return LINF.size(gradient) < torch.finfo(torch.float32).tiny
 
 
-def apart(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> Tensor:
-    """Which rows (N, classes) differ by more than a share of the largest entry, (N,) bool."""
-    # NaN is apart from everything: a network that breaks on the way is not the same.
-    return ~((one - other).abs().amax(1) <= tolerance * one.abs().max())
+def differs(logits: Tensor, others: Tensor, tolerance: float = 1e-5) -> Tensor:
+    """Which rows of two (N, classes) differ by more than tolerance times the largest |logit|, (N,) bool; NaN does."""
+    return ~((logits - others).abs().amax(1) <= tolerance * logits.abs().max())
 
 
-def called(name: str, module: nn.Module) -> str:
-    """A module in words."""
+def described(name: str, module: nn.Module) -> str:
+    """A module as text: its name and its class."""
     return f"{name or 'the network'} ({type(module).__name__})"
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few of many names."""
+    """The first five names as text."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 

@@ -1,34 +1,35 @@
-"""From an opened submission to its card: checks, signs of gradient masking, scores, and each claim against them."""
+"""Verification of a submission: checks, signs of gradient masking, scores, verdicts on the claims, and the card."""
 
-import json
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from accelerate import PartialState
 from torch import nn
 
-from atent_ext.attacks.spec import AttackSpec
 from atent_ext.core import processes
 from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet, Split
-from atent_ext.evaluation import scoring
-from atent_ext.evaluation.journal import Standing
+from atent_ext.evaluation import earlier, scoring
+from atent_ext.evaluation.journal import Progress, differences
 from atent_ext.evaluation.protocol import Protocol, load_protocol
-from atent_ext.evaluation.scoring import Report, Subject
+from atent_ext.evaluation.report import About, Report, Result
+from atent_ext.evaluation.scoring import Subject
 from atent_ext.models.speed import prepare
 from atent_ext.submissions import masking, sanity
 from atent_ext.submissions.cards import Card, Check, Claim, Sign, Submission, Verdict
 from atent_ext.submissions.folder import Opened
 
+T = TypeVar("T")
 CHECKED = 64
-"""Images that the network is checked on."""
+"""Number of images for the checks."""
 _ROOT = Path(__file__).resolve().parents[2]
-_WORST = "worst case"
 _DIGITS = 4
-"""Decimals of a percentage: enough for a million images, and 0.1 + 0.2 looks like 0.3."""
+"""Decimals of a percentage: enough for a million images, and few enough to hide rounding errors of floats."""
 
 
 def verify(
@@ -44,65 +45,147 @@ def verify(
     batch_size: int = 250,
     chunk: int | None = None,
     speed: str = "channels-last",
+    card: Card | None = None,
+    overwrite: bool = False,
     draw: Callable[[nn.Module, Split, Sequence[str]], None] | None = None,
     command: str = "",
     busy: Callable[[str], None] = lambda text: None,
-    progress: Callable[[Standing], None] = lambda standing: None,
+    progress: Callable[[Progress], None] = lambda current: None,
 ) -> Card:
     """The card of a submission, scored on the first `n` test images (None: all); it is returned, not written.
 
-    dataset: the name to load the data set by, None for the submission's; `npz:FILE` for the lossless part of CIFAR-10,
-    say. protocol: a name, or a protocol; its AutoAttack becomes the "rand" version where the network is found to answer
-    at random. out: the file for the report of the scores, whose finished chunks lie beside it, so that the same call
-    goes on after a kill; no place for it is below registry/cards. draw: called once with the network, the images and
-    the names of their classes, before any attack, in the first process alone. command: what the card is to name.
-    n, seed, batch_size, chunk, speed, progress: as in `scoring.score`. busy hears what is being done.
-    Several processes share the scores, and each looks for the signs.
-    Where a check is fatal, nothing is scored, and signs, verdicts, report and curve are empty.
-    Raises BadInput for data that is not there or not to be had so, and for what `scoring.score` refuses.
+    dataset: the data set to load instead of the submission's, for example `npz:FILE`. protocol: a name or a protocol;
+    if the network is random, its AutoAttack becomes the "rand" version. out: the file of the report; finished chunks
+    are stored beside it, so that the same call resumes after an interruption. It must not be below registry/cards.
+    card: the card at the path where the new card will be written; if it is of this submission and setting, it is
+    returned and nothing is measured. overwrite: measure again and replace that card and the report at `out`.
+    draw: called once in the main process with the network, the images and the class names, before any attack.
+    command: the text of `Card.command`. n, seed, batch_size, chunk, speed, progress: as in `scoring.score`.
+    busy: called with a text on the current step.
+
+    Several processes share the scores; checks, signs and the card are computed in the main process, and every process
+    returns that card. If a check is fatal, nothing is scored, and signs, verdicts, report and curve are empty.
+    Raises BadInput, before any attack, for missing data and for a card or report of another submission or setting
+    (naming what differs); and what `scoring.score` raises.
     """
-    begin = time.perf_counter()
+    start = time.perf_counter()
     plan = load_protocol(protocol) if isinstance(protocol, str) else protocol
     images = datasets.load(dataset or opened.submission.dataset, data_root, download)
-    test = images.test.take(n)
-    busy("checks")
-    checks = _checks(opened, images.test, seed)
+    team = processes.state()
+    setting: dict[str, Any] = {"n": n, "seed": seed, "batch_size": batch_size, "chunk": chunk, "speed": speed}
+    job = _Job(opened, images, images.test.take(n), plan, setting, busy)
+    existing = (None, None) if overwrite else (card, out)
+    inspection = _in_main(team, lambda: _inspect(job, *existing, draw))
+    if inspection.finished is not None:
+        return inspection.finished
+    seconds = time.perf_counter() - start
+    random, checks = inspection.random, inspection.checks
     if sanity.fatal(checks):
-        return _card(opened, checks, (), {}, {}, (), command, time.perf_counter() - begin)
-    random = sanity.is_random(checks, opened.submission.random)
-    team = processes.processes()
-    network = opened.network.to(team.device if team.device.type == "cuda" else "cpu")
-    network = prepare(network, test.images[:batch_size], speed).model
-    if draw is not None and team.is_main_process:
-        busy("gallery")
-        draw(network, test, images.classes)
-    signs, curve = masking.signs(
-        network,
-        test,
-        opened.submission.threat,
-        train=images.train,
-        classes=len(images.classes),
-        random=random,
-        seed=seed,
-        batch_size=batch_size,
-        busy=busy,
-    )
-    looked = time.perf_counter() - begin
+        return _in_main(team, lambda: _card(opened, checks, (), {}, None, (), command, seconds))
     report = scoring.score(
-        _subject(opened, images, test),
-        fitting(plan, random),
-        n=n,
-        seed=seed,
-        batch_size=batch_size,
-        chunk=chunk,
-        speed=speed,
+        job.subject,
+        job.fitting(random),
+        **setting,
         path=out,
+        overwrite=overwrite,
         busy=busy,
         progress=progress,
     )
-    signs = (*signs, masking.black_box(report))
-    judged = verdicts(opened.submission.claims, report, random)
-    return _card(opened, checks, signs, curve, report, judged, command, looked + _seconds(report))
+    signs = (*inspection.signs, masking.black_box(report))
+    compared = verdicts(opened.submission.claims, report, random)
+    seconds += _seconds(report)
+    return _in_main(team, lambda: _card(opened, checks, signs, inspection.curve, report, compared, command, seconds))
+
+
+# ---- before the scores, in the main process only
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of `verify`. test: the images to score. setting: keyword arguments of `scoring.score`."""
+
+    opened: Opened
+    images: DataSet
+    test: Split
+    protocol: Protocol
+    setting: dict[str, Any]
+    busy: Callable[[str], None]
+
+    @property
+    def subject(self) -> Subject:
+        """The subject that is scored."""
+        return _subject(self.opened, self.images, self.test)
+
+    def fitting(self, random: bool) -> Protocol:
+        """The protocol for a random or a deterministic network."""
+        return fitting(self.protocol, random)
+
+
+@dataclass(frozen=True)
+class _Inspection:
+    """The results before the scores. finished: the existing card of the same submission and setting, if any."""
+
+    checks: tuple[Check, ...]
+    random: bool
+    signs: tuple[Sign, ...] = ()
+    curve: masking.Curve = field(default_factory=dict)
+    finished: Card | None = None
+
+
+def _in_main(team: PartialState, work: Callable[[], T]) -> T:
+    """Run `work` in the main process and return its result in every process."""
+    return processes.from_main(team, cast(T, work() if team.is_main_process else None))
+
+
+def _inspect(
+    job: _Job, card: Card | None, out: Path | None, draw: Callable[[nn.Module, Split, Sequence[str]], None] | None
+) -> _Inspection:
+    """Checks and signs. Raises BadInput if `card` or the report at `out` is of another submission or setting."""
+    opened, seed, batch_size = job.opened, job.setting["seed"], job.setting["batch_size"]
+    job.busy("checks")
+    checks = _checks(opened, job.images.test, seed)
+    random = sanity.is_random(checks, opened.submission.random)
+    if card is not None:
+        _require_same(card, job, checks, random)
+        return _Inspection(checks, random, finished=card)
+    if sanity.fatal(checks):
+        return _Inspection(checks, random)
+    report = None if out is None else earlier.read(out)
+    if report is not None:
+        scoring.require_same(report, str(out), job.subject, job.fitting(random), **job.setting)
+    device = processes.state().device
+    network = opened.network.to(device if device.type == "cuda" else "cpu")
+    network = prepare(network, job.test.images[:batch_size], job.setting["speed"]).model
+    if draw is not None:
+        job.busy("gallery")
+        draw(network, job.test, job.images.classes)
+    signs, curve = masking.signs(
+        network,
+        job.test,
+        opened.submission.threat,
+        train=job.images.train,
+        classes=len(job.images.classes),
+        random=random,
+        seed=seed,
+        batch_size=batch_size,
+        busy=job.busy,
+    )
+    return _Inspection(checks, random, signs, curve)
+
+
+def _require_same(card: Card, job: _Job, checks: tuple[Check, ...], random: bool) -> None:
+    """Raise BadInput, which names what differs, unless the card is of this submission and was measured as in `job`."""
+    source = f"the card of {card.submission.name}"
+    stored = _identity(card.submission, card.weights.get("sha256"), card.checks)
+    current = _identity(job.opened.submission, job.opened.sha256, checks)
+    earlier.refuse(differences(stored, current), source)
+    if card.report:
+        scoring.require_same(card.report, source, job.subject, job.fitting(random), **job.setting)
+
+
+def _identity(submission: Submission, sha256: Any, checks: Sequence[Check]) -> dict[str, Any]:
+    fatal = [check.name for check in sanity.fatal(checks)]
+    return {"weights_sha256": sha256, "submission": submission.model_dump(mode="json"), "fatal": fatal}
 
 
 def _checks(opened: Opened, test: Split, seed: int) -> tuple[Check, ...]:
@@ -112,20 +195,20 @@ def _checks(opened: Opened, test: Split, seed: int) -> tuple[Check, ...]:
 
 def _subject(opened: Opened, images: DataSet, test: Split) -> Subject:
     submission = opened.submission
-    about = {
-        "name": submission.name,
-        "model": _model(submission),
-        "weights_sha256": opened.sha256,
-        # The path of a file says nothing to others.
-        "data": images.name if ":" not in images.name else f"{submission.dataset} ({_file(images.name)})",
-        "data_note": images.note,
-        "data_sha256": datasets.digest(test.images, test.labels),
-    }
+    about = About(
+        name=submission.name,
+        model=_model(submission),
+        weights_sha256=opened.sha256,
+        # Paths of this machine stay out of reports.
+        data=images.name if ":" not in images.name else f"{submission.dataset} ({_file(images.name)})",
+        data_note=images.note,
+        data_sha256=datasets.digest(test.images, test.labels),
+    )
     return Subject(opened.network, images.test, submission.threat, about)
 
 
 def _model(submission: Submission) -> str:
-    """The network in words; a journal goes on only with the same one, and its weights do not tell a normalisation."""
+    """The network as text, with its normalisation, which the hash of the weights does not cover."""
     name, scale = submission.architecture.name, submission.normalisation
     return name if scale is None else f"{name}, images normalised by mean {scale.mean} and std {scale.std}"
 
@@ -135,55 +218,53 @@ def _file(dataset: str) -> str:
 
 
 def fitting(protocol: Protocol, random: bool) -> Protocol:
-    """The protocol as a network is to be scored by it: for one that answers at random, AutoAttack's "rand" version, and
-    last iterates only, for what succeeded once on the way may not do so again."""
+    """The protocol for a random or a deterministic network.
+
+    A random network gets AutoAttack's "rand" version and only last iterates count, since an earlier iterate that
+    succeeded once may fail when it is evaluated again.
+    """
     if not random:
         return protocol
-    return protocol.model_copy(update={"attacks": tuple(_randomised(spec) for spec in protocol.attacks)})
-
-
-def _randomised(spec: AttackSpec) -> AttackSpec:
-    changes = {"autoattack": {"version": "rand"}, "pgd": {"keep": "last"}, "atent": {"keep": "last"}}
-    return spec.model_copy(update=changes.get(spec.attack, {}))
+    return protocol.model_copy(update={"attacks": tuple(spec.for_random_network() for spec in protocol.attacks)})
 
 
 # ---- claims
 
 
 def verdicts(claims: Iterable[Claim], report: Report, random: bool = False) -> tuple[Verdict, ...]:
-    """Each claim that the report measured something for: clean accuracy, or the worst case over all attacks.
+    """A verdict for each claim that the report covers, by clean accuracy or by the worst case over all attacks.
 
-    Without AutoAttack the worst case is an upper bound too loose to confirm anything: it can only refute.
-    random: for a network that answers at random, the strongest single attack: with every further attack, the worst
-    case loses images by chance, also under attacks that do nothing.
+    Without AutoAttack the worst case is too loose an upper bound to confirm a robust claim: only "overstated" is
+    returned then. random: compare with the strongest single attack instead, because the worst case of a random network
+    decreases by chance with every further attack, even with attacks that change nothing.
     """
-    measured = {"clean": _result(report, "clean"), "robust": _strongest(report) if random else _result(report, _WORST)}
-    judged = [_verdict(claim, found) for claim in claims if (found := measured[claim.what])]
-    thorough = any(str(one["attack"]).startswith("AutoAttack") for one in report.get("results", ()))
-    return tuple(one for one in judged if thorough or one.claim.what == "clean" or one.verdict == "overstated")
+    measured = {
+        "clean": report.of_kind("clean"),
+        "robust": _strongest(report) if random else report.of_kind("worst_case"),
+    }
+    compared = [_verdict(claim, result) for claim in claims if (result := measured[claim.what])]
+    thorough = report.autoattack is not None
+    return tuple(
+        verdict for verdict in compared if thorough or verdict.claim.what == "clean" or verdict.verdict == "overstated"
+    )
 
 
-def _result(report: Report, attack: str) -> dict[str, Any] | None:
-    return next((one for one in report.get("results", ()) if one["attack"] == attack), None)
+def _strongest(report: Report) -> Result | None:
+    return min(report.attacks, key=lambda result: result.accuracy, default=None)
 
 
-def _strongest(report: Report) -> dict[str, Any] | None:
-    attacks = [one for one in report.get("results", ()) if one["attack"] not in ("clean", _WORST)]
-    return min(attacks, key=lambda one: float(one["accuracy"]), default=None)
-
-
-def _verdict(claim: Claim, found: dict[str, Any]) -> Verdict:
-    """Confirmed where the claim lies in the 95 % Wilson interval of what was measured."""
-    low, high = (100 * bound for bound in found["interval95_wilson"])
+def _verdict(claim: Claim, result: Result) -> Verdict:
+    """Confirmed if the claim lies in the 95 % Wilson interval of the measured accuracy."""
+    low, high = (100 * bound for bound in result.interval95_wilson)
     kind = "overstated" if claim.percent > high else "understated" if claim.percent < low else "confirmed"
-    measured = 100 * found["accuracy"]
-    over = f" over {found['over']}" if "over" in found else ""
+    measured = 100 * result.accuracy
+    over = f" over {result.over}" if result.over else ""
     return Verdict.model_validate(
         {
             "claim": claim,
             "measured": round(measured, _DIGITS),
             "interval": (round(low, _DIGITS), round(high, _DIGITS)),
-            "attack": f"{found['attack']}{over}",
+            "attack": f"{result.attack}{over}",
             "points": round(claim.percent - measured, _DIGITS),
             "verdict": kind,
         }
@@ -198,8 +279,8 @@ def _card(
     checks: tuple[Check, ...],
     signs: tuple[Sign, ...],
     curve: masking.Curve,
-    report: Report,
-    judged: tuple[Verdict, ...],
+    report: Report | None,
+    compared: tuple[Verdict, ...],
     command: str,
     seconds: float,
 ) -> Card:
@@ -215,8 +296,8 @@ def _card(
         weights=weights,
         checks=checks,
         signs=signs,
-        verdicts=judged,
-        report=json.loads(json.dumps(report)),  # as it is read back: lists, no tuples
+        verdicts=compared,
+        report=report,
         curve=curve,
         command=command,
         commit=_commit(),
@@ -226,17 +307,17 @@ def _card(
 
 
 def _seconds(report: Report) -> float:
-    """Of all processes and interrupted calls together; the worst case repeats the attacks' sum."""
-    return sum(float(one["seconds"]) for one in report["results"] if one["attack"] != _WORST)
+    """The sum over all processes and interrupted calls, without the worst case, whose seconds are the attacks' sum."""
+    return sum(result.seconds for result in report.results if result.kind != "worst_case")
 
 
 def _commit() -> str:
-    """The commit of the checkout that this module lies in, with "-dirty" where files differ; "" outside of one."""
+    """The commit of the checkout of this module, with "-dirty" if tracked files differ; "" outside a checkout."""
     if not (_ROOT / ".git").exists():  # an installed package may lie inside somebody else's repository
         return ""
-    asked = ["git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    command = ["git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        told = subprocess.run(asked, cwd=_ROOT, capture_output=True, text=True, timeout=60, check=True)
+        result = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return told.stdout.strip()
+    return result.stdout.strip()

@@ -1,9 +1,11 @@
-"""Training: recipes as data, one loop for every objective, run folders that an interrupted training goes on in.
+"""Training: recipes as data, one loop for every objective, run folders in which an interrupted training is resumed.
 
-recipes       a run as validated data, read from registry/recipes
+recipes       a run as validated data
+recipe_files  the files of registry/recipes as plain data: bases, overrides
+overrides     changes of a recipe, and the fields that depend on them
 loop          the training loop, `fit`
 batches       order, augmentation and shares of batches
-run_folder    what a run leaves on disk, and where it is resumed
+run_folder    what a run leaves on disk, and who may write there
 entropy_sgd   the optimizer Entropy-SGD
 """
 

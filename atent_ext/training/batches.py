@@ -1,4 +1,4 @@
-"""The batches of training: rows of tensors on the device, of which each process of a run takes its share."""
+"""The batches of training, on the device; with several processes, each takes its share of every batch."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -8,28 +8,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atent_ext.core import registry
+from atent_ext.core import registry, seeds
 from atent_ext.core.errors import BadInput
 from atent_ext.data.datasets import Split
 
 PADDING = 4
-"""Black pixels on each side of an image that "crop-flip" crops from."""
+"""Black pixels that "crop-flip" pads each side of an image with before it crops."""
 SHIFT = 2
-"""The same for "shift": digits lie up to so many pixels off their place."""
+"""The same for "shift": the largest shift in pixels."""
 TURN, STRETCH = 15.0, 0.1
-""""affine" turns an image by up to so many degrees, and makes each of its sides longer or shorter by such a share."""
+""""affine": largest rotation in degrees, largest relative change of the length of a side."""
 
 _ROOM = 0.25
-"""The share of a GPU's free memory that images may take; the rest is for the network."""
+"""The share of a GPU's free memory that the images may use; the rest is for the network."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's share of a batch of `total` examples: those in `rows` of it.
+    """One process's share of a batch of `total` examples: its `rows`.
 
-    images (N, C, H, W), labels (N,) and index (N,), the positions in the split, all on the device; N is len(rows).
-    weight: N * processes / total, so that the mean over the processes of weight times mean loss is the batch's mean
-    loss. A process for which a small batch has no example has its first one with weight 0: all take part in a step.
+    images (N, C, H, W), labels (N,) and index (N,), the positions in the split, all on the device; N = len(rows).
+    weight: N * processes / total. With it the mean over the processes of weight times mean loss is the mean loss of the
+    batch. If a small batch has no example for a process, the process gets the first example with weight 0, because all
+    processes take part in each step.
     """
 
     images: Tensor
@@ -41,13 +42,13 @@ class Batch:
 
 
 class Batches:
-    """The batches of `batch_size` examples of a split, of which process number `process` of `processes` takes its rows.
+    """Batches of `batch_size` examples of a split; process number `process` of `processes` gets its rows of each.
 
-    augment: "crop-flip" crops at random from the image padded by 4 black pixels and mirrors every second one on
-    average; "shift" crops from 2 black pixels and never mirrors; "affine" turns by up to 15 degrees, stretches each
-    side by up to 10 % and moves by up to 2 pixels, bilinearly between pixels, black from outside; "none" changes
-    nothing. The images lie on `device`, or in host memory where a GPU has too little for them.
-    Raises BadInput for an unknown augmentation, and for a batch_size below the number of processes.
+    augment: "crop-flip" crops at random from the image padded by 4 black pixels and mirrors it with probability 1/2;
+    "shift" crops from the image padded by 2 black pixels; "affine" rotates by up to 15 degrees, stretches each side by
+    up to 10 % and shifts by up to 2 pixels, with bilinear interpolation and black padding; "none" changes nothing.
+    device: where the batches are; the images are kept there, or in host memory if a GPU has too little.
+    Raises BadInput for an unknown augmentation and for a batch_size below the number of processes.
     """
 
     def __init__(
@@ -60,12 +61,12 @@ class Batches:
         processes: int = 1,
     ) -> None:
         if augment not in _CHANGES:
-            raise registry.nearest("augmentation", augment, _CHANGES)
+            message = str(registry.nearest("augmentation", augment, _CHANGES))
+            raise BadInput(message, code="unknown-name", field="augment")
         if batch_size < processes:
-            raise BadInput(
-                f"batch_size is {batch_size}, to be shared out among {processes} processes; "
-                f"make it at least {processes}, or start fewer processes"
-            )
+            remedy = f"make it at least {processes}, or start fewer processes"
+            message = f"batch_size is {batch_size}, to be shared out among {processes} processes; {remedy}"
+            raise BadInput(message, code="bad-value", field="batch_size")
         self.batch_size, self.process, self.processes = batch_size, process, processes
         self.device, self.change = torch.device(device), _CHANGES[augment]
         self.resident = _fits(split.images, self.device)
@@ -76,11 +77,12 @@ class Batches:
         return math.ceil(len(self.labels) / self.batch_size)
 
     def epoch(self, seed: int) -> Iterator[Batch]:
-        """Yield every example once; the last batch may be smaller.
+        """Yield each example once; the last batch may be smaller.
 
-        Order and augmentation follow from the seed and the example's place in the batch, whatever the processes.
+        The seed determines the order and, with an example's row in its batch, its augmentation. Neither depends on the
+        number of processes.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeds.generator(seed)
         order = torch.randperm(len(self.labels), generator=generator)
         for whole in torch.split(order, self.batch_size):
             yield self._share(whole, generator)
@@ -101,9 +103,10 @@ class Batches:
 
 
 def share(total: int, process: int, processes: int) -> range:
-    """The rows that a process takes of `total`: contiguous, their numbers differing by at most one, none lost.
+    """The rows of a batch of `total` examples that a process takes.
 
-    The first process has a row wherever there is one.
+    The shares are contiguous, cover all rows, and differ by at most one row; the first process never has fewer rows
+    than another.
     """
     first, end = (math.ceil(total * place / processes) for place in (process, process + 1))
     return range(first, end)
@@ -122,7 +125,7 @@ def _shift(images: Tensor, rows: range, total: int, generator: torch.Generator) 
 
 
 def _moved(images: Tensor, rows: range, total: int, generator: torch.Generator, padding: int, mirrored: bool) -> Tensor:
-    """Each image (N, C, H, W) cropped and perhaps mirrored; drawn for the whole batch, so that all processes agree."""
+    """Images (N, C, H, W) cropped and perhaps mirrored; drawn for the whole batch, the same in all processes."""
     places = torch.randint(2 * padding + 1, (2, total), generator=generator)
     mirrors = torch.randint(2, (1, total), generator=generator) if mirrored else torch.zeros_like(places[:1])
     drawn = torch.cat([places, mirrors])[:, rows.start : rows.stop].to(images.device)
@@ -135,14 +138,14 @@ def _moved(images: Tensor, rows: range, total: int, generator: torch.Generator, 
 
 
 def _affine(images: Tensor, rows: range, total: int, generator: torch.Generator) -> Tensor:
-    """Each image (N, C, H, W) turned, stretched and moved; drawn for the whole batch, so that all processes agree."""
+    """Images (N, C, H, W) rotated, stretched and shifted; drawn for the whole batch, the same in all processes."""
     drawn = 2 * torch.rand(5, total, generator=generator)[:, rows.start : rows.stop].to(images.device) - 1
     height, width = images.shape[2:]
     angle, (wide, high) = math.radians(TURN) * drawn[0], 1 + STRETCH * drawn[1:3]
     x = [angle.cos() * wide, -angle.sin() * high * height / width, 2 * SHIFT * drawn[3] / width]
     y = [angle.sin() * wide * width / height, angle.cos() * high, 2 * SHIFT * drawn[4] / height]
-    from_where = torch.stack([torch.stack(x, 1), torch.stack(y, 1)], 1)  # where each pixel's value is taken, in [-1, 1]
-    grid = F.affine_grid(from_where, list(images.shape), align_corners=False)
+    matrices = torch.stack([torch.stack(x, 1), torch.stack(y, 1)], 1)  # to the source of each pixel, in [-1, 1]
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False).clamp(0, 1)
 
 

@@ -16,11 +16,12 @@ from atent_ext.core.norms import gaussian
 class EntropySGD(Optimizer):
     """Descent on the local entropy of the loss around the weights w.
 
-    From w' = w, L inner steps  w' <- w' - h (grad L(w') + gamma (w' - w)) + sqrt(2 h) noise N(0, I), with the running
-    mean  mu <- average mu + (1 - average) w'  from mu = w. The outer step is lr times w - mu (`outer` "authors": their
-    code's and ATENT's) or gamma (w - mu) ("paper"). Weight decay adds weight_decay w to that; momentum is that of SGD.
-    lr, momentum, weight_decay, steps, gamma, h, noise, average: as above; noise is seeded from torch's global state.
-    Raises BadInput for values that make no sense and for a step without a closure.
+    Each step makes `steps` inner steps  w' <- w' - h (grad L(w') + gamma (w' - w)) + sqrt(2 h) noise N(0, I)  from
+    w' = w, with the running mean  mu <- average mu + (1 - average) w'  from mu = w. The outer step is lr times w - mu
+    (outer "authors": the authors' code and ATENT) or lr times gamma (w - mu) (outer "paper"). Weight decay adds
+    weight_decay w to the direction; momentum is that of SGD.
+    lr, momentum, weight_decay, gamma, h, noise: >= 0. steps: >= 1. average: in [0, 1). The noise is seeded from torch's
+    global random state. Raises BadInput for other values and for a step without a closure.
     """
 
     def __init__(
@@ -50,19 +51,20 @@ class EntropySGD(Optimizer):
         for name, value in settings.items():
             validate.radius(name, value)
         if average >= 1:
-            raise BadInput(f"average is {average}; it must lie in [0, 1)")
-        if outer not in ("authors", "paper"):
-            raise BadInput(f"outer is {outer!r}; known: authors, paper")
+            raise BadInput(f"average is {average}; it must lie in [0, 1)", code="bad-value", field="average")
+        validate.choice("outer", outer, ("authors", "paper"))
         super().__init__(params, {**settings, "steps": steps, "outer": outer})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One outer step; `closure` clears the gradients, back-propagates and returns the loss, at each of L points.
+        """Make one outer step and return the loss at the weights before it.
 
-        Returns the loss at the first of them, which is w itself.
+        `closure` clears the gradients, back-propagates and returns the loss; it is called once per inner step. The
+        weights are unchanged if it raises. Raises BadInput without a closure, and if `steps` differs between groups.
         """
         if closure is None:
-            raise BadInput("Entropy-SGD was stepped without a closure; write optimizer.step(closure)")
+            message = "Entropy-SGD was stepped without a closure; write optimizer.step(closure)"
+            raise BadInput(message, code="missing", field="closure")
         weights = [(group, p) for group in self.param_groups for p in group["params"] if p.requires_grad]
         start = [p.clone() for _, p in weights]
         means = [p.clone() for _, p in weights]
@@ -74,7 +76,7 @@ class EntropySGD(Optimizer):
                     losses.append(closure())
                 for (group, p), w, mean in zip(weights, start, means, strict=True):
                     _inner_step(group, p, w, mean, generator)
-        finally:  # a closure that raises must not leave the weights somewhere on the way
+        finally:  # also after an exception of the closure
             for (_, p), w in zip(weights, start, strict=True):
                 p.copy_(w)
         for (group, p), mean in zip(weights, means, strict=True):
@@ -82,14 +84,15 @@ class EntropySGD(Optimizer):
         return losses[0]
 
     def _steps(self) -> int:
-        """L of the groups, which load_state_dict may have changed."""
+        """The inner steps of the groups, which load_state_dict may have changed."""
         counts: set[int] = {group["steps"] for group in self.param_groups}
         if len(counts) > 1:
-            raise BadInput(f"steps is {sorted(counts)} in different parameter groups; it must be one number for all")
+            message = f"steps is {sorted(counts)} in different parameter groups; it must be one number for all"
+            raise BadInput(message, code="conflict", field="steps")
         return counts.pop()
 
     def _outer_step(self, group: dict[str, Any], p: Tensor, mean: Tensor) -> None:
-        if p.grad is None:  # SGD leaves such weights alone, decay included
+        if p.grad is None:  # SGD does not change such weights either, not even by weight decay
             return
         direction = (p - mean) * (group["gamma"] if group["outer"] == "paper" else 1.0) + group["weight_decay"] * p
         if group["momentum"]:
@@ -101,7 +104,7 @@ class EntropySGD(Optimizer):
 
 
 def _shared_generator(device: torch.device) -> torch.Generator:
-    """Seeded by the first process for all: noise of their own would drive their weights apart."""
+    """A generator with the same seed in all processes; different noise would make their weights differ."""
     seed = torch.randint(2**62, (1,), device=device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.broadcast(seed, 0)

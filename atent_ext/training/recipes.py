@@ -1,13 +1,11 @@
-"""Recipes: a training run as validated data, read from registry/recipes/*.yaml.
+"""Recipes: a training run as validated data. `recipe_files` reads them from registry/recipes/*.yaml.
 
-A recipe is checked whole before anything runs. A file may name a `base` file beside it (`_name.yaml`), whose fields it
-overrides one by one.
+The whole recipe is validated before anything runs.
 """
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -16,24 +14,28 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from torch import Tensor
 
 from atent_ext.core import registry
-from atent_ext.core.errors import BadInput
-from atent_ext.core.schema import Count, Network, Positive, Section, Share, Threat
+from atent_ext.core.errors import BadInput, Code
+from atent_ext.core.immutable import frozen
+from atent_ext.core.schema import Count, Network, Positive, Section, Seed, Share, Threat
 from atent_ext.core.types import Objective
 from atent_ext.models.speed import Speed
+from atent_ext.training import recipe_files
 from atent_ext.training.entropy_sgd import EntropySGD
+from atent_ext.training.recipe_files import names as names
 
 
 class Optimizer(Section):
-    """torch.optim.SGD, Adam, or our Entropy-SGD. weight_decay is the L2 form in all; Adam has no momentum.
+    """The optimizer: torch.optim.SGD, torch.optim.Adam, or `entropy_sgd.EntropySGD`.
 
-    arguments: of Entropy-SGD alone: steps, gamma, h, noise, average, outer.
+    weight_decay: an L2 penalty for all three. momentum: not used by Adam. arguments: only for Entropy-SGD: steps,
+    gamma, h, noise, average, outer.
     """
 
     name: Literal["sgd", "adam", "entropy-sgd"] = "sgd"
     lr: Positive
     momentum: Share = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    # Left to right: PyYAML reads 1e-3 as a text, and 5 steps must not become 5.0.
+    # Left to right: PyYAML reads 1e-3 as a text, and 5 steps must stay an int.
     arguments: dict[str, Annotated[int | float | str, Field(union_mode="left_to_right")]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -43,16 +45,17 @@ class Optimizer(Section):
 
     @property
     def needs_closure(self) -> bool:
-        """Whether its step computes the gradient itself, at several points."""
+        """Whether `step` needs a closure, because it computes gradients at several points."""
         return self.name == "entropy-sgd"
 
     def build(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """The optimizer of `parameters`. Raises BadInput for arguments that it does not take."""
+        """The optimizer over `parameters`. Raises BadInput for arguments that it does not take."""
         given: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, **self.arguments}
         kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "entropy-sgd": EntropySGD}[self.name]
         known = inspect.signature(EntropySGD).parameters if self.name == "entropy-sgd" else {}
         for argument in sorted(self.arguments.keys() - (known.keys() - {"params", *type(self).model_fields})):
-            raise BadInput(f"optimizer.arguments.{argument} is not an argument of {self.name}; remove it")
+            message = f"optimizer.arguments.{argument} is not an argument of {self.name}; remove it"
+            raise BadInput(message, code="unused", field=f"optimizer.arguments.{argument}")
         if self.name != "adam":
             given["momentum"] = self.momentum
         optimizer: torch.optim.Optimizer = kind(parameters, **given)
@@ -60,9 +63,10 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    """The learning rate: constant; divided by 10 at each of `milestones` (epochs); or one cycle up to lr and down to 0.
+    """The learning rate.
 
-    warmup: share of the training in which one-cycle rises.
+    constant; multi-step: divided by 10 at each epoch of `milestones`; or one-cycle: up to lr, then down to 0.
+    warmup: the share of the training, in [0, 1), in which the rate of one-cycle rises.
     """
 
     name: Literal["constant", "multi-step", "one-cycle"] = "constant"
@@ -71,10 +75,10 @@ class Schedule(Section):
 
 
 class Validation(Section):
-    """How the epoch to keep is chosen: on `count` images held out of the TRAINING set, never on test images.
+    """How the epoch to keep is selected: on `count` images held out of the TRAINING set, never on test images.
 
-    steps: of the PGD attack that measures robust accuracy there, each of 2.5 eps / steps.
-    select: keep the epoch of best robust accuracy, of best clean accuracy, or the last.
+    steps: of the PGD attack that measures robust accuracy, with step size 2.5 eps / steps. select: keep the epoch with
+    the best robust accuracy, with the best clean accuracy, or the last.
     """
 
     count: Count
@@ -85,13 +89,13 @@ class Validation(Section):
 class Recipe(Section):
     """One training run.
 
-    objective: `name` of a registered objective and its fields. eps_ramp: share of the training in which eps and step
-    size of the objective grow linearly to their values. ema: decay of an exponential moving average of the weights,
-    which is then what is validated and kept. examples: train on the first so many images that are not held out (None:
-    all). init_from: a run folder or a weights file to start from, for fine-tuning; a relative path starts at the
-    current folder. speed: how the network is run, as in `atent_ext.models.speed`; a setting that it cannot run with
-    gives way to a simpler one, and "auto" is measured on the first batch; the run folder's recipe holds the choice.
-    differs: what differs from the published setting.
+    objective: the `name` of a registered objective, and its fields. eps_ramp: the share of the training, in [0, 1], in
+    which eps and step_size of the objective grow linearly to their values. ema: the decay of an exponential moving
+    average of the weights; if it is set, the average is validated and kept. examples: train on the first `examples`
+    images that are not held out (None: all). init_from: a run folder or a weights file to fine-tune from; a relative
+    path is relative to the current folder. speed: as in `atent_ext.models.speed`; if the model cannot run with it, a
+    simpler one is used; "auto" is measured on the first batch. The recipe in the run folder holds the speed that was
+    used. differs: the differences from the published setting.
     """
 
     name: str
@@ -113,22 +117,28 @@ class Recipe(Section):
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     speed: Speed = "channels-last"
     validation: Validation
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Recipe":
         objective = self.build_objective()
-        # As the objective took them: PyYAML reads 1e-3 as a text, and only an equal recipe may resume a run.
-        self.objective.update({key: getattr(objective, key) for key in self.objective if key != "name"})
+        # Store the validated values: PyYAML reads 1e-3 as a text, and only an equal recipe may resume a run.
+        taken = {key: value if key == "name" else getattr(objective, key) for key, value in self.objective.items()}
+        self.__dict__["objective"] = frozen(taken)
         for field, needed in (("norm", self.threat.norm), ("box", (0.0, 1.0))):
             if getattr(objective, field, needed) != needed:
                 raise BadInput(
-                    f"objective.{field} is {getattr(objective, field)!r}, but the threat model's is {needed!r}"
+                    f"objective.{field} is {getattr(objective, field)!r}, but the threat model's is {needed!r}; "
+                    "give both the same",
+                    code="conflict",
+                    field=f"objective.{field}",
                 )
         if self.optimizer.name == "entropy-sgd" and self.mixed_precision == "fp16":
-            raise BadInput("mixed_precision is 'fp16', whose scaled steps Entropy-SGD cannot take; choose bf16 or no")
+            message = "mixed_precision is 'fp16', whose scaled steps Entropy-SGD cannot take; choose bf16 or no"
+            raise BadInput(message, code="conflict", field="mixed_precision")
         for argument in {"classes", "channels"} & self.model.arguments.keys():
-            raise BadInput(f"model.arguments.{argument} is decided by the data set; remove it")
+            message = f"model.arguments.{argument} is decided by the data set; remove it"
+            raise BadInput(message, code="unused", field=f"model.arguments.{argument}")
         models, datasets = registry.entries("model"), registry.entries("data set")
         if self.model.name not in models:
             raise registry.nearest("model", self.model.name, models)
@@ -137,40 +147,55 @@ class Recipe(Section):
         return self
 
     def build_objective(self) -> Objective:
-        """The objective that the recipe names, its fields validated."""
+        """The objective of the recipe. Raises BadInput for an unknown objective and for invalid fields."""
         given = dict(self.objective)
         name = given.pop("name", None)
         if name is None:
-            raise BadInput(f"objective has no name; known: {', '.join(sorted(registry.entries('objective')))}")
+            message = f"objective has no name; known: {', '.join(sorted(registry.entries('objective')))}"
+            raise BadInput(message, code="missing", field="objective.name")
         kind = registry.resolve("objective", str(name))
         if not (isinstance(kind, type) and is_dataclass(kind)):
-            raise BadInput(f"objective {name!r} is {kind!r}; a dataclass is needed, whose fields a recipe can set")
+            message = f"objective {name!r} is {kind!r}; a dataclass is needed, whose fields a recipe can set"
+            raise BadInput(message, code="bad-type", field="objective.name")
         known = inspect.signature(kind).parameters
-        for field in given.keys() - known.keys():  # another package's dataclass may not refuse it
-            raise registry.nearest("field", f"objective.{field}", [f"objective.{one}" for one in known])
+        for field in given.keys() - known.keys():  # the dataclass of another package may accept unknown fields
+            raise registry.nearest("field", f"objective.{field}", [f"objective.{name}" for name in known])
         try:
             return cast(Objective, TypeAdapter(kind).validate_python(given))
         except ValidationError as error:
-            raise BadInput(_explain(error, kind, "objective.")) from None
+            raise _bad_input(error, kind, prefix="objective.") from None
 
 
-def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe `name` (or the YAML file at that path), with `key.subkey=value` overrides applied.
+def load(name: str, overrides: Iterable[str] = (), notice: Callable[[str], None] = lambda text: None) -> Recipe:
+    """The recipe `name`, or the YAML file at the path `name`, with `key.subkey=value` overrides applied.
 
-    Raises BadInput for an unknown recipe or field, naming the nearest, and for a value that does not fit.
+    If an override changes only threat.eps, an objective.eps that was equal to it changes too; its step_size stays.
+    notice: called with a message for each field that changed with an override, and for each that has no effect.
+    Raises BadInput for an unknown recipe or field (it names the nearest), for an invalid value, and for an override
+    that contradicts other fields: threat.eps if objective.eps is another radius, threat.norm without threat.eps,
+    model.name if model.arguments are those of another model. `field` is the first wrong field.
     """
-    raw = _read(_locate(name))
-    for override in overrides:
-        _override(raw, override)
-    return parse(raw, name)
+    overrides = tuple(overrides)
+    raw, notices = recipe_files.overridden(name, overrides)
+    recipe = parse(raw, name)
+    for text in (*notices, *(_never_reached(recipe) if overrides else ())):
+        notice(text)
+    return recipe
+
+
+def _never_reached(recipe: Recipe) -> Iterator[str]:
+    schedule, epochs = recipe.schedule, recipe.epochs
+    late = [milestone for milestone in schedule.milestones if milestone >= epochs]
+    if schedule.name == "multi-step" and late:
+        yield f"schedule.milestones {late} lie beyond the {epochs} epochs: the learning rate is not lowered there"
 
 
 def parse(raw: Mapping[str, Any], source: str) -> Recipe:
-    """A recipe out of plain data; `source` names it in errors."""
+    """The recipe in plain data. source: its name in errors. Raises BadInput for invalid data."""
     try:
         return Recipe.model_validate(dict(raw))
     except ValidationError as error:
-        raise BadInput(f"recipe {source}: {_explain(error, Recipe)}") from None
+        raise _bad_input(error, Recipe, f"recipe {source}: ") from None
 
 
 def dump(recipe: Recipe) -> str:
@@ -178,66 +203,28 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def names() -> list[str]:
-    """The names of all shipped recipes."""
-    return [name for name in registry.files("recipe") if not name.startswith("_")]
+def _bad_input(error: ValidationError, kind: Any, start: str = "", prefix: str = "") -> BadInput:
+    """A pydantic error as one line that starts with `start`: each wrong field, its value, what is needed.
+
+    Code and field are those of the first wrong field. prefix: of the names of the fields.
+    """
+    details: list[dict[str, Any]] = [dict(detail) for detail in error.errors()]
+    message = start + "; ".join(_explain_one(detail, kind, prefix) for detail in details)
+    first = details[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, BadInput):
+        return BadInput(message, code=cause.code, field=cause.field and prefix + cause.field)
+    field = prefix + ".".join(str(part) for part in first["loc"])
+    return BadInput(message, code=_CODES.get(first["type"], "bad-value"), field=field or None)
 
 
-def _locate(name: str) -> Path:
-    if name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise BadInput(f"there is no recipe file {name}")
-        return Path(name)
-    shipped = registry.files("recipe")
-    if name not in shipped:
-        raise registry.nearest("recipe", name, names())
-    return shipped[name]
-
-
-def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that does not exist
-        raise BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise BadInput(f"{path} holds no fields; a recipe is a mapping of names to values")
-    base = raw.pop("base", None)
-    if base is None:
-        return raw
-    beside, above = (path.parent / f"{base}.yaml").resolve(), (*above, path.resolve())
-    if beside in above or beside.parent != path.parent.resolve() or not beside.is_file():
-        raise BadInput(f"{path}: base is {base!r}; it must name another recipe file beside it, without .yaml")
-    return _merge(_read(beside, above), raw)
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise BadInput(f"--set {override!r} is not of the form key=value")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise BadInput(f"--set {override!r}: the value is not YAML") from None
-    *parents, last = path.split(".")
-    section = raw
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise BadInput(f"--set {override!r}: {parent} has no fields")
-    section[last] = value
-
-
-def _explain(error: ValidationError, kind: Any, prefix: str = "") -> str:
-    """A pydantic error in one line: each wrong field, its value, what is needed."""
-    return "; ".join(_explain_one(dict(detail), kind, prefix) for detail in error.errors())
+_CODES: Mapping[str, Code] = {
+    "missing": "missing",
+    "missing_argument": "missing",
+    "extra_forbidden": "unknown-name",
+    "unexpected_keyword_argument": "unknown-name",
+}
+"""Type of a pydantic error -> code; all others are bad values."""
 
 
 def _explain_one(detail: dict[str, Any], kind: Any, prefix: str) -> str:
@@ -252,7 +239,7 @@ def _explain_one(detail: dict[str, Any], kind: Any, prefix: str) -> str:
 
 
 def _siblings(kind: Any, location: list[str], prefix: str) -> list[str]:
-    """The full names of the fields that exist where an unknown one was given."""
+    """The full names of the fields that exist beside an unknown field."""
     for part in location[:-1]:
         kind = kind.model_fields[part].annotation
         prefix += f"{part}."

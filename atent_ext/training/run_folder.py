@@ -1,7 +1,7 @@
-"""The folder of one training run: what lies in it, and who may write there.
+"""The folder of one training run: its files, and the lock that lets one process at a time write them.
 
-recipe.yaml      the whole recipe, defaults included          metrics.jsonl   one line per finished epoch
-weights.safetensors   the weights of the selected epoch       state.pt        what --resume goes on from
+recipe.yaml           the complete recipe, with defaults        metrics.jsonl   one line per finished epoch
+weights.safetensors   the weights of the selected epoch         state.pt        the training state for --resume
 """
 
 import json
@@ -21,7 +21,7 @@ from atent_ext.storage import files, locks
 from atent_ext.training import recipes
 from atent_ext.training.recipes import Recipe
 
-# The state first, as a run is cleared: without the others it would claim epochs of which nothing is left.
+# In the order of deletion. The state comes first: without the other files it would claim epochs that are gone.
 _RESULTS = ("state.pt", "metrics.jsonl", "weights.safetensors")
 
 
@@ -47,79 +47,86 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> Iterator[None]:
-        """Have the folder, made ready for `recipe`, for this process alone.
+        """Lock the folder for this process and prepare it for a run of `recipe`.
 
-        Raises BadInput if it already holds a run, or weights, states, metrics or reports, and neither `resume` nor
-        `overwrite` is given, if there is no run to resume, or none with a state after finished epochs, if that was made
-        by another recipe, or if another process trains there, which it names. `overwrite` removes these files and no
-        others.
+        resume: continue the run in the folder. overwrite: delete the files of an earlier run, and no others.
+        Raises BadInput if both are given; if neither is given and the folder holds a run, weights, a state, metrics or
+        reports; if there is no run to resume, its state is missing, or another recipe trained it; and if another
+        process holds the lock. Raises NotWritten if the system refuses to write.
         """
         if resume and overwrite:
-            raise BadInput("--resume and --overwrite exclude each other; give one of them")
+            message = "--resume and --overwrite exclude each other; give one of them"
+            raise BadInput(message, code="conflict", field="resume")
         if resume:
-            self.to_resume()  # nothing is made where there is no run
+            self.to_resume()  # before anything is written
         self.path.mkdir(parents=True, exist_ok=True)
         with locks.held(self.path, "wait for it, or name another --out"):
             self._make_ready(recipe, resume, overwrite)
             yield
 
     def _make_ready(self, recipe: Recipe, resume: bool, overwrite: bool) -> None:
-        self._tidy()
+        self._remove_temporary_files()
         if resume:
-            return self._same(self.recipe(), recipe)
+            return self._check_same(self.recipe(), recipe)
         if self.exists() and not overwrite:
-            raise BadInput(f"{self.path} already holds a run; give --resume to go on or --overwrite to start anew")
-        for left in self._results():
+            message = f"{self.path} already holds a run; give --resume to go on or --overwrite to start anew"
+            raise BadInput(message, code="exists", field="out")
+        for path in self._results():
             if not overwrite:
-                raise BadInput(f"{left} is there already; name another --out, or give --overwrite to replace it")
-            left.unlink()
+                message = f"{path} is there already; name another --out, or give --overwrite to replace it"
+                raise BadInput(message, code="exists", field="out")
+            path.unlink()
         files.write(self.path / "recipe.yaml", recipes.dump(recipe))
 
     def recipe(self) -> Recipe:
-        """The recipe that the run was made by. Raises BadInput if the folder holds no run."""
+        """The recipe of the run. Raises BadInput if the folder holds no run."""
         if not self.exists():
-            raise BadInput(f"{self.path} holds no run: there is no recipe.yaml in it")
+            message = f"{self.path} holds no run: there is no recipe.yaml in it"
+            raise BadInput(message, code="missing", field="path")
         return recipes.load(str(self.path / "recipe.yaml"))
 
     def to_resume(self) -> Recipe:
-        """The recipe of the run to go on with. Raises BadInput if there is none yet, which says how to begin one."""
+        """The recipe of the run to resume. Raises BadInput if the folder holds no run."""
         if not self.exists():
-            raise BadInput(f"{self.path} holds no run to go on with: there is no recipe.yaml in it; leave out --resume")
+            message = f"{self.path} holds no run to go on with: there is no recipe.yaml in it; leave out --resume"
+            raise BadInput(message, code="missing", field="resume")
         return self.recipe()
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
-        """Write all epochs' metrics, one JSON object a line."""
+        """Write the metrics of all epochs, one JSON object per line."""
         files.write(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
 
     def load_model(self, data: DataSet) -> nn.Module:
-        """The trained network of the selected epoch, in eval mode."""
-        with seeded(0):  # the fresh weights are replaced, and the caller's random state stays as it is
+        """Load the network of the selected epoch, in eval mode. Raises BadInput if there is no finished epoch."""
+        with seeded(0):  # keeps the caller's random state; the initial weights are replaced
             model = build_model(self.recipe(), data)
         weights.load_weights(model, self.weights)
         return model.eval()
 
-    def _tidy(self) -> None:
-        """Remove what is left of a write in which a process was killed."""
+    def _remove_temporary_files(self) -> None:
+        """Remove the temporary files of writes during which a process was killed."""
         for name in ("recipe.yaml", *_RESULTS):
-            for left in self.path.glob(f".{name}.*"):
-                left.unlink()
+            for path in self.path.glob(f".{name}.*"):
+                path.unlink()
 
     def _results(self) -> list[Path]:
-        """What a run leaves, but for its recipe."""
-        return [found for name in (*_RESULTS, "eval-*.json") for found in sorted(self.path.glob(name))]
+        """The files of a run, without its recipe."""
+        return [path for name in (*_RESULTS, "eval-*.json") for path in sorted(self.path.glob(name))]
 
-    def _same(self, old: Recipe, new: Recipe) -> None:
-        if (self.path / "metrics.jsonl").exists() and not self.state.exists():  # written after it
-            raise BadInput(f"{self.path} has finished epochs and no {self.state.name}; --overwrite starts the run anew")
-        said = {"description", "differs"}  # words, which a later version may put better
-        was, now = old.model_dump(exclude=said), new.model_dump(exclude=said)
-        for field in (field for field in was if was[field] != now[field]):
-            raise BadInput(
-                f"{self.path} was trained with {field} = {was[field]!r}, not {now[field]!r}; "
-                "go on with the recipe, --set and --seed that it was started with, or give --overwrite to start anew"
-            )
+    def _check_same(self, old: Recipe, new: Recipe) -> None:
+        """Raise BadInput if the run cannot be resumed by the recipe `new`."""
+        if (self.path / "metrics.jsonl").exists() and not self.state.exists():  # the state is written first
+            message = f"{self.path} has finished epochs and no {self.state.name}; --overwrite starts the run anew"
+            raise BadInput(message, code="missing", field="resume")
+        texts = {"description", "differs"}  # a later version may reword them
+        before, now = old.model_dump(exclude=texts), new.model_dump(exclude=texts)
+        for field in (field for field in before if before[field] != now[field]):
+            difference = f"{self.path} was trained with {field} = {before[field]!r}, not {now[field]!r}"
+            remedy = "go on with the recipe, --set and --seed that it was started with"
+            message = f"{difference}; {remedy}, or give --overwrite to start anew"
+            raise BadInput(message, code="other-content", field=field)
 
 
 def build_model(recipe: Recipe, data: DataSet) -> nn.Module:
-    """The recipe's network, fresh, for the classes and channels of `data`."""
+    """Build the recipe's network, newly initialised, for the classes and channels of `data`."""
     return networks.build_for(recipe.model.name, data.train.images, len(data.classes), **recipe.model.arguments)

@@ -23,6 +23,7 @@ import torch
 import typer
 
 from atent_ext import subjects
+from atent_ext.evaluation.report import Report
 
 _AFTER = "robust accuracy after "
 
@@ -55,14 +56,15 @@ def stock(run: Path, out: Path, n: int, seed: int) -> None:
     out.write_text(json.dumps(found))
 
 
-def timed(command: list[str], out: Path) -> dict[str, Any]:
+def timed(command: list[str]) -> float:
+    """Seconds of a command; what it wrote is in its files."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-    return {"seconds": round(seconds, 1), **json.loads(out.read_text())}
+    return round(seconds, 1)
 
 
 def evaluated(run: Path, n: int, seed: int, processes: int, folder: Path, chunk: int | None) -> dict[str, Any]:
@@ -72,10 +74,12 @@ def evaluated(run: Path, n: int, seed: int, processes: int, folder: Path, chunk:
     # "--" keeps torchrun from taking --n for one of its own options.
     command = [*([*torchrun, "-m", "--"] if processes > 1 else ["-m"]), "atent_ext", "eval", str(run), "--n", str(n)]
     command += ["--seed", str(seed), "--out", str(out), *(["--chunk", str(chunk)] if chunk else [])]
-    report = timed(command, out)
-    (entry,) = (one for one in report["results"] if one["attack"] == "AutoAttack")
-    kept = {key: report[key] for key in ("seconds", "chunk", "processes", "speed", "prepared")}
-    return kept | {"attack_seconds": entry["seconds"]} | {key: entry[key] for key in ("robust_after", "flags", "notes")}
+    seconds = timed(command)
+    report = Report.load(out)
+    entry = report.result("autoattack")
+    kept = report.model_dump(mode="json", include={"chunk", "processes", "speed", "prepared"})
+    found = {"robust_after": entry.robust_after, "flags": entry.flags, "notes": [note.text for note in entry.notes]}
+    return {"seconds": seconds} | kept | {"attack_seconds": entry.seconds} | found
 
 
 def main(
@@ -94,17 +98,14 @@ def main(
     report: dict[str, Any] = {
         "what": f"standard AutoAttack on the first {n} test images, one thread a process, seed {seed}",
         **bench.about(),
-        **{key: subject.about[key] for key in ("name", "model", "weights_sha256", "data")},
+        **subject.about.model_dump(include={"name", "model", "weights_sha256", "data"}),
         "threat": subject.threat.model_dump(),
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plain = folder / "stock.json"
-        runs = {
-            "pyautoattack": timed(
-                [__file__, str(run), "--n", str(n), "--seed", str(seed), "--stock-to", str(plain)], plain
-            )
-        }
+        seconds = timed([__file__, str(run), "--n", str(n), "--seed", str(seed), "--stock-to", str(plain)])
+        runs = {"pyautoattack": {"seconds": seconds, **json.loads(plain.read_text())}}
         for count in (1, processes):
             key = f"atent eval, {count} process{'es' * (count > 1)}"
             runs[key] = evaluated(run, n, seed, count, folder, chunk)

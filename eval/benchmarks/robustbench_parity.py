@@ -7,7 +7,6 @@ scores all images at once and the network as it is, so that the report has to be
 --chunk N --speed plain`. Prints how many clean and robust flags agree and exits with code 1 unless all do.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,26 +15,26 @@ import torch
 import typer
 
 from atent_ext.core import compat
+from atent_ext.evaluation.report import Report
 from atent_ext.integrations.robustbench.zoo import register_run
 from atent_ext.training.run_folder import RunFolder
 
 
 def main(run: Path, report: Path, data_root: Annotated[Path | None, typer.Option()] = None) -> None:
-    told = json.loads(report.read_text(encoding="utf-8"))
-    results = {result["attack"]: result for result in told["results"]}
-    if told["chunk"] < results["clean"]["n"]:
-        raise typer.BadParameter(f"{report} has chunks of {told['chunk']}; score all images in one: --chunk")
+    told = Report.load(report)
+    if told.chunk is None or told.chunk < told.n:
+        raise typer.BadParameter(f"{report} has chunks of {told.chunk}; score all images in one: --chunk")
     recipe = RunFolder(run).recipe()
     register_run(run, data_root=data_root)
     from robustbench import benchmark, load_model
 
-    network = load_model(recipe.name, dataset=recipe.dataset, threat_model=told["threat"]["norm"])
+    network = load_model(recipe.name, dataset=recipe.dataset, threat_model=told.threat.norm)
     seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     spied: Any = compat.autoattack_class()
     original = spied.run_standard_evaluation
 
     def listening(self: Any, x: torch.Tensor, y: torch.Tensor, *rest: Any, **more: Any) -> Any:
-        self.seed = told["seed"]
+        self.seed = told.seed
         found = original(self, x, y, *rest, **more)
         seen.append((x, y, found))
         return found
@@ -43,22 +42,21 @@ def main(run: Path, report: Path, data_root: Annotated[Path | None, typer.Option
     spied.run_standard_evaluation = listening
     clean, robust = benchmark(
         network,
-        n_examples=results["clean"]["n"],
+        n_examples=told.n,
         dataset=recipe.dataset,
-        threat_model=told["threat"]["norm"],
-        eps=told["threat"]["eps"],
-        batch_size=told["batch_size"],
+        threat_model=told.threat.norm,
+        eps=told.threat.eps,
+        batch_size=told.batch_size,
     )
     ((x, y, adversaries),) = seen
     with torch.no_grad():
-        theirs = {"clean": network(x).argmax(1) == y, "AutoAttack": network(adversaries).argmax(1) == y}
+        theirs = {"clean": network(x).argmax(1) == y, "autoattack": network(adversaries).argmax(1) == y}
     differing = 0
-    for name, accuracy in (("clean", clean), ("AutoAttack", robust)):
-        flags = "".join("01"[int(flag)] for flag in theirs[name])
-        same = sum(mine == yours for mine, yours in zip(results[name]["flags"], flags, strict=True))
-        differing += len(flags) - same
-        ours = results[name]["accuracy"]
-        print(f"{name}: {same} of {len(flags)} flags agree; atent eval {ours:.4f}, benchmark {accuracy:.4f}")
+    for kind, accuracy in (("clean", clean), ("autoattack", robust)):
+        same = int((told.flags(kind) == theirs[kind].cpu()).sum())
+        differing += told.n - same
+        ours = told.accuracy(kind)
+        print(f"{kind}: {same} of {told.n} flags agree; atent eval {ours:.4f}, benchmark {accuracy:.4f}")
     sys.exit(differing > 0)
 
 

@@ -31,6 +31,7 @@ from atent_ext.core.norms import LINF
 from atent_ext.core.schema import Threat
 from atent_ext.core.statistics import paired
 from atent_ext.core.version import __version__
+from atent_ext.experiments.rows import cell
 from atent_ext.storage import files
 from atent_ext.subjects import weights_file
 
@@ -115,7 +116,7 @@ def main(
         root,
     )
     about = {
-        **{key: subject.about[key] for key in ("name", "model", "weights_sha256", "data_note")},
+        **subject.about.model_dump(include={"name", "model", "weights_sha256", "data_note"}),
         "data": network,
         "split": f"test, the first {n}",
         "threat": "Linf",
@@ -135,7 +136,7 @@ def main(
         setting = Setting(Threat(norm="Linf", eps=eps), seed, batch_size)
         flags = robust_flags(subject.model, split, kernel, setting)
         settings = {"eps": text, "start": start, "step_size": kernel.step_size}
-        cells.append(Outcome(name, settings, flags, time.perf_counter() - began).report())
+        cells.append(cell(Outcome("attack", name, settings, flags, time.perf_counter() - began)))
         files.write(target, json.dumps(about | {"pairs": pairs(cells), "cells": cells}, indent=1) + "\n")
 
 

@@ -15,6 +15,7 @@ from atent_ext.attacks import autoattack
 from atent_ext.attacks.spec import Outcome
 from atent_ext.cli import exit
 from atent_ext.data import datasets
+from atent_ext.experiments.rows import cell
 from atent_ext.storage import files
 from atent_ext.subjects import run_folder
 from atent_ext.training.run_folder import RunFolder
@@ -47,13 +48,14 @@ def main(
         batch_size=batch,
     )
     settings = {"package": found.package, "torch": torch.__version__, "seed": seed, "batch_size": batch}
-    outcome = Outcome(attack, settings, found.robust, time.perf_counter() - start, found.notes, found.robust_after)
+    seconds = time.perf_counter() - start
+    outcome = Outcome("attack", attack, settings, found.robust, seconds, found.notes, found.robust_after)
     result = {
-        "weights_sha256": subject.about["weights_sha256"],
+        "weights_sha256": subject.about.weights_sha256,
         "images": f"the first {len(images)} {part} images",
-        "data": subject.about["data"],
+        "data": subject.about.data,
         "threat": threat.model_dump(),
-        **outcome.report(),
+        **cell(outcome),
     }
     files.write(out, json.dumps(result, indent=2) + "\n")
     print(f"{attack}: {int(found.robust.sum())} of {len(images)} {part} images left; written: {out}")

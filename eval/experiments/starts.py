@@ -58,7 +58,7 @@ def main(
 ) -> None:
     """Write, for each chain, how many of the images each run breaks, and how many all runs leave."""
     subject = run_folder.from_run(run, held_out=True)
-    found = _report(report, run, subject.about["weights_sha256"])
+    found = _report(report, run, str(subject.about.weights_sha256))
     eps = float(RunFolder(run).recipe().objective["eps"]) if eps is None else eps
     images = subject.test.take(found["n"])
     right = clean_flags(subject.model, images)

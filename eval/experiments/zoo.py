@@ -1,10 +1,9 @@
-"""Train and score the zoo of eval/experiments/zoo.yaml, entry by entry; what is there already is not done again.
+"""Train and score the zoo of eval/experiments/zoo.yaml, entry by entry; what is there already is skipped.
 
 python eval/experiments/zoo.py linf-wide-long-eps-0.36 mnist-linf-atent-48 --out zoo        (no name: all)
 """
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -18,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from atent_ext.cli import exit
 from atent_ext.core.errors import BadInput
-from atent_ext.data import datasets
-from atent_ext.experiments.rows import finished
+from atent_ext.evaluation.protocol import load_protocol
+from atent_ext.experiments.runner import Runner, finished
 from atent_ext.experiments.study import run_name
+from atent_ext.submissions.cards import read_card
 from atent_ext.submissions.folder import new as write_submission
 from atent_ext.training import recipes
-from atent_ext.training.loop import fit
 from atent_ext.training.run_folder import RunFolder
 
 ZOO = Path(__file__).resolve().with_suffix(".yaml")
@@ -31,7 +30,7 @@ Group = Literal["models", "search", "ablation", "cifar10"]
 
 
 class Entry(BaseModel):
-    """A training: a recipe, what is set in it, how many seeds (0, 1, ...), on how many images it is scored.
+    """A training: a recipe, what is set in it, how many seeds (0, 1, ...), and how many images it is scored on.
 
     against: the entries of the file that docs/zoo.md compares it with.
     """
@@ -47,7 +46,7 @@ class Entry(BaseModel):
         return recipes.load(self.recipe, [*self.set, f"seed={seed}"])
 
     def files(self, name: str) -> list[str]:
-        """What the files of the trainings of the entry `name` are called, in the order of the seeds."""
+        """The names of the files of the entry `name`, one a seed."""
         return [name] if self.seeds == 1 else [f"{name}-seed{seed}" for seed in range(self.seeds)]
 
 
@@ -55,46 +54,49 @@ Known = dict[tuple[Group, str], Entry]
 
 
 def entries(file: Path = ZOO) -> Known:
-    """(group, name) -> entry, in the order of the file. Raises BadInput where the file holds anything else."""
+    """(group, name) -> entry, in the order of the file. Raises BadInput for a file that is not one of entries."""
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
         groups = TypeAdapter(dict[Group, dict[str, Entry]]).validate_python(raw)
     except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
-        raise BadInput(f"{file} does not fit: {error}") from None
-    found = {(group, name): entry for group, those in groups.items() for name, entry in those.items()}
-    _check_names(found, file)
-    return found
+        raise BadInput(f"{file} does not fit: {error}", code="unreadable", field="file") from None
+    known = {(group, name): entry for group, members in groups.items() for name, entry in members.items()}
+    _check_names(known, file)
+    return known
 
 
-def _check_names(found: Known, file: Path) -> None:
-    names = [name for _, name in found]
-    seeds = {name: entry.seeds for (_, name), entry in found.items()}
-    for (_, name), entry in found.items():
+def _check_names(known: Known, file: Path) -> None:
+    names = [name for _, name in known]
+    seeds = {name: entry.seeds for (_, name), entry in known.items()}
+    for (_, name), entry in known.items():
         if names.count(name) > 1:
-            raise BadInput(f"{file} has two entries {name}; rename one")
+            raise BadInput(f"{file} has two entries {name}; rename one", code="conflict", field="name")
         for rival in entry.against:
             if rival not in seeds:
-                raise BadInput(f"{file}: {name} is to be compared with {rival}, which is no entry; name one")
+                message = f"{file}: {name} is to be compared with {rival}, which is no entry; name one"
+                raise BadInput(message, code="unknown-name", field="against")
             if entry.seeds != seeds[rival]:
-                raise BadInput(f"{file}: {name} has {entry.seeds} seeds and {rival} {seeds[rival]}; make them alike")
+                message = f"{file}: {name} has {entry.seeds} seeds and {rival} {seeds[rival]}; make them alike"
+                raise BadInput(message, code="conflict", field="seeds")
 
 
 def digest(recipe: recipes.Recipe) -> str:
-    """Of what decides the weights, and so not of the recipe's name."""
+    """A hash of everything that decides the weights; the recipe's name is no part of it."""
     return run_name(recipe).rpartition("-")[2]
 
 
-def train(recipe: recipes.Recipe, known: Known, out: Path) -> Path:
-    """The run folder of a recipe, trained to its end; recipes that decide the same weights share one.
+def train(recipe: recipes.Recipe, known: Known, runner: Runner) -> RunFolder:
+    """Train a recipe to its end and return its run folder; recipes that decide the same weights share one.
 
-    Where it starts from the run of an entry of `known`, that is trained first.
+    If it starts from the run of an entry of `known`, that entry is trained first.
     """
-    folder = RunFolder(out / "runs" / digest(recipe))
-    if not finished(folder, recipe):
-        for base in _bases(recipe, known):
-            train(base, known, out)
-        fit(recipe, datasets.load(recipe.dataset), folder.path, resume=folder.exists())
-    return folder.path
+    name = f"runs/{digest(recipe)}"
+    folder = RunFolder(runner.out / name)
+    if finished(folder, recipe):
+        return folder
+    for base in _bases(recipe, known):
+        train(base, known, runner)
+    return runner.train(recipe, name)
 
 
 def _bases(recipe: recipes.Recipe, known: Known) -> list[recipes.Recipe]:
@@ -102,35 +104,39 @@ def _bases(recipe: recipes.Recipe, known: Known) -> list[recipes.Recipe]:
     return [base for base in (entry.load() for entry in known.values()) if digest(base) == run]
 
 
-def score(group: Group, name: str, n: int, run: Path, out: Path, batch: int, speed: str) -> None:
-    """Score a run by the command that its group is scored by, unless that was done; never in TF32.
+def score(group: Group, name: str, n: int, run: RunFolder, runner: Runner, batch: int, speed: str) -> None:
+    """Score a run as its group is scored, unless its report is there: the models by `atent verify`.
 
-    Raises BadInput where the file at hand is of other weights or another number of images.
+    Raises BadInput for a report of other weights, images or settings.
     """
-    target = out / group / (f"{name}.card.json" if group == "models" else f"{name}.json")
+    if group == "models":
+        return _verify(name, n, run, runner.out, batch, speed)
+    subject = runner.subject(run, held_out=group == "search")
+    protocol = load_protocol("autoattack")
+    runner.score(subject, protocol, f"{group}/{name}", n=n, batch_size=batch, chunk=batch, speed=speed)
+
+
+def _verify(name: str, n: int, run: RunFolder, out: Path, batch: int, speed: str) -> None:
+    target = out / "models" / f"{name}.card.json"
     if target.is_file():
         return _check(target, n, run)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if group == "models":
-        folder = out / "submissions" / name
-        shutil.rmtree(folder, ignore_errors=True)  # of an earlier training, or half of one
-        write_submission(run, folder, authors="The atent-ext authors", license="MIT", name=name)
-        asked = ["verify", str(folder), "--protocol", "zoo"]
-    else:
-        asked = ["eval", str(run), *(["--held-out"] if group == "search" else [])]
-    asked += ["--n", str(n), "--batch-size", str(batch), "--chunk", str(batch), "--speed", speed]
-    exact = os.environ | {"NVIDIA_TF32_OVERRIDE": "0"}
-    done = subprocess.run([sys.executable, "-m", "atent_ext", *asked, "--out", str(target)], env=exact)
-    if done.returncode:  # it has said why
-        raise typer.Exit(done.returncode)
+    folder = out / "submissions" / name
+    shutil.rmtree(folder, ignore_errors=True)  # it may be of an earlier training, or incomplete
+    write_submission(run.path, folder, authors="The atent-ext authors", license="MIT", name=name)
+    command = ["verify", str(folder), "--protocol", "zoo", "--n", str(n), "--out", str(target)]
+    command += ["--batch-size", str(batch), "--chunk", str(batch), "--speed", speed]
+    process = subprocess.run([sys.executable, "-m", "atent_ext", *command])
+    if process.returncode:  # it has printed why
+        raise typer.Exit(process.returncode)
 
 
-def _check(target: Path, n: int, run: Path) -> None:
-    found = json.loads(target.read_text(encoding="utf-8"))
-    found = found.get("report", found)
-    weights = hashlib.sha256(RunFolder(run).weights.read_bytes()).hexdigest()
-    if found["weights_sha256"] != weights or found["results"][0]["n"] != n:
-        raise BadInput(f"{target} is not of {n} images and the weights in {run}; move it away")
+def _check(target: Path, n: int, run: RunFolder) -> None:
+    report = read_card(target).report
+    weights = hashlib.sha256(run.weights.read_bytes()).hexdigest()
+    if report is None or report.weights_sha256 != weights or report.n != n:
+        message = f"{target} is not of {n} images and the weights in {run.path}; move it away"
+        raise BadInput(message, code="other-content", field="out")
 
 
 app = typer.Typer(add_completion=False)
@@ -144,14 +150,18 @@ def main(
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch and a chunk of the scores.")] = 250,
     speed: Annotated[str, typer.Option(help="Of the scores: plain, channels-last, ...")] = "channels-last",
 ) -> None:
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # read by CUDA when it starts, here and in `atent verify`
+    runner = Runner(out)
     known = entries(file)
+    there = [name for _, name in known]
     for name in names or ():
-        if name not in {one for _, one in known}:
-            raise BadInput(f"{name} is no entry of {file.name}; it has: {', '.join(one for _, one in known)}")
+        if name not in there:
+            message = f"{name} is no entry of {file.name}; it has: {', '.join(there)}"
+            raise BadInput(message, code="unknown-name", field="names")
     for (group, name), entry in known.items():
         if not names or name in names:
             for seed, stem in enumerate(entry.files(name)):
-                score(group, stem, entry.n, train(entry.load(seed), known, out), out, batch, speed)
+                score(group, stem, entry.n, train(entry.load(seed), known, runner), runner, batch, speed)
 
 
 if __name__ == "__main__":

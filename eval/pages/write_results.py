@@ -1,86 +1,197 @@
-"""Write docs/results.md from the results of `atent reproduce` in eval/results/, and what the zoo says of ATENT.
+"""Write docs/results.md: ATENT against PGD-AT and the zoo's other models, then each result of `atent reproduce`.
 
 python eval/pages/write_results.py
 """
 
-import json
-import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import measured
 import typer
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
-from write_zoo import duels
-from zoo import entries
+from measured import Gain, Known, Pair, Report, Reports, cell, compared, fill, listed, place, table
 
 from atent_ext.cli import exit
-from atent_ext.experiments import study
-from atent_ext.experiments.markdown import page
+from atent_ext.experiments import markdown, study
+from atent_ext.experiments.report import Result
 from atent_ext.storage import files
 
-HERE = Path(__file__).resolve().parents[1]
-ZOO = """## The zoo: the same budget, the same images, AutoAttack
+DOCS, RESULTS = measured.ROOT / "docs", measured.ROOT / "eval" / "results"
 
-Networks for MNIST of a common budget of passes (but for `mnist-l2-atent`), one training each, compared on the same test
-images by McNemar's exact test at 5 %, not corrected for the number of comparisons; [zoo.md](zoo.md) has their
-accuracies under each attack, their recipes, how they were scored and what else was tried.
+FIRST = """## ATENT against PGD-AT under AutoAttack
 
-**MNIST, ℓ∞: ATENT as a whole has shown no gain over PGD-AT.** Under AutoAttack it is worse at 48 passes and at 264
-(there of the better of two radii, and PGD-AT of the one that was tried). On held-out images the 264 passes' pair is
-not told apart (2 and 6 of 1,000 right by one alone, p 0.29), and at PGD-AT's radius ATENT is worse (1 and 12, p
-0.0034); of two shorter pairs in [measurements.md](measurements.md) one is not told apart and one worse. All lean the
-same way; more is not known of the differences between seeds. At 48 passes ATENT is not told apart from TRADES and
-MART, and better than MMA, for which three epochs may be too few. SGD and Entropy-SGD, which see no adversary, keep no
-image. PGD-40 with 10 restarts tells ATENT and PGD-AT apart at 264 passes, and not at 48; there AutoAttack's first
-attack, APGD on the cross-entropy, leaves 451 of ATENT's 500 images and 460 of PGD-AT's. None of the six signs of
-masked gradients that the cards look for was found, though AutoAttack warns of three of these networks. PGD alone, as
-in the papers, would have called the pair of 48 passes a tie, and ATENT's trained on at a larger radius better than the
-pair of 264: of 500 images PGD-20 leaves it 487 and them 476 each. AutoAttack leaves it 460, ATENT's 461 and PGD-AT's
-466, and tells it apart from neither ([zoo.md](zoo.md#what-was-tried-for-a-better-recipe)).
+**{verdict}** In {all} comparisons of one ATENT with one PGD-AT model on the same images, ATENT is better in {better},
+worse in {worse}, and not significantly different in {rest} (McNemar's exact test at {level}, not corrected for the
+number of comparisons). Over {seeds} seeds on {place}, in {seeds_all} settings, it is better in {seeds_better}, worse in
+{seeds_worse}, and not significantly different in {seeds_rest} ({confidence} t interval of the paired differences). In
+the papers' tables below, which are shorter trainings on fewer images, it is better in {papers_better}, worse in
+{papers_worse}, and not significantly different in {papers_rest} of {papers_all}.
 
-At 48 passes, dropout is one thing that parts the two: ATENT's inner loop leaves it on, PGD-AT's turns it off. With it
-off in both, ATENT (56 passes then) has 90.6 and PGD-AT 91.6, 2 and 7 of 500 images right by one alone (p 0.18); with it
-on in both, 89.6 and 90.4, 3 and 7 (p 0.34). So neither comparison tells ATENT's average, noise and start from plain
-PGD; both lean the same way again. AutoAttack warns of both networks that were trained for this, of ATENT's in each
-chunk: Square breaks images that its gradient attacks left.
-
-**MNIST, ℓ2, 132 passes: ATENT is not told apart from PGD-AT and MMA** under AutoAttack, and better than TRADES of beta
-1. MMA, which asks for a larger margin than the radius, has the most images right, and is just told apart from PGD-AT
-(p 0.047). MMA and ATENT were trained in bfloat16 and scored on a CPU, the other two in float32 on a GPU, with older
-torch and other chunks.
-
-`mnist-l2-atent` is ATENT tuned on held-out images: SmallCNN without dropout, trained at radius 2.25 and then 2.5, with
-5 steps, batches of 64 and averaged weights, 84 passes, where the others are the paper's LeNet5. On the first 1,000 test
-images it has 97.7 clean, 77.6 under PGD-40 with 10 restarts and 71.1 under AutoAttack; the search ended when that PGD
-score was known ([zoo.md](zoo.md#what-was-tried-for-a-better-recipe)). On the 500 that all were scored on it has 70.8
-under AutoAttack and MMA 70.6: better than TRADES, and not told apart from PGD-AT, MMA and ATENT of 132 passes. PGD-40
-with 10 restarts alone would have called it better than all four. It has fewer clean images right than each (97.0
-against 98.8 to 99.2). Its rivals were not tuned: this says what ATENT can be brought to, and nothing of the methods.
-
-**The digits, five trainings of each setting, say what ATENT's gap to PGD-AT goes with there** (an ablation in
-[zoo.md](zoo.md), with intervals; trainings of one seed are paired, and corrected for the number of comparisons only raw
-gradients remain told apart). As printed, projected after the last step alone, ATENT is about three points worse than
-PGD-AT under AutoAttack. With every step projected it is better than as printed and not told apart from PGD-AT. The
-MNIST networks above project every step, so that this does not explain theirs. A lower weight of the last iterate (alpha
-0.5 instead of 0.9), or the same for all, is not told apart under AutoAttack and costs clean accuracy; with the last
-iterate alone (alpha 1), ATENT is about two points worse as printed, and not told apart where every step is projected:
-there no gain of the average was seen. No noise from 0 to 0.1 is told apart from the paper's 0.001. Raw gradients
-instead of their signs cost many points. With the same number of passes, fewer steps an image (5) and more epochs are
-better than 10, and 20 are worse.
-
-**CIFAR-10 (JPEG), ResNet-20, ℓ∞ 8/255, 4 epochs of 28 passes together on a CPU: no gain of ATENT there either.** Far
-from converged, one training each, the first 500 test images ([zoo.md](zoo.md#cifar-10-jpeg-a-few-epochs-on-a-cpu)).
-Under AutoAttack PGD-AT has 24.8, TRADES 23.0, ATENT 22.6 and MART 22.0; ATENT is just told apart from PGD-AT (7 and 18
-right by one alone, p 0.043) and from neither of the others. TRADES has the most clean images right, MART the fewest.
+The table has AutoAttack's accuracies on the images that both models were scored on. "Alone" counts the images that one
+model classifies correctly under the attack and the other does not; p is McNemar's. The last column has the same counts
+under PGD, by which the papers score: it does not always agree. Rows share models, so they are not independent. A row
+is of one training each and says nothing about the spread over seeds.
 """
+NOTES = """- `mnist-linf-atent` has the best of the radii that were tried; for PGD-AT only one was tried. The rows
+  of `linf-wide-long-eps-0.33` and `linf-wide-long-eps-0.36` are of the images by which that radius was chosen.
+- `mnist-l2-atent` is the result of a long search, with another network and budget than its rival. Its row says what
+  ATENT can be brought to, and nothing about the methods.
+- ATENT's inner loop leaves dropout on and PGD-AT's turns it off. In the rows of `mnist-atent-inner-eval` and
+  `mnist-pgd-at-inner-train` both methods treat dropout alike.
+- `linf-width-3` on test images and the rows marked "(zoo)" were scored during the search ([zoo.md](zoo.md)).
+- Earlier, shorter trainings are in [measurements.md](measurements.md). The story of the search is in
+  [log/mnist-search.md](log/mnist-search.md).
+"""
+OTHERS = """## The zoo's models against their rivals under AutoAttack
+
+[zoo.md](zoo.md) has their accuracies under each attack, their recipes, how they were scored, and AutoAttack's warnings.
+Of the {signs} signs of masked gradients that the cards look for, {seen}.
+"""
+PARTS = """## ATENT's parts, over {seeds} seeds on {place}
+
+Mean differences in percentage points with their {confidence} t intervals. Trainings of the same seed are paired; the
+intervals are not corrected for the number of comparisons. [zoo.md](zoo.md#what-atents-parts-do) has the accuracies, and
+what stays significant after a correction. `digits-base` is ATENT as printed: it projects after the last step alone. The
+zoo's MNIST models project after every step.
+"""
+ROW = [
+    "ATENT",
+    "PGD-AT",
+    "where",
+    "images",
+    "ATENT's accuracy",
+    "PGD-AT's",
+    "ATENT alone",
+    "PGD-AT alone",
+    "p",
+    "by PGD",
+]
+NO_GAIN = "ATENT shows no gain over PGD-AT."
+GAIN = "ATENT is better than PGD-AT in {better} of {all} comparisons."
 
 
-def results() -> list[dict]:
+class Row(NamedTuple):
+    """An ATENT and a PGD-AT model with their reports."""
+
+    atent: str
+    pgd_at: str
+    reports: tuple[Report, Report]
+
+    @property
+    def pair(self) -> Pair:
+        return measured.pair(*self.reports, "AutoAttack")
+
+    def cells(self) -> list[str]:
+        mine, theirs = self.reports
+        images = f"{self.pair.n}, {mine['split'].partition(',')[0]}"
+        shares = map(measured.share, measured.common(mine, theirs, "AutoAttack"))
+        alone = [str(self.pair.own), str(self.pair.other), f"{self.pair.p:.2g}"]
+        return [self.atent, self.pgd_at, place(mine), images, *shares, *alone, measured.by_pgd(mine, theirs)]
+
+
+def rows(known: Known, scored: Reports) -> list[Row]:
+    """Every comparison of one ATENT with one PGD-AT training on the same images."""
+    pairs = [names for names in measured.atent_and_pgd_at(known) if all(len(scored[name]) == 1 for name in names)]
+    found = [Row(mine, theirs, (scored[mine][0], scored[theirs][0])) for mine, theirs in pairs]
+    rivals = [
+        name for name in measured.PUBLISHED if scored[name] and measured.objective(known["models", name]) == "pgd-at"
+    ]
+    stages = {name: one for name, one in measured.between().items() if measured.result(one, "AutoAttack")}
+    return found + [Row(name, rival, (one, scored[rival][0])) for name, one in stages.items() for rival in rivals]
+
+
+def over_seeds(known: Known, scored: Reports) -> dict[tuple[str, str], Gain]:
+    """(ATENT's setting, PGD-AT's) -> what ATENT has more."""
+    pairs = [names for names in measured.atent_and_pgd_at(known) if all(len(scored[name]) > 1 for name in names)]
+    return {(mine, theirs): measured.gain(scored[mine], scored[theirs]) for mine, theirs in pairs}
+
+
+def counts(verdicts: Iterable[str], prefix: str = "") -> dict[str, int]:
+    """How often ATENT is better, worse, and neither."""
+    kinds = Counter(one.partition(" ")[0] for one in verdicts)
+    better, worse = kinds["better"], kinds["worse"]
+    return {
+        f"{prefix}all": kinds.total(),
+        f"{prefix}better": better,
+        f"{prefix}worse": worse,
+        f"{prefix}rest": kinds.total() - better - worse,
+    }
+
+
+def first(known: Known, scored: Reports, papers: Sequence[Result]) -> Iterator[str]:
+    """What AutoAttack says of ATENT and PGD-AT."""
+    each, seeds = rows(known, scored), over_seeds(known, scored)
+    duels = [one for one in markdown.duels(papers) if one.ours.startswith("ATENT") and one.rival.startswith("PGD")]
+    count = counts(one.pair.verdict for one in each) | counts((one.verdict for one in seeds.values()), "seeds_")
+    count |= counts((measured.verdict(one.alone[0] - one.alone[1], one.p) for one in duels), "papers_")
+    better = count["better"] + count["seeds_better"] + count["papers_better"]
+    everything = len(each) + len(seeds) + len(duels)
+    those = [one for mine, theirs in seeds for name in (mine, theirs) for one in [scored[name]]]
+    yield fill(
+        FIRST,
+        verdict=GAIN.format(better=better, all=everything) if better else NO_GAIN,
+        level=measured.percent(measured.SIGNIFICANT),
+        confidence=measured.percent(measured.CONFIDENCE),
+        seeds=listed(map(len, those)),
+        place=listed(place(one) for reports in those for one in reports),
+        **count,
+    )
+    yield from table([one.cells() for one in each], ROW)
+    yield ""
+    yield from (
+        f"- {mine} is {gain.verdict} {theirs} over {len(scored[mine])} seeds: {gain}."
+        for (mine, theirs), gain in seeds.items()
+    )
+    yield NOTES
+
+
+def others(known: Known, scored: Reports) -> Iterator[str]:
+    """How the published models fare against the others."""
+    published = {name: entry for (group, name), entry in known.items() if group == "models" and scored[name]}
+    signs = {name: card["signs"] for name in published if (card := measured.read_card(name))}
+    seen = [f"{sign['name']} ({name})" for name, those in signs.items() for sign in those if sign["found"]]
+    yield fill(
+        OTHERS,
+        signs=len({sign["name"] for those in signs.values() for sign in those}),
+        seen=f"these models have {listed(seen)}" if seen else "these models have none",
+    )
+    for name, entry in published.items():
+        rivals = [rival for rival in entry.against if scored[rival]]
+        (mine,) = scored[name]
+        yield from [f"- **{name}**, {place(mine)}, {cell(mine, 'AutoAttack')}, is"] if rivals else ()
+        for rival in rivals:
+            (theirs,) = scored[rival]
+            yield f"  - {compared(mine, theirs, rival)}; {rival} has {cell(theirs, 'AutoAttack')}"
+
+
+def parts(known: Known, scored: Reports) -> Iterator[str]:
+    """What the ablation's settings are against each other."""
+    entries = {name: entry for (group, name), entry in known.items() if group == "ablation"}
+    gains = measured.gains(scored, entries)
+    there = [scored[name] for name, _ in gains]
+    yield fill(
+        PARTS,
+        seeds=listed(map(len, there)),
+        place=listed(place(one) for reports in there for one in reports),
+        confidence=measured.percent(measured.CONFIDENCE),
+    )
+    yield from table(
+        [
+            [mine, ", ".join(entries[mine].set), f"{gain.verdict} {theirs}", str(gain), str(clean)]
+            for (mine, theirs), gain in gains.items()
+            for clean in [measured.gain(scored[mine], scored[theirs], "clean")]
+        ],
+        ["setting", "what is set", "under AutoAttack", "AutoAttack", "clean"],
+    )
+
+
+def results() -> list[Result]:
     """The results of the largest scale that is there, in the order of the studies; smoke shows that the path works."""
     found = []
     for name in study.names():
-        paths = [HERE / "results" / f"{name}-{scale}.json" for scale in ("full", "cpu")]
-        found += [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()][:1]
+        paths = [RESULTS / f"{name}-{scale}.json" for scale in ("full", "cpu")]
+        found += [measured.read(path) for path in paths if path.is_file()][:1]
     return found
 
 
@@ -88,10 +199,12 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def main(out: Path = HERE.parent / "docs" / "results.md") -> None:
-    pictures = sorted(f"img/{path.name}" for path in (HERE.parent / "docs" / "img").glob("paper-*.png"))
-    title, rest = page(results(), pictures).split("## ", 1)
-    files.write(out, "\n".join([title + ZOO, *duels(entries()), "", "## " + rest]))
+def main(out: Path = DOCS / "results.md") -> None:
+    known, papers = measured.entries(), results()
+    scored = measured.reports(known)
+    sections = (first(known, scored, papers), others(known, scored), parts(known, scored))
+    pictures = sorted(f"img/{path.name}" for path in (DOCS / "img").glob("paper-*.png"))
+    files.write(out, markdown.page(papers, pictures, ["\n".join(lines).rstrip() + "\n" for lines in sections]))
     print(f"written: {out}")
 
 

@@ -4,151 +4,127 @@ python eval/pages/write_zoo.py
 """
 
 import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any, get_args
+from statistics import mean
+from typing import get_args
 
+import measured
 import typer
-from scipy.stats import t
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
-from zoo import Entry, Group, Known, digest, entries
-from zoo_texts import ABLATION, CIFAR, HEAD, SEARCH
+from measured import Entry, Group, Known, Report, Reports, cell, compared, digest, fill, listed, place, result, table
+from zoo_texts import ABLATION, APGD, BETWEEN, CHAINS, CIFAR, HEAD, SEARCH
 
 from atent_ext.cli import exit
-from atent_ext.core.errors import BadInput
-from atent_ext.core.statistics import paired
 from atent_ext.storage import files
-from atent_ext.training import recipes
 
-HERE = Path(__file__).resolve().parents[1]
-CARDS, REPORTS = HERE.parent / "registry" / "cards", HERE / "results" / "zoo"
 ATTACKS = ("clean", "PGD-20", "PGD-40 x 10", "ATENT-40 x 3, every iterate", "AutoAttack")
 WHAT = "recipe and what is set"
-TRAINING = ("held-out PGD", "seconds")
+TRAINING = ("precision", "held-out PGD", "seconds")
 SCORES = ("clean", "PGD-40", "AutoAttack")
-SIGNIFICANT = 0.05
+PRECISION = {"no": "float32", "bf16": "bfloat16"}
 
-Report = dict[str, Any]
-Reports = dict[str, list[Report]]
-
-
-def reports(known: Known) -> Reports:
-    """What was measured of each entry, a report a seed; none where its last seed was not scored yet."""
-    found: Reports = {}
-    for (group, name), entry in known.items():
-        those = _measured(group, name, entry)
-        found[name] = those if len(those) == entry.seeds else []
-    return found
+Entries = Mapping[str, Entry]
 
 
-def _measured(group: Group, name: str, entry: Entry) -> list[Report]:
-    """Raises BadInput for a report of another recipe than the entry's; a card does not say by which it was trained."""
-    if group == "models":
-        path = next(CARDS.glob(f"*/*/{name}.json"), None)
-        return [json.loads(path.read_text(encoding="utf-8"))["report"]] if path else []
-    found = []
-    for seed, stem in enumerate(entry.files(name)):
-        path = REPORTS / group / f"{stem}.json"
-        if path.is_file():
-            one = json.loads(path.read_text(encoding="utf-8"))
-            if digest(recipes.parse(one["recipe"], str(path))) != digest(entry.load(seed)):
-                raise BadInput(f"{path} is of another recipe than the entry {name}; score it anew")
-            found.append(one)
-    return found
+# ---- cells and lines
 
 
-def result(found: Report, attack: str) -> Report | None:
-    return next((one for one in found["results"] if one["attack"] == attack), None)
+def precision(entry: Entry) -> str:
+    return PRECISION[entry.load().mixed_precision]
 
 
 def training(name: str, entry: Entry) -> list[str]:
-    """Held-out accuracy under PGD of the epoch that it chose, and the seconds of the training; "" where unknown."""
-    path = REPORTS / "metrics" / f"{name}.jsonl"
+    """Precision; held-out accuracy under PGD of the epoch that it chose, and the seconds; "" where unknown."""
+    path = measured.REPORTS / "metrics" / f"{name}.jsonl"
     if not path.is_file():
-        return ["", ""]
+        return [precision(entry), "", ""]
     epochs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     kept = [epoch for epoch in epochs if epoch["selected"]][-1]
     robust = f"{100 * kept['robust']:.1f}" if entry.load().validation.select == "robust" else ""
-    return [robust, f"{sum(epoch['seconds'] for epoch in epochs):.0f}"]
+    return [precision(entry), robust, f"{sum(epoch['seconds'] for epoch in epochs):.0f}"]
+
+
+def trained(row: list[str]) -> bool:
+    return bool(row[-1])
 
 
 def what(entry: Entry) -> str:
     return f"{entry.recipe}: {', '.join(entry.set)}" if entry.set else entry.recipe
 
 
-def cell(found: Report, attack: str) -> str:
-    one = result(found, attack)
-    if one is None:
-        return ""
-    low, high = (100 * bound for bound in one["interval95_wilson"])
-    return f"{100 * one['accuracy']:.1f} ({low:.1f}-{high:.1f})"
-
-
-def check_images(mine: Report, theirs: Report) -> None:
-    """Raise BadInput for scores of other data or another part of them."""
-    parts = [(found["data"], found["split"].partition(",")[0]) for found in (mine, theirs)]
-    if parts[0] != parts[1]:
-        raise BadInput(f"scores on {parts[0]} and on {parts[1]} are of other images; compare neither")
-
-
-def alone(mine: Report, theirs: Report, attack: str) -> tuple[int, int, int, float]:
-    """Images that both were scored on; those right under `attack` by the first alone, by the second alone; p."""
-    check_images(mine, theirs)
-    flags = [result(found, attack)["flags"] for found in (mine, theirs)]
-    n = min(map(len, flags))
-    return n, *paired(*(one[:n] for one in flags))
-
-
-def compared(mine: Report, theirs: Report, name: str) -> str:
-    """In words: who is right alone how often under AutoAttack, and under the PGD that both met."""
-    n, own, other, p = alone(mine, theirs, "AutoAttack")
-    verdict = "not told apart from" if p >= SIGNIFICANT else "better than" if own > other else "worse than"
-    said = f"{verdict} {name}: {own} of {n} images right by it alone, {other} by the other alone, p {p:.2g}"
-    for attack in (one for one in ("PGD-40 x 10", "PGD-40") if result(mine, one) and result(theirs, one)):
-        _, own, other, p = alone(mine, theirs, attack)
-        said += f" (under {attack} {own} and {other}, p {p:.2g})"
-    return said
-
-
-def table(rows: list[list[str]], head: list[str]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]] if rows else []
-
-
-def scored(there: Reports) -> Iterator[str]:
-    """How the entries of a table were scored, those alike together, and what their scores have to say."""
-    alike: dict[str, list[str]] = {}
-    for name, (one, *_) in there.items():
-        attack, machine = result(one, "AutoAttack"), one["machine"]
-        versions = ", ".join(f"{package} {version}" for package, version in one["versions"].items())
-        how = (
-            f"{one['split']}; AutoAttack {attack['version']}; seed {one['seed']}, chunks of {one['chunk']} images; "
-            f"speed {one['speed']}; {machine['device']}, Python {machine['python']}, {versions}"
-        )
-        alike.setdefault(how, []).append(name)
-    yield from (f"\nScored ({', '.join(names)}): {how}." for how, names in alike.items())
-    for name, (one, *_) in there.items():
-        yield from (f"\n{name}, {score['attack']}: {note}" for score in one["results"] for note in score["notes"])
-
-
-def against(there: Reports, known: Mapping[str, Entry]) -> Iterator[str]:
+def against(there: Reports, known: Entries) -> Iterator[str]:
     for name in there:
         rivals = (rival for rival in known[name].against if rival in there)
-        yield from (f"\n{name} is {compared(there[name][0], there[rival][0], rival)}." for rival in rivals)
+        yield from (f"- {name} is {compared(there[name][0], there[rival][0], rival)}." for rival in rivals)
 
 
-def models(found: Reports, known: Mapping[str, Entry], searched: Mapping[str, Entry]) -> Iterator[str]:
+def settings(there: Reports) -> Iterator[str]:
+    """How the entries of a table were scored, those alike together, and the notes of their scores."""
+    alike: dict[str, list[str]] = {}
+    for name, (one, *_) in there.items():
+        alike.setdefault(setting(one), []).append(name)
+    yield from (f"- Scored ({', '.join(names)}): {how}." for how, names in alike.items())
+    for name, (one, *_) in there.items():
+        yield from (f"- {name}, {score['attack']}: {note}" for score in one["results"] for note in score["notes"])
+
+
+def setting(report: Report) -> str:
+    attack, machine = result(report, "AutoAttack"), report["machine"]
+    packages = {"Python": machine.get("python"), **report["versions"]}
+    return "; ".join(
+        [
+            report["split"],
+            *([f"AutoAttack {attack['version']}"] if attack else []),
+            f"seed {report['seed']}, chunks of {report['chunk']} images",
+            f"speed {report['speed']}",
+            f"{machine['device']}, {', '.join(f'{name} {version}' for name, version in packages.items() if version)}",
+        ]
+    )
+
+
+def used(known: Iterable[Entry]) -> Iterator[str]:
+    """The recipes of entries in their own words, which say what was changed and what the budget is."""
+    for name, recipe in {entry.recipe: entry.load() for entry in known}.items():
+        yield f"- Recipe {name}: {' '.join(f'{recipe.description} {recipe.differs}'.split())}"
+
+
+def missing(scored: Reports, known: Entries) -> Iterator[str]:
+    if names := [name for name in known if not scored[name]]:
+        yield f"\nNot done yet: {', '.join(names)}.\n"
+
+
+# ---- sections
+
+
+def head(scored: Reports, known: Entries, searched: Entries) -> str:
+    validations = [entry.load().validation for entry in [*known.values(), *searched.values()]]
+    robust = [one for one in validations if one.select == "robust"]
+    return fill(
+        HEAD,
+        confidence=measured.percent(measured.CONFIDENCE),
+        level=measured.percent(measured.SIGNIFICANT),
+        factor=listed(_factors(scored, known)),
+        seed=listed(entry.load().seed for entry in known.values()),
+        steps=listed(one.steps for one in robust),
+        held_out=listed(f"{one.count:,}" for one in validations),
+    )
+
+
+def _factors(scored: Reports, known: Entries) -> Iterator[str]:
+    """step size x steps / eps, of every PGD on the cards."""
+    for report in (report for name in known for report in scored[name]):
+        for one in (one for one in report["results"] if one["attack"].startswith("PGD")):
+            yield f"{one['step_size'] * one['steps'] / report['threat']['eps']:.4g}"
+
+
+def models(scored: Reports, known: Entries, searched: Entries) -> Iterator[str]:
     """One table per data set and threat model, and below it what its ATENT models are against the others."""
     trials = {digest(entry.load()): name for name, entry in searched.items()}
     places: dict[str, Reports] = {}
-    for name in (name for name in known if found[name]):
-        (one,) = found[name]
-        place = f"{one['data']}, {one['threat']['norm']} eps {one['threat']['eps']:g}"
-        places.setdefault(place, {})[name] = found[name]
-    for place, here in places.items():
-        yield f"## {place}\n"
+    for name in (name for name in known if scored[name]):
+        places.setdefault(place(scored[name][0]), {})[name] = scored[name]
+    for where, here in places.items():
+        yield f"## {where}\n"
         yield from table(
             [
                 [name, what(known[name]), *training(name, known[name]), *(cell(one, attack) for attack in ATTACKS)]
@@ -156,121 +132,176 @@ def models(found: Reports, known: Mapping[str, Entry], searched: Mapping[str, En
             ],
             ["model", WHAT, *TRAINING, *ATTACKS],
         )
+        yield ""
         yield from against(here, known)
-        yield from scored(here)
+        yield from settings(here)
         for name in here:
             if trial := trials.get(digest(known[name].load())):
-                yield f"\n{name} is the network of the search's {trial}, trained once."
+                yield f"- {name} is the same network as {trial} of the search."
+        yield from used(known[name] for name in here)
         yield ""
-    yield from missing(found, known)
+    yield from missing(scored, known)
 
 
-def missing(found: Reports, known: Mapping[str, Entry]) -> Iterator[str]:
-    if names := [name for name in known if not found[name]]:
-        yield f"\nNot done yet: {', '.join(names)}.\n"
-
-
-def search(found: Reports, known: Mapping[str, Entry]) -> Iterator[str]:
+def search(scored: Reports, known: Entries) -> Iterator[str]:
     """What each entry of the search sets, and how it did on held-out images; one may be trained and not scored."""
-    here = {name: found[name] for name in known if found[name]}
+    here = {name: scored[name] for name in known if scored[name]}
     logs = {name: training(name, entry) for name, entry in known.items()}
     rows = [
-        [name, what(known[name]), *log, *(cell(found[name][0], attack) if name in here else "" for attack in SCORES)]
+        [name, what(known[name]), *log, *(cell(scored[name][0], attack) if name in here else "" for attack in SCORES)]
         for name, log in logs.items()
-        if name in here or any(log)
+        if name in here or trained(log)
     ]
     yield from table(rows, ["name", WHAT, *TRAINING, *SCORES])
+    yield ""
     yield from against(here, known)
-    yield from scored(here)
-    if unscored := [name for name, log in logs.items() if name not in here and any(log)]:
-        yield f"\nTrained and not scored here: {', '.join(unscored)}.\n"
-    yield from missing(found, {name: entry for name, entry in known.items() if not any(logs[name])})
+    yield from settings(here)
+    if unscored := [name for name, log in logs.items() if name not in here and trained(log)]:
+        yield f"- Trained and not scored here: {', '.join(unscored)}."
+    yield from used(entry for name, entry in known.items() if name in here or trained(logs[name]))
+    yield from missing(scored, {name: entry for name, entry in known.items() if not trained(logs[name])})
 
 
-def chains() -> str:
+def one_attack() -> Iterator[str]:
+    """What eval/experiments/held_out.py wrote: how many images one attack of AutoAttack leaves."""
+    reports = {
+        path.stem: measured.read(path) for path in sorted((measured.REPORTS / "held_out").glob("*apgd-ce*.json"))
+    }
+    how = (f"{one['package']}, seed {one['seed']}, batches of {one['batch_size']}" for one in reports.values())
+    yield fill(APGD, attack=listed(one["attack"] for one in reports.values()), settings=listed(how))
+    yield from table(
+        [
+            [stem.partition("-apgd-ce")[0], one["images"], str(one["robust_after"]["clean"]), str(one["correct"])]
+            for stem, one in reports.items()
+        ],
+        ["name", "images", "right when clean", "left"],
+    )
+
+
+def chains(name: str = "linf-eps-0.4-tune") -> Iterator[str]:
     """How often chains broke the images that APGD had broken, as eval/experiments/starts.py wrote it."""
-    found = json.loads((REPORTS / "held_out" / "linf-eps-0.4-tune-starts.json").read_text(encoding="utf-8"))
-    told = ("start", "starts", "steps", "step", "broken", "left_by_all")
-    averaged = ({**chain, "broken": f"{mean(chain['broken']):.1f}"} for chain in found["chains"])
-    rows = [[str(chain[key]) for key in told] for chain in averaged]
-    left = f"left by all {found['repeats']}"
-    head = [*told[:4], f"broken, of {found['broken_images']}", left]
-    return "\n".join(table(rows, head))
+    report = measured.read(measured.REPORTS / "held_out" / f"{name}-starts.json")
+    repeats, broken = report["repeats"], report["broken_images"]
+    fields = {key: report[key] for key in ("attack", "images", "eps", "torch")}
+    yield fill(CHAINS, name=name, repeats=repeats, broken=broken, radius=report["threat"]["eps"], **fields)
+    shown = ("start", "starts", "steps", "step")
+    yield from table(
+        [
+            [*(str(one[key]) for key in shown), f"{mean(one['broken']):.1f}", str(one["left_by_all"])]
+            for one in report["chains"]
+        ],
+        [*shown, f"broken, of {broken}", f"left by all {repeats}"],
+    )
 
 
-def accuracies(found: list[Report], attack: str) -> list[float]:
-    return [100 * result(one, attack)["accuracy"] for one in found]
+def between(scored: Reports) -> Iterator[str]:
+    """The test scores in eval/results/zoo/between/."""
+    reports = measured.between()
+    yield fill(BETWEEN)
+    yield from table(
+        [
+            [name, str(result(one, "clean")["n"]), *(cell(one, attack) for attack in ATTACKS)]
+            for name, one in reports.items()
+        ],
+        ["name", "images", *ATTACKS],
+    )
+    yield ""
+    for name, one in ((name, one) for name, one in reports.items() if result(one, "AutoAttack")):
+        yield from (
+            f"- {name} is {compared(one, scored[rival][0], rival)}." for rival in measured.PUBLISHED if scored[rival]
+        )
+    yield from settings({name: [one] for name, one in reports.items()})
 
 
-def spread(found: list[Report], attack: str) -> str:
+def spread(those: list[Report], attack: str) -> str:
     """The mean over seeds with the lowest and the highest; the interval of one network where there is one."""
-    if len(found) == 1:
-        return cell(found[0], attack)
-    each = accuracies(found, attack)
+    if len(those) == 1:
+        return cell(those[0], attack)
+    each = measured.accuracies(those, attack)
     return f"{mean(each):.1f} ({min(each):.1f} to {max(each):.1f})"
 
 
-def gain(mine: list[Report], theirs: list[Report], name: str) -> str:
+def difference(mine: list[Report], theirs: list[Report], name: str) -> str:
     """What an entry has more than another: over seeds the mean difference with its t interval, else McNemar's words."""
     if len(mine) == 1:
         return compared(mine[0], theirs[0], name)
-    for own, other in zip(mine, theirs, strict=True):
-        check_images(own, other)
-    apart = [own - other for own, other in zip(*(accuracies(one, "AutoAttack") for one in (mine, theirs)), strict=True)]
-    if not stdev(apart):
-        return f"{mean(apart):+.1f} points against {name}, in every seed"
-    half = float(t.ppf(0.975, len(apart) - 1)) * stdev(apart) / len(apart) ** 0.5
-    return f"{mean(apart):+.1f} points ({mean(apart) - half:+.1f} to {mean(apart) + half:+.1f}) against {name}"
+    return f"{measured.gain(mine, theirs)} against {name}"
 
 
-def ablation(found: Reports, known: Mapping[str, Entry]) -> Iterator[str]:
+def ablation(scored: Reports, known: Entries) -> Iterator[str]:
     """What each entry sets, its mean over seeds, and what that is beside the entries that it is compared with."""
-    here = {name: found[name] for name in known if found[name]}
+    here = {name: scored[name] for name in known if scored[name]}
     rows = []
     for name, mine in here.items():
-        gains = "; ".join(gain(mine, found[one], one) for one in known[name].against if found[one])
+        gains = "; ".join(difference(mine, scored[one], one) for one in known[name].against if scored[one])
         rows.append([name, what(known[name]), str(len(mine)), *(spread(mine, attack) for attack in SCORES), gains])
     yield from table(rows, ["name", WHAT, "seeds", *SCORES, "difference under AutoAttack"])
-    yield from scored(here)
-    yield from missing(found, known)
+    yield ""
+    yield from settings(here)
+    yield from missing(scored, known)
 
 
-def duels(known: Known) -> Iterator[str]:
-    """How the published ATENT models fare against the others, for docs/results.md."""
-    found = reports(known)
-    for name, entry in ((name, entry) for (group, name), entry in known.items() if group == "models" and found[name]):
-        (mine,) = found[name]
-        rivals = [rival for rival in entry.against if found[rival]]
-        threat = f"{mine['threat']['norm']} eps {mine['threat']['eps']:g}"
-        yield from [f"- **{name}**, {threat}, {cell(mine, 'AutoAttack')}, is"] if rivals else ()
-        for rival in rivals:
-            (theirs,) = found[rival]
-            yield f"  - {compared(mine, theirs, rival)}; it has {cell(theirs, 'AutoAttack')}"
+def ablation_text(scored: Reports, known: Entries) -> str:
+    several = {name: scored[name] for name, entry in known.items() if entry.seeds > 1 and scored[name]}
+    alone = [scored[name][0] for name, entry in known.items() if entry.seeds == 1 and scored[name]]
+    gains = measured.gains(scored, known)
+    kept = measured.holm({names: one.p for names, one in gains.items()})
+    return fill(
+        ABLATION,
+        place=listed(place(one) for those in several.values() for one in those),
+        seeds=listed(map(len, several.values())),
+        split=listed(one["split"] for those in several.values() for one in those),
+        confidence=measured.percent(measured.CONFIDENCE),
+        level=measured.percent(measured.SIGNIFICANT),
+        comparisons=len(gains),
+        significant=listed(f"`{mine}` against `{theirs}`" for mine, theirs in kept),
+        next=f"{min((one.p for names, one in gains.items() if names not in kept), default=1.0):.2g}",
+        mnist=listed(map(place, alone)),
+    )
+
+
+def cifar_text(scored: Reports, known: Entries) -> str:
+    loaded = [entry.load() for entry in known.values()]
+    return fill(
+        CIFAR,
+        place=listed(place(one) for name in known for one in scored[name]),
+        model=listed(one.model.name for one in loaded),
+        precision=listed(map(precision, known.values())),
+        epochs=listed(one.epochs for one in loaded),
+        held_out=listed(f"{one.validation.count:,}" for one in loaded),
+        seed=listed(one.seed for one in loaded),
+    )
 
 
 def page(known: Known) -> str:
-    found = reports(known)
+    scored = measured.reports(known)
     groups: dict[str, dict[str, Entry]] = {kind: {} for kind in get_args(Group)}
     for (group, name), entry in known.items():
         groups[group][name] = entry
-    lines = [HEAD, *models(found, groups["models"], groups["search"])]
-    lines += [
-        SEARCH.format(chains=chains()),
-        *search(found, groups["search"]),
-        "",
-        ABLATION,
-        *ablation(found, groups["ablation"]),
+    published, searched = groups["models"], groups["search"]
+    sections = [
+        [head(scored, published, searched)],
+        models(scored, published, searched),
+        [fill(SEARCH), *search(scored, searched)],
+        one_attack(),
+        chains(),
+        between(scored),
+        [ablation_text(scored, groups["ablation"]), *ablation(scored, groups["ablation"])],
+        [
+            cifar_text(scored, groups["cifar10"]),
+            *ablation(scored, groups["cifar10"]),
+            *used(groups["cifar10"].values()),
+        ],
     ]
-    lines += ["", CIFAR, *ablation(found, groups["cifar10"])]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n\n".join("\n".join(lines).strip() for lines in sections) + "\n"
 
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def main(out: Path = HERE.parent / "docs" / "zoo.md") -> None:
-    files.write(out, page(entries()))
+def main(out: Path = measured.ROOT / "docs" / "zoo.md") -> None:
+    files.write(out, page(measured.entries()))
     print(f"written: {out}")
 
 

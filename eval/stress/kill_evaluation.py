@@ -22,6 +22,8 @@ from typing import Annotated, Any
 import signal_at
 import typer
 
+from atent_ext.evaluation.report import Report
+
 Events = dict[str, int]
 Flags = dict[str, str]
 Kill = dict[str, Any]
@@ -144,7 +146,7 @@ class Evaluation:
 
 
 def flags(report: Path) -> Flags:
-    return {result["attack"]: result["flags"] for result in json.loads(report.read_text(encoding="utf-8"))["results"]}
+    return {result.attack: result.flags for result in Report.load(report).results}
 
 
 if __name__ == "__main__":

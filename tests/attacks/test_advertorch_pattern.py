@@ -31,15 +31,15 @@ def test_every_way_to_call_an_attack_gives_the_same_adversaries(kind, name, targ
 
     for recording, per_example in product((True, False), (True, False)):
         eps = radii if per_example else 0.1
-        found = attacked(eps, 0.5 * eps, recording)
-        together = torch.full((len(x),), 0.1) if not per_example else radii
+        adversary = attacked(eps, 0.5 * eps, recording)
+        radius = torch.full((len(x),), 0.1) if not per_example else radii
         # A float times a float32 tensor rounds otherwise than a tensor does.
-        torch.testing.assert_close(found, attacked(together, 0.5 * together, True), rtol=0, atol=1e-5)
-        size = torch.linalg.vector_norm((found - x).flatten(1), 2 if kind is L2ATENTAttack else torch.inf, dim=1)
-        assert (size <= together + 1e-6).all()
-        assert (size > 0.1 * together).all()
-        assert found.min() >= 0
-        assert found.max() <= 1
-        assert not found.requires_grad
-        losses = torch.nn.functional.cross_entropy(model(found), y) - torch.nn.functional.cross_entropy(model(x), y)
+        torch.testing.assert_close(adversary, attacked(radius, 0.5 * radius, True), rtol=0, atol=1e-5)
+        size = torch.linalg.vector_norm((adversary - x).flatten(1), 2 if kind is L2ATENTAttack else torch.inf, dim=1)
+        assert (size <= radius + 1e-6).all()
+        assert (size > 0.1 * radius).all()
+        assert adversary.min() >= 0
+        assert adversary.max() <= 1
+        assert not adversary.requires_grad
+        losses = torch.nn.functional.cross_entropy(model(adversary), y) - torch.nn.functional.cross_entropy(model(x), y)
         assert (losses < 0) == targeted

@@ -1,6 +1,7 @@
 import dataclasses
 import importlib
 import inspect
+import re
 
 import pytest
 import torch
@@ -221,9 +222,9 @@ def test_without_noise_and_pull_they_are_advertorchs_pgd(kind, image):
     settings = {"eps": 0.4, "nb_iter": 12, "eps_iter": 0.1, "rand_init": False}
     settings |= {"clip_min": -1.0, "clip_max": 2.0} if kind is L2ATENTAttack else {}
     expected = theirs(model, loss_fn=nn.CrossEntropyLoss(reduction="sum"), **settings).perturb(x, y)
-    found = kind(model, noise=0.0, gamma=0.0, project="every", **settings).perturb(x, y)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 if kind is L2ATENTAttack else 1e-12)
-    assert (cross_entropy(model(found), y) > cross_entropy(model(x), y)).all()
+    adversary = kind(model, noise=0.0, gamma=0.0, project="every", **settings).perturb(x, y)
+    torch.testing.assert_close(adversary, expected, rtol=0, atol=1e-4 if kind is L2ATENTAttack else 1e-12)
+    assert (cross_entropy(model(adversary), y) > cross_entropy(model(x), y)).all()
 
 
 @BOTH
@@ -242,9 +243,9 @@ def test_without_labels_the_predictions_in_eval_mode_are_used(kind):
     model, (x, y) = norm_batch_net(), small_batch()
     predicted = model.eval()(x).argmax(1)
     assert not torch.equal(predicted, y)
-    found = kind(model.train(), generator=generator(), **SHORT).perturb(x)
-    assert torch.equal(found, kind(model, generator=generator(), **SHORT).perturb(x, predicted))
-    assert not torch.equal(found, kind(model, generator=generator(), **SHORT).perturb(x, y))
+    adversary = kind(model.train(), generator=generator(), **SHORT).perturb(x)
+    assert torch.equal(adversary, kind(model, generator=generator(), **SHORT).perturb(x, predicted))
+    assert not torch.equal(adversary, kind(model, generator=generator(), **SHORT).perturb(x, y))
 
 
 @BOTH
@@ -294,8 +295,9 @@ def test_changed_attributes_take_effect(kind):
         assert not torch.equal(after, before), name
         setattr(attack, name, usual)
     attack.eps = -1.0
-    with pytest.raises(BadInput, match=r"^eps is -1\.0"):
+    with pytest.raises(BadInput) as error:
         attack.perturb(x, y)
+    assert (error.value.code, error.value.field) == ("bad-value", "eps")
 
 
 # What it does not touch.
@@ -310,10 +312,10 @@ def test_it_runs_where_gradients_are_off(kind, context, inside):
     with context():
         if inside:
             x, y = x.clone(), y.clone()
-        found = kind(model, generator=generator(), **SHORT).perturb(x, y)
+        adversary = kind(model, generator=generator(), **SHORT).perturb(x, y)
         predicted = kind(model, generator=generator(), **SHORT).perturb(x)
         assert not torch.is_grad_enabled()
-    assert torch.equal(found, expected)
+    assert torch.equal(adversary, expected)
     assert predicted.shape == x.shape
 
 
@@ -324,7 +326,7 @@ def test_inputs_labels_and_gradients_are_left_alone(kind, wants):
     x.requires_grad_(wants)
     model.out.bias.requires_grad_(False)
     before = x.detach().clone(), y.clone()
-    pending = model(x).sum()  # a graph that was begun before the attack still works after it
+    pending = model(x).sum()  # a graph that was built before the attack still works after it
     adversary = kind(model, **SHORT).perturb(x, y)
     assert not adversary.requires_grad
     assert x.requires_grad is wants
@@ -366,10 +368,10 @@ def test_batchnorm_and_modes_stay_as_they_are(kind, freeze):
         model.norm.eval()
     modes = [m.training for m in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    found = kind(model, generator=generator(), **SHORT).perturb(x, y)
+    adversary = kind(model, generator=generator(), **SHORT).perturb(x, y)
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert torch.equal(found, kind(model.eval(), generator=generator(), **SHORT).perturb(x, y))
+    assert torch.equal(adversary, kind(model.eval(), generator=generator(), **SHORT).perturb(x, y))
 
 
 @BOTH
@@ -380,8 +382,9 @@ def test_the_model_comes_back_after_an_exception(kind):
     model, (x, y) = norm_batch_net(), small_batch()
     with pytest.raises(ArithmeticError):
         kind(model, breaks, **SHORT).perturb(x, y)
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput) as error:
         kind(model, **SHORT).perturb(x, y + 9)
+    assert (error.value.code, error.value.field) == ("bad-value", "labels")
     assert all(m.training for m in model.modules())
     assert all(p.requires_grad for p in model.parameters())
 
@@ -441,8 +444,8 @@ def test_eps_per_example(kind):
     assert torch.equal(both[0], x[0])
     assert size(kind, both - x).tolist() == pytest.approx(eps.tolist(), abs=1e-6)
     for i, value in enumerate(eps):
-        for one in (value.item(), value):  # a tensor of rank 0 is a number
-            alone = kind(model, eps=one, eps_iter=one / 4, **settings).perturb(x[i : i + 1], y[i : i + 1])
+        for radius in (value.item(), value):  # a tensor of rank 0 is a number
+            alone = kind(model, eps=radius, eps_iter=radius / 4, **settings).perturb(x[i : i + 1], y[i : i + 1])
             torch.testing.assert_close(alone, both[i : i + 1], rtol=0, atol=1e-5)
 
 
@@ -487,8 +490,8 @@ def test_a_users_loss_is_the_one_that_grows(kind):
 @BOTH
 def test_predict_may_be_a_plain_function(kind):
     model, (x, y) = small_net(), small_batch()
-    found = kind(lambda images: model(images), generator=generator(), **SHORT).perturb(x, y)
-    assert torch.equal(found, kind(model, generator=generator(), **SHORT).perturb(x, y))
+    adversary = kind(lambda images: model(images), generator=generator(), **SHORT).perturb(x, y)
+    assert torch.equal(adversary, kind(model, generator=generator(), **SHORT).perturb(x, y))
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
@@ -505,8 +508,8 @@ def test_an_empty_batch_gives_an_empty_result(kind):
 @BOTH
 def test_a_model_that_squeezes_a_single_example_will_do(kind):
     model, (x, y) = small_net(), small_batch()
-    found = kind(lambda images: model(images).squeeze(), generator=generator(), **SHORT).perturb(x, y)
-    assert torch.equal(found, kind(model, generator=generator(), **SHORT).perturb(x, y))
+    adversary = kind(lambda images: model(images).squeeze(), generator=generator(), **SHORT).perturb(x, y)
+    assert torch.equal(adversary, kind(model, generator=generator(), **SHORT).perturb(x, y))
 
 
 # What it refuses.
@@ -514,61 +517,81 @@ def test_a_model_that_squeezes_a_single_example_will_do(kind):
 
 @BOTH
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "code", "field", "words"),
     [
-        (lambda x, y: (x * 255, y), "look like 0-255 images: divide them by 255"),
-        (lambda x, y: ((x - 0.45) / 0.2, y), "look normalised: .* normalisation into the model"),
-        (lambda x, y: (x.where(x < 0.9, torch.nan), y), "images hold NaN or infinity"),
-        (lambda x, y: ((x * 255).to(torch.uint8), y), "images are torch.uint8 of shape"),
-        (lambda x, y: (x, y + 3), r"labels span \[\d, \d\]; .* at most 3, for a model of 4 classes"),
-        (lambda x, y: (x, y - 1), r"labels span \[-1, 1\]; they must be at least 0"),
-        (lambda x, y: (x, y[:, None]), r"labels have shape \(7, 1\)"),
-        (lambda x, y: (x, y[:3]), r"labels have shape \(3,\)"),
-        (lambda x, y: (x, y.double()), "labels are torch.float64; integer class numbers"),
+        (lambda x, y: (x * 255, y), "bad-value", "images", "look like 0-255 images: divide them by 255"),
+        (lambda x, y: ((x - 0.45) / 0.2, y), "bad-value", "images", "look normalised: .* normalisation into the model"),
+        (lambda x, y: (x.where(x < 0.9, torch.nan), y), "bad-value", "images", "images hold NaN or infinity"),
+        (lambda x, y: ((x * 255).to(torch.uint8), y), "bad-type", "images", "images are torch.uint8 of shape"),
+        (
+            lambda x, y: (x, y + 3),
+            "bad-value",
+            "labels",
+            r"labels span \[\d, \d\]; .* at most 3, for a model of 4 classes",
+        ),
+        (lambda x, y: (x, y - 1), "bad-value", "labels", r"labels span \[-1, 1\]; they must be at least 0"),
+        (lambda x, y: (x, y[:, None]), "bad-shape", "labels", r"labels have shape \(7, 1\)"),
+        (lambda x, y: (x, y[:3]), "bad-shape", "labels", r"labels have shape \(3,\)"),
+        (lambda x, y: (x, y.double()), "bad-type", "labels", "labels are torch.float64; integer class numbers"),
     ],
 )
-def test_images_and_labels_that_make_no_sense(kind, change, words):
+def test_invalid_images_and_labels_are_refused(kind, change, code, field, words):
     attack = kind(small_net(), **SHORT)
-    with pytest.raises(BadInput, match=words):
+    with pytest.raises(BadInput, match=words) as error:
         attack.perturb(*change(*small_batch()))
+    assert (error.value.code, error.value.field) == (code, field)
 
 
 @BOTH
 @pytest.mark.parametrize(
-    ("argument", "words"),
+    ("field", "value", "code"),
     [
-        ({"eps": -0.1}, r"^eps is -0\.1"),
-        ({"eps": float("nan")}, "^eps is nan"),
-        ({"eps": torch.tensor([0.1, float("nan")])}, "^eps is tensor"),
-        ({"nb_iter": 0}, "^nb_iter is 0"),
-        ({"nb_iter": 2.5}, r"^nb_iter is 2\.5"),
-        ({"eps_iter": -1.0}, r"^eps_iter is -1\.0"),
-        ({"noise": -1.0}, r"^noise is -1\.0"),
-        ({"gamma": INF}, "^gamma is inf"),
-        ({"project": "often"}, "^project is 'often'"),
-        ({"start": "moon"}, "^start is 'moon'"),
-        ({"direction": "up"}, "^direction is 'up'"),
-        ({"pull": "push"}, "^pull is 'push'"),
-        ({"clip_min": 1.0, "clip_max": 0.0}, r"^box is \(1\.0, 0\.0\)"),
+        ("eps", -0.1, "bad-value"),
+        ("eps", float("nan"), "bad-value"),
+        ("eps", torch.tensor([0.1, float("nan")]), "bad-value"),
+        ("nb_iter", 0, "bad-value"),
+        ("nb_iter", 2.5, "bad-type"),
+        ("eps_iter", -1.0, "bad-value"),
+        ("noise", -1.0, "bad-value"),
+        ("gamma", INF, "bad-value"),
+        ("project", "often", "unknown-name"),
+        ("start", "moon", "unknown-name"),
+        ("direction", "up", "unknown-name"),
+        ("pull", "push", "unknown-name"),
+        ("loss_fn", "ce", "bad-type"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused_at_once(kind, argument, words):
-    with pytest.raises(BadInput, match=words):
-        kind(small_net(), **argument)
+def test_invalid_arguments_are_refused_at_once(kind, field, value, code):
+    with pytest.raises(BadInput, match=f"^{field} is {re.escape(repr(value))}") as error:
+        kind(small_net(), **{field: value})
+    assert (error.value.code, error.value.field) == (code, field)
+
+
+@BOTH
+def test_an_empty_box_and_what_is_no_model_are_refused(kind):
+    with pytest.raises(BadInput, match=r"^box is \(1\.0, 0\.0\)") as error:
+        kind(small_net(), clip_min=1.0, clip_max=0.0)
+    assert (error.value.code, error.value.field) == ("bad-value", "box")
+    with pytest.raises(BadInput, match=r"^predict is 3; it must be a model") as error:
+        kind(3)
+    assert (error.value.code, error.value.field) == ("bad-type", "predict")
 
 
 def test_linf_without_projection_is_refused():
-    with pytest.raises(BadInput, match="project is None; the ℓ∞ attack projects"):
+    with pytest.raises(BadInput, match="project is None; the ℓ∞ attack projects") as error:
         LinfATENTAttack(small_net(), project=None)
+    assert (error.value.code, error.value.field) == ("bad-type", "project")
 
 
 @BOTH
 def test_other_refusals(kind):
     model, (x, y) = small_net(), small_batch()
-    with pytest.raises(BadInput, match="a targeted attack needs the target classes"):
+    with pytest.raises(BadInput, match="a targeted attack needs the target classes") as error:
         kind(model, targeted=True, **SHORT).perturb(x)
-    with pytest.raises(BadInput, match=r"^n is 0;"):
+    assert (error.value.code, error.value.field) == ("missing", "y")
+    with pytest.raises(BadInput) as error:
         kind(model, **SHORT).sample(x, y, 0)
+    assert (error.value.code, error.value.field) == ("bad-value", "n")
     with pytest.raises(BadInput, match=r"shape \(7,\), not \(2,\)"):
         kind(model, eps=torch.tensor([0.1, 0.2])).perturb(x, y)
 

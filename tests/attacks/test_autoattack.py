@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from atent_ext.attacks import autoattack
-from atent_ext.attacks.autoattack import NOT_STANDARD
+from atent_ext.attacks.spec import Note
 from atent_ext.core.errors import BadInput
 
 pyautoattack = pytest.importorskip("pyautoattack")
@@ -18,6 +18,11 @@ RADII = {"Linf": 0.08, "L2": 0.3}
 def no_original(monkeypatch):
     """These tests compare with pyautoattack, also where the original package is installed."""
     monkeypatch.setitem(sys.modules, "autoattack", None)
+
+
+def changed(text):
+    """The note of an AutoAttack that did not run as published."""
+    return Note(kind="changed", text=f"not standard AutoAttack: {text}")
 
 
 def linear(shape, classes, images=20, scale=1.0):
@@ -49,9 +54,9 @@ def size(result, x, norm):
 def directly(attack, x, y, batch_size):
     """The images that pyautoattack finds when called as it is, but for its switching off of coverage measurement."""
     trace = sys.gettrace()
-    found, _ = attack.run_standard_evaluation(x, y, batch_size=batch_size)
+    adversaries, _ = attack.run_standard_evaluation(x, y, batch_size=batch_size)
     sys.settrace(trace)
-    return found
+    return adversaries
 
 
 def tiny_cnn():
@@ -75,8 +80,8 @@ def test_flags_are_those_of_pyautoattack(norm):
     assert torch.equal(result.robust, model(expected).argmax(1) == y)
     assert 0 < result.robust.sum() < len(x)
     assert result.notes == (
-        NOT_STANDARD + "only apgd-ce, apgd-t",
-        NOT_STANDARD + "target classes lowered from 9 to 4, the model has 5 classes",
+        changed("only apgd-ce, apgd-t"),
+        changed("target classes lowered from 9 to 4, the model has 5 classes"),
     )
 
 
@@ -126,9 +131,9 @@ def test_few_classes_reach_the_closed_form(classes):
     assert 0 < expected.sum() < (model(x).argmax(1) == y).sum()
     assert result.attacks == ("apgd-ce", "apgd-t", "fab-t", "square")
     assert result.target_classes == classes - 1
-    assert all(note.startswith(NOT_STANDARD) for note in result.notes)
-    assert f"the model has {classes} classes" in result.notes[0]
-    assert ("targeted cross-entropy" in " ".join(result.notes)) == (classes < 4)
+    assert {note.kind for note in result.notes} == {"changed"}
+    assert f"the model has {classes} classes" in result.notes[0].text
+    assert ("targeted cross-entropy" in " ".join(note.text for note in result.notes)) == (classes < 4)
 
 
 def test_a_confident_two_class_model_hides_from_the_cross_entropy_only():
@@ -144,13 +149,14 @@ def test_attacks_that_cannot_run_are_left_out():
     model, x, y = linear((1, 4, 4), 2)
     plus = autoattack.run(model, x, y, norm="Linf", eps=0.5, version="plus")
     assert plus.attacks == ("apgd-ce", "fab", "square", "apgd-t", "fab-t")
-    assert plus.notes[0] == NOT_STANDARD + "version 'plus'"
+    assert plus.notes[0] == changed("version 'plus'")
     rand = autoattack.run(model, x, y, norm="Linf", eps=0.08, version="rand")
     assert rand.attacks == ("apgd-ce",)
     assert rand.target_classes == 0
-    assert "version 'rand'" in rand.notes[0]
-    assert "apgd-dlr left out" in rand.notes[1]
-    assert "square left out" in autoattack.run(model, x, y, norm="L2", eps=0.3).notes[0]
+    assert "version 'rand'" in rand.notes[0].text
+    assert "apgd-dlr left out" in rand.notes[1].text
+    assert {note.kind for note in rand.notes} == {"changed"}
+    assert "square left out" in autoattack.run(model, x, y, norm="L2", eps=0.3).notes[0].text
     with pytest.raises(BadInput, match="no attack can run: only apgd-dlr; apgd-dlr left out, the DLR loss needs 3"):
         autoattack.run(model, x, y, norm="Linf", eps=0.08, attacks=["apgd-dlr"])
 
@@ -224,7 +230,7 @@ def test_on_attack_hears_of_every_batch(attack):
     result = autoattack.run(model, x, y, on_attack=lambda name, images: heard.append((name, images)), **arguments)
     assert heard == [(attack, 7), (attack, 3)]
     assert not result.robust.any()
-    assert result.notes[0] == NOT_STANDARD + f"only {attack}"
+    assert result.notes[0] == changed(f"only {attack}")
 
 
 def test_no_radius_and_no_images():
@@ -235,11 +241,11 @@ def test_no_radius_and_no_images():
     assert torch.equal(clean.adversaries, x)
     assert clean.robust_after == {"clean": 18}
     assert clean.attacks == ()
-    assert "eps is 0" in clean.notes[0]
+    assert (clean.notes[0].kind, clean.notes[0].text.split(":")[0]) == ("no-attack", "eps is 0")
     empty = autoattack.run(model, x[:0], y[:0], norm="L2", eps=0.5)
     assert empty.adversaries.shape == (0, 1, 4, 4)
     assert (empty.robust.shape, empty.robust.dtype) == ((0,), torch.bool)
-    assert "no images" in empty.notes[0]
+    assert (empty.notes[0].kind, empty.notes[0].text.split(":")[0]) == ("no-attack", "no images")
 
 
 def test_float64_models_and_channels_last_images():
@@ -260,14 +266,15 @@ def test_what_autoattack_warns_of_becomes_a_note(caplog):
     result = autoattack.run(
         nn.Sequential(model, nn.Softmax(1)), x, y, norm="Linf", eps=0.05, attacks=["apgd-ce", "apgd-dlr"]
     )
-    assert any("AutoAttack warns: it seems that the output is a probability" in note for note in result.notes)
+    said = [note.text for note in result.notes if note.kind == "warning"]
+    assert any("AutoAttack warns: it seems that the output is a probability" in text for text in said)
     assert caplog.text == ""
 
     def masked(images):
         return model((images * 4).round() / 4) + 0 * images.sum()
 
     notes = autoattack.run(masked, x, y, norm="Linf", eps=0.05, attacks=["apgd-dlr", "apgd-t"]).notes
-    assert sum("zero gradient" in note for note in notes) == 1
+    assert sum("zero gradient" in note.text for note in notes if note.kind == "warning") == 1
 
 
 def test_the_original_package_is_used_and_a_disagreement_is_noted(monkeypatch):
@@ -284,35 +291,43 @@ def test_the_original_package_is_used_and_a_disagreement_is_noted(monkeypatch):
     result = autoattack.run(model, x, model(x).argmax(1), norm="Linf", eps=0.1)
     assert result.package.startswith("autoattack ")
     assert result.robust.all()
-    assert result.notes[0].startswith("3 images are answered otherwise in a second pass")
+    assert result.notes[0].kind == "boundary"
+    assert result.notes[0].text.startswith("3 images are answered otherwise in a second pass")
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "code", "field", "message"),
     [
-        ({"norm": "L1"}, "norm is 'L1'"),
-        ({"eps": -0.1}, "eps is -0.1"),
-        ({"eps": float("nan")}, "eps is nan"),
-        ({"eps": torch.ones(20)}, "one number for all images"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"version": "standrad"}, "did you mean 'standard'"),
-        ({"version": "custom"}, "attacks is None; name at least one"),
-        ({"attacks": []}, r"attacks is \[\]"),
-        ({"attacks": ["apgd"]}, "unknown attack of AutoAttack 'apgd'; did you mean"),
-        ({"x": torch.full((20, 1, 4, 4), 200.0)}, "0-255"),
-        ({"y": torch.full((20,), 5)}, "at most 4"),
-        ({"y": torch.zeros(3, dtype=torch.long)}, "labels have shape"),
-        ({"model": lambda x: x.flatten(1)[:, :1]}, "1 logit"),
-        ({"model": lambda x: x.flatten(1)[:, :5] / 0}, "NaN or infinite logits for 20 of 20"),
-        ({"model": lambda x: x.sum()}, r"returns \(\) for 20 images"),
-        ({"model": lambda x: (x,)}, "returns tuple"),
+        ({"norm": "L1"}, "unknown-name", "norm", "norm is 'L1'"),
+        ({"eps": -0.1}, "bad-value", "eps", "eps is -0.1"),
+        ({"eps": float("nan")}, "bad-value", "eps", "eps is nan"),
+        ({"eps": torch.ones(20)}, "bad-type", "eps", "one number for all images"),
+        ({"batch_size": 0}, "bad-value", "batch_size", "batch_size is 0"),
+        ({"version": "standrad"}, "unknown-name", "version", "did you mean 'standard'"),
+        ({"version": "custom"}, "missing", "attacks", "attacks is None; name at least one"),
+        ({"attacks": []}, "missing", "attacks", r"attacks is \[\]"),
+        ({"attacks": ["apgd"]}, "unknown-name", "attacks", "unknown attack of AutoAttack 'apgd'; did you mean"),
+        (
+            {"norm": "L2", "attacks": ["square"]},
+            "unsupported",
+            "attacks",
+            "no attack can run: only square; square left out",
+        ),
+        ({"x": torch.full((20, 1, 4, 4), 200.0)}, "bad-value", "images", "0-255"),
+        ({"y": torch.full((20,), 5)}, "bad-value", "labels", "at most 4"),
+        ({"y": torch.zeros(3, dtype=torch.long)}, "bad-shape", "labels", "labels have shape"),
+        ({"model": lambda x: x.flatten(1)[:, :1]}, "bad-shape", "logits", "1 logit"),
+        ({"model": lambda x: x.flatten(1)[:, :5] / 0}, "broken-model", "logits", "NaN or infinite logits for 20 of 20"),
+        ({"model": lambda x: x.sum()}, "bad-shape", "logits", r"returns \(\) for 20 images"),
+        ({"model": lambda x: (x,)}, "bad-shape", "logits", "returns tuple"),
     ],
 )
-def test_bad_input(change, message):
+def test_bad_input(change, code, field, message):
     model, x, y = linear((1, 4, 4), 5)
     arguments = {"model": model, "x": x, "y": y, "norm": "Linf", "eps": 0.1} | change
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(BadInput, match=message) as error:
         autoattack.run(**arguments)
+    assert (error.value.code, error.value.field) == (code, field)
 
 
 def test_custom_takes_the_settings_of_the_package():
@@ -322,4 +337,4 @@ def test_custom_takes_the_settings_of_the_package():
     arguments = {"version": "custom", "attacks": ("apgd-ce", "apgd-dlr"), "seed": 4, "batch_size": 12}
     result = autoattack.run(model, x, y, norm="Linf", eps=0.02, **arguments)
     assert torch.equal(result.adversaries, expected)
-    assert result.notes == (NOT_STANDARD + "version 'custom'",)
+    assert result.notes == (changed("version 'custom'"),)

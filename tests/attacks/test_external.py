@@ -1,11 +1,13 @@
 """Minimal-norm attacks on a linear model, whose distance to the boundary is known."""
 
+import copy
+
 import pytest
 import torch
-from problems import LinearTwoClass
+from problems import LinearTwoClass, attack_spec
 
 from atent_ext.attacks.external import carlini_wagner, deepfool
-from atent_ext.attacks.spec import AttackSpec, Setting
+from atent_ext.attacks.spec import Setting
 from atent_ext.core.norms import L2, LINF
 from atent_ext.core.schema import Threat
 from atent_ext.data.datasets import Split
@@ -42,11 +44,18 @@ def test_what_they_find_is_little_farther_than_the_boundary(build, norm, steps, 
     model, split, distances = problem(count)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        found = build(norm, steps)(model.eval(), split.images, split.labels)
-    assert (model(found).argmax(1) != split.labels).all()
-    share = norm.size(found - split.images) / distances[norm.name]
+        adversaries = build(norm, steps)(model.eval(), split.images, split.labels)
+    assert (model(adversaries).argmax(1) != split.labels).all()
+    share = norm.size(adversaries - split.images) / distances[norm.name]
     assert (share > 0.999).all()
     assert share.median() < 1 + excess
+
+
+@pytest.mark.parametrize(("build", "steps"), [(deepfool, 50), (carlini_wagner, 20)])
+def test_a_copied_norm_gives_the_same_attack(build, steps):
+    model, split, _ = problem(4)
+    adversaries = [build(norm, steps)(model.eval(), split.images, split.labels) for norm in (L2, copy.deepcopy(L2))]
+    assert torch.equal(*adversaries)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -59,7 +68,7 @@ def test_a_success_counts_only_within_eps(norm, spec):
     clear = ((distances[norm] / eps - 1).abs() > 0.1).nonzero().squeeze(1)
     split = Split(split.images[clear], split.labels[clear])
     name, steps = spec
-    attack = AttackSpec(attack=name) if name == "fgsm" else AttackSpec(attack=name, steps=steps)
+    attack = attack_spec(name) if name == "fgsm" else attack_spec(name, steps=steps)
     protocol = Protocol(name="mine", description="", attacks=[attack])
-    (result,) = run.evaluate(model, split, protocol, Setting(Threat(norm=norm, eps=eps)))
+    (result,) = run.run_protocol(model, split, protocol, Setting(Threat(norm=norm, eps=eps)))
     assert torch.equal(result.flags, distances[norm][clear] > eps)

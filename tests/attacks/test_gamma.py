@@ -16,9 +16,9 @@ def test_on_a_linear_model_gamma_solves_the_recursion():
     model = LinearTwoClass((5,))
     x, y = torch.zeros(4, 5, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
     settings = {"eps": 0.6, "steps": 30, "step_size": 0.05}
-    found = calibrate_gamma(model, x, y, **settings, noise=0.0, start="clean", box=FREE)
+    gamma = calibrate_gamma(model, x, y, **settings, noise=0.0, start="clean", box=FREE)
     expected = brentq(lambda g: 0.05 * (1 - (1 - g) ** 30) / g - 0.6, 1e-6, 1.0, xtol=1e-12)
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert gamma == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_chains_then_end_at_eps_on_average():
@@ -31,13 +31,14 @@ def test_the_chains_then_end_at_eps_on_average():
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "field", "words"),
     [
-        ({"eps": 5.0, "steps": 3, "step_size": 0.01}, "inside eps 5; take more or larger steps"),
-        ({"eps": 0.1, "steps": 3, "step_size": 1.0}, "beyond eps 0.1; take a smaller step_size"),
-        ({"eps": -1.0}, "eps is -1.0"),
+        ({"eps": 5.0, "steps": 3, "step_size": 0.01}, "step_size", "inside eps 5; take more or larger steps"),
+        ({"eps": 0.1, "steps": 3, "step_size": 1.0}, "step_size", "beyond eps 0.1; take a smaller step_size"),
+        ({"eps": -1.0}, "eps", "eps is -1.0"),
     ],
 )
-def test_where_no_gamma_will_do_the_remedy_is_named(settings, words):
-    with pytest.raises(BadInput, match=words):
+def test_without_a_suitable_gamma_the_remedy_is_named(settings, field, words):
+    with pytest.raises(BadInput, match=words) as error:
         calibrate_gamma(small_net(), *small_batch(), **settings)
+    assert (error.value.code, error.value.field) == ("bad-value", field)

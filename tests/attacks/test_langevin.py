@@ -1,4 +1,7 @@
+import copy
 import dataclasses
+import pickle
+import re
 
 import pytest
 import torch
@@ -119,9 +122,9 @@ def test_a_result_does_not_depend_on_the_other_examples(name):
     model = small_net()
     x, y = small_batch(6)
     kernel = dataclasses.replace(pgd(norm(name), 0.2, 5, 0.07), start="clean")
-    together = last_iterate(kernel, model, x, y, cross_entropy)
+    batched = last_iterate(kernel, model, x, y, cross_entropy)
     alone = torch.cat([last_iterate(kernel, model, x[i : i + 1], y[i : i + 1], cross_entropy) for i in range(6)])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+    torch.testing.assert_close(batched, alone, rtol=0, atol=1e-12)
 
 
 def test_radius_and_step_may_differ_per_example():
@@ -131,8 +134,8 @@ def test_radius_and_step_may_differ_per_example():
     both = last_iterate(pgd(LINF, eps, 4, eps / 2, start="clean"), model, x, y, cross_entropy)
     for i in range(3):
         kernel = pgd(LINF, float(eps[i]), 4, float(eps[i]) / 2, start="clean")
-        one = last_iterate(kernel, model, x[i : i + 1], y[i : i + 1], cross_entropy)
-        torch.testing.assert_close(both[i : i + 1], one, rtol=0, atol=1e-12)
+        single = last_iterate(kernel, model, x[i : i + 1], y[i : i + 1], cross_entropy)
+        torch.testing.assert_close(both[i : i + 1], single, rtol=0, atol=1e-12)
 
 
 def test_starts_lie_where_they_say():
@@ -164,8 +167,9 @@ def test_the_start_blocks_is_a_corner_with_one_sign_in_each_block_of_four_by_fou
     signs = delta[:, :, ::4, ::4].sign().flatten(1)  # 12 blocks, drawn apart
     assert signs.mean().item() == pytest.approx(0, abs=0.1)
     assert (signs.T @ signs / 200 - torch.eye(12, dtype=torch.float64)).abs().max() < 0.3
-    with pytest.raises(BadInput, match=r"'blocks' and the inputs have shape \(200, 20\)"):
+    with pytest.raises(BadInput, match=r"'blocks' and the inputs have shape \(200, 20\)") as error:
         dataclasses.replace(pgd(LINF, 0.2, 1, 0.1), start="blocks").begin(torch.zeros(200, 20))
+    assert (error.value.code, error.value.field) == ("bad-shape", "start")
 
 
 def test_the_hardest_start_is_each_examples_own_worst_of_the_draws():
@@ -175,10 +179,10 @@ def test_the_hardest_start_is_each_examples_own_worst_of_the_draws():
     draw = generator(7)
     drawn = torch.stack([kernel.begin(x, draw) for _ in range(6)])
     losses = torch.stack([cross_entropy(model(each), y) for each in drawn])
-    found = hardest(kernel, x, lambda moving: cross_entropy(model(moving), y), 6, generator(7))
+    start = hardest(kernel, x, lambda moving: cross_entropy(model(moving), y), 6, generator(7))
     worst = losses.argmax(0)
     assert len(worst.unique()) > 1
-    torch.testing.assert_close(found, drawn[worst, torch.arange(5)], rtol=0, atol=0)
+    torch.testing.assert_close(start, drawn[worst, torch.arange(5)], rtol=0, atol=0)
 
 
 def test_a_loss_that_is_nan_hides_no_harder_start():
@@ -188,10 +192,11 @@ def test_a_loss_that_is_nan_hides_no_harder_start():
     draw = generator(7)
     drawn = [kernel.begin(x, draw) for _ in range(4)]
     assert len(torch.cat(drawn).unique(dim=0)) == 4
-    found = hardest(kernel, x, lambda moving: next(losses), 4, generator(7))
-    assert torch.equal(found, drawn[2])
-    with pytest.raises(BadInput, match="starts is 0"):
+    start = hardest(kernel, x, lambda moving: next(losses), 4, generator(7))
+    assert torch.equal(start, drawn[2])
+    with pytest.raises(BadInput) as error:
         hardest(kernel, x, lambda moving: next(losses), 0)
+    assert (error.value.code, error.value.field) == ("bad-value", "starts")
 
 
 def test_a_single_start_costs_no_pass():
@@ -250,41 +255,54 @@ def test_the_model_and_the_random_state_are_left_alone():
 def test_parameters_thaw_after_an_exception():
     model = small_net()
     x, y = small_batch()
-    with pytest.raises(BadInput, match="for a model of 4 classes"):
+    with pytest.raises(BadInput, match=r"labels reach 10\d, for a model of 4 classes") as error:
         last_iterate(pgd(LINF, 0.1, 3, 0.05), model, x, y + 100, cross_entropy)
+    assert (error.value.code, error.value.field) == ("bad-value", "labels")
     assert all(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("field", "value", "code"),
     [
-        ({"eps": -0.1}, "eps is -0.1"),
-        ({"eps": float("nan")}, "eps is nan"),
-        ({"eps": torch.tensor([0.1, -1.0])}, "eps is"),
-        ({"steps": 0}, "steps is 0"),
-        ({"step_size": float("inf")}, "step_size is inf"),
-        ({"noise": -1.0}, "noise is -1.0"),
-        ({"direction": "up"}, "direction is 'up'"),
-        ({"start": "moon"}, "start is 'moon'"),
-        ({"pull": "push"}, "pull is 'push'"),
-        ({"project": "often"}, "project is 'often'"),
-        ({"box": (1.0, 0.0)}, "box is"),
+        ("norm", "Linf", "bad-type"),
+        ("eps", -0.1, "bad-value"),
+        ("eps", float("nan"), "bad-value"),
+        ("eps", torch.tensor([0.1, -1.0]), "bad-value"),
+        ("steps", 0, "bad-value"),
+        ("step_size", float("inf"), "bad-value"),
+        ("noise", -1.0, "bad-value"),
+        ("direction", "up", "unknown-name"),
+        ("start", "moon", "unknown-name"),
+        ("pull", "push", "unknown-name"),
+        ("project", "often", "unknown-name"),
+        ("box", (1.0, 0.0), "bad-value"),
     ],
 )
-def test_nonsense_is_refused_by_name(change, words):
-    with pytest.raises(BadInput, match="^" + words.replace("(", r"\(")):
-        dataclasses.replace(RAW, **change)
+def test_invalid_settings_are_refused(field, value, code):
+    with pytest.raises(BadInput, match=f"^{field} is {re.escape(repr(value))}") as error:
+        dataclasses.replace(RAW, **{field: value})
+    assert (error.value.code, error.value.field) == (code, field)
 
 
 def test_a_radius_per_example_must_fit_the_batch():
     x, y = small_batch(7)
-    with pytest.raises(BadInput, match=r"shape \(7,\), not \(3,\)"):
+    with pytest.raises(BadInput, match=r"shape \(7,\), not \(3,\)") as error:
         last_iterate(pgd(LINF, torch.full((3,), 0.1), 2, 0.1), small_net(), x, y, cross_entropy)
+    assert error.value.code == "bad-shape"
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda ball: pickle.loads(pickle.dumps(ball))])
+@pytest.mark.parametrize("ball", [LINF, L2], ids=["Linf", "L2"])
+def test_a_copied_norm_gives_the_same_kernel(ball, copied):
+    assert atent(copied(ball), 0.3, 40) == atent(ball, 0.3, 40)
+    assert pgd(copied(ball), 0.3, 40) == pgd(ball, 0.3, 40)
+    assert copied(atent(ball, 0.3, 40)) == atent(ball, 0.3, 40)
 
 
 def test_unknown_norm():
-    with pytest.raises(BadInput, match="unknown norm 'L1'"):
+    with pytest.raises(BadInput, match="unknown norm 'L1'") as error:
         norm("L1")
+    assert (error.value.code, error.value.field) == ("unknown-name", "norm")
 
 
 @pytest.mark.parametrize("steps", [20, 40, 80, 200])
@@ -297,11 +315,13 @@ def test_the_usual_l2_step_of_atent_as_an_attack_outweighs_its_pull(steps):
     torch.testing.assert_close((adversary - x).norm(dim=1), torch.full((3,), 0.1, dtype=torch.float64))
 
 
-def test_the_usual_step_refuses_what_is_no_radius():
-    with pytest.raises(BadInput, match=r"^eps is 'a'"):
+def test_the_default_step_size_refuses_an_invalid_radius():
+    with pytest.raises(BadInput) as error:
         atent(L2, "a", 3)
-    with pytest.raises(BadInput, match=r"^steps is 'a'"):
+    assert (error.value.code, error.value.field) == ("bad-type", "eps")
+    with pytest.raises(BadInput) as error:
         pgd(LINF, 0.3, "a")
+    assert (error.value.code, error.value.field) == ("bad-type", "steps")
 
 
 # What a GPU would have to wait for.

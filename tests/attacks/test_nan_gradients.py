@@ -51,8 +51,9 @@ def test_nan_gradients_are_refused(attack):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, x = Broken(), torch.rand(4, 4)
-    with pytest.raises(BadInput, match="input gradient is not finite for 4 of 4 images"):
+    with pytest.raises(BadInput, match="input gradient is not finite for 4 of 4 images") as error:
         attack(model, x, model(x).argmax(1))
+    assert (error.value.code, error.value.field) == ("broken-model", "model")
 
 
 @pytest.mark.parametrize("attack", [in_torchattacks, in_foolbox])

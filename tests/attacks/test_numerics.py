@@ -87,9 +87,9 @@ def test_every_attack_is_finite_and_stays_at_eps_0(kind, network, x, direction):
     model = net(**network).eval()
     for eps in (0.0, 0.2):
         attack = kind(model, eps=eps, nb_iter=3, eps_iter=0.1, direction=direction, restarts=2, keep="success")
-        found = attack.perturb(x, LABELS)
-        assert found.isfinite().all()
-        assert attack.norm.size(found - x).max() <= eps + 1e-6
+        adversary = attack.perturb(x, LABELS)
+        assert adversary.isfinite().all()
+        assert attack.norm.size(adversary - x).max() <= eps + 1e-6
 
 
 def reference_trades(clean, adversarial):
@@ -129,14 +129,14 @@ def test_under_autocast_attacks_stay_in_the_ball_of_float32(kind, dtype):
     for start, project in (("ball", "last"), ("corner", "every")):
         attack = kind(model, eps=0.05, nb_iter=4, eps_iter=0.02, start=start, project=project)
         with torch.autocast("cpu", dtype):
-            found = attack.perturb(x, y)
-            logits = model.eval()(found)
+            adversary = attack.perturb(x, y)
+            logits = model.eval()(adversary)
         assert logits.dtype is dtype
-        assert found.dtype is torch.float32
-        sizes = attack.norm.size(found - x)
+        assert adversary.dtype is torch.float32
+        sizes = attack.norm.size(adversary - x)
         assert sizes.max() <= 0.05 + 1e-6
         assert sizes.min() > 0.01
-        assert ((found >= 0) & (found <= 1)).all()
+        assert ((adversary >= 0) & (adversary <= 1)).all()
 
 
 @HALF
@@ -161,5 +161,6 @@ def test_the_smallest_displacement_is_projected_to_nothing_at_eps_0():
 def test_a_network_without_a_gradient_is_named():
     model, (x, y) = small_net(dtype=torch.float32), small_batch(dtype=torch.float32)
     for cut in (lambda images: model(images.detach()), lambda images: torch.zeros(len(images), 4)):
-        with pytest.raises(BadInput, match="no gradient with respect to the images"):
+        with pytest.raises(BadInput, match="no gradient with respect to the images") as error:
             LinfATENTAttack(cut).perturb(x, y)
+        assert (error.value.code, error.value.field) == ("broken-model", "model")

@@ -48,16 +48,16 @@ class Counting(nn.Module):
 
 def by_hand(kernel, model, x, y, restarts, keep, source):
     """Every run of every example to its end, and only then the choice."""
-    chosen, found, last = x.clone(), torch.zeros(len(x), dtype=torch.bool), x
+    chosen, success, last = x.clone(), torch.zeros(len(x), dtype=torch.bool), x
     for _ in range(restarts):
         points = list(walk(kernel, x, input_gradient(model, cross_entropy, y), source))
         last = points[-1]
         for point in points if keep == "success" else points[-1:]:
             hit = (model(point).argmax(1) != y) & allowed(kernel.norm, kernel.eps, x, point)
-            new = hit & ~found
-            chosen[new], found = point[new], found | hit
-    chosen[~found] = last[~found]
-    return chosen.detach(), found
+            new = hit & ~success
+            chosen[new], success = point[new], success | hit
+    chosen[~success] = last[~success]
+    return chosen.detach(), success
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=IDS)
@@ -65,7 +65,7 @@ def by_hand(kernel, model, x, y, restarts, keep, source):
 @pytest.mark.parametrize("restarts", [1, 3])
 def test_what_is_returned_is_what_all_runs_to_their_end_would_choose(kernel, keep, restarts):
     model, x, y = labelled()
-    expected, found = by_hand(kernel, model, x, y, restarts, keep, generator())
+    expected, success = by_hand(kernel, model, x, y, restarts, keep, generator())
     for early_stop in (True, False):
         for batch_size in (None, 7):
             got = adversaries(
@@ -74,7 +74,7 @@ def test_what_is_returned_is_what_all_runs_to_their_end_would_choose(kernel, kee
             )
             torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     if (restarts, keep) == (3, "success"):
-        assert 0 < int(found.sum()) < len(x), "the problem must have both kinds of examples"
+        assert 0 < int(success.sum()) < len(x), "the problem must have both kinds of examples"
 
 
 def test_counting_iterates_on_the_way_breaks_more_than_the_last_alone():
@@ -134,12 +134,12 @@ def test_a_targeted_chain_succeeds_where_the_target_is_predicted():
     model, x, _ = labelled()
     target = (model(x).argmax(1) + 1) % 4
     kernel = Langevin(norm=LINF, eps=0.3, steps=8, step_size=0.08, direction="sign", start="uniform", targeted=True)
-    found = adversaries(kernel, model, x, target, cross_entropy, generator(), restarts=2, keep="success")
+    result = adversaries(kernel, model, x, target, cross_entropy, generator(), restarts=2, keep="success")
     first = adversaries(
         kernel, model, x, target, cross_entropy, generator(), restarts=2, keep="success", early_stop=False
     )
-    torch.testing.assert_close(found, first, rtol=0, atol=1e-12)
-    hits = int((model(found).argmax(1) == target).sum())
+    torch.testing.assert_close(result, first, rtol=0, atol=1e-12)
+    hits = int((model(result).argmax(1) == target).sum())
     assert (
         hits
         > int((model(last_iterate(kernel, model, x, target, cross_entropy, generator())).argmax(1) == target).sum()) - 1
@@ -193,17 +193,19 @@ def test_images_on_the_cpu_pass_64_at_a_time_with_the_same_result():
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
-    [({"restarts": 0}, "restarts is 0"), ({"keep": "best"}, "keep is 'best'"), ({"batch_size": 0}, "batch_size is 0")],
+    ("field", "value", "code"),
+    [("restarts", 0, "bad-value"), ("keep", "best", "unknown-name"), ("batch_size", 0, "bad-value")],
 )
-def test_what_makes_no_sense_is_refused(settings, named):
+def test_invalid_settings_are_refused(field, value, code):
     model, x, y = labelled(3)
-    with pytest.raises(BadInput, match=named):
-        LinfATENTAttack(model, **settings)
+    with pytest.raises(BadInput, match=f"^{field} is {value!r}") as error:
+        LinfATENTAttack(model, **{field: value})
+    assert (error.value.code, error.value.field) == (code, field)
     attack = LinfATENTAttack(model)
-    attack.__dict__.update(settings)
-    with pytest.raises(BadInput, match=named):
+    setattr(attack, field, value)
+    with pytest.raises(BadInput) as error:
         attack.perturb(x, y)
+    assert (error.value.code, error.value.field) == (code, field)
 
 
 def test_broken_gradients_are_no_robustness():
@@ -214,8 +216,9 @@ def test_broken_gradients_are_no_robustness():
 
     x = torch.full((3, 1, 2, 2), 0.5)
     y = torch.zeros(3, dtype=torch.long)
-    with pytest.raises(BadInput, match="not finite"):
+    with pytest.raises(BadInput, match="not finite") as error:
         adversaries(pgd(LINF, 0.1, 3), Broken(), x, y, cross_entropy, generator(), restarts=2)
+    assert (error.value.code, error.value.field) == ("broken-model", "model")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

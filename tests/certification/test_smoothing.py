@@ -70,8 +70,9 @@ def test_no_hit_bounds_nothing():
 
 @pytest.mark.parametrize("hits", [-1, 11])
 def test_hits_must_fit_the_draws(hits):
-    with pytest.raises(BadInput, match=rf"hits is {hits}; it must lie in \[0, n\], and n is 10"):
+    with pytest.raises(BadInput, match=rf"hits is {hits}; it must lie in \[0, n\], and n is 10") as error:
         lower_bound(hits, 10, 0.001)
+    assert (error.value.code, error.value.field) == ("bad-value", "hits")
 
 
 # ---- radii, and the draws that they need
@@ -103,6 +104,7 @@ def test_the_least_n_for_the_papers_radius():
         Smoothing(sigma=0.12, n=47_807).require(0.435)
     assert str(caught.value).startswith("n is 47807, with which no radius above 0.435 can be certified at sigma 0.12")
     assert str(caught.value).endswith("radius 0.435 needs n >= 47808")
+    assert (caught.value.code, caught.value.field) == ("bad-value", "n")
 
 
 @pytest.mark.parametrize("radius", [0.05, 0.1, 0.2, 0.3, 0.4])
@@ -123,14 +125,16 @@ def test_every_n_is_enough_for_nothing():
 
 @pytest.mark.parametrize("radius", [4.6, 5.0, 1e9])
 def test_a_radius_of_very_many_sigmas_is_refused(radius):
-    with pytest.raises(BadInput, match="no n is enough, choose a larger sigma"):
+    with pytest.raises(BadInput, match="no n is enough, choose a larger sigma") as error:
         Smoothing(sigma=0.12).require(radius)
+    assert (error.value.code, error.value.field) == ("bad-value", "radius")
 
 
 @pytest.mark.parametrize("radius", [-1.0, math.nan, math.inf])
 def test_a_radius_that_is_none_is_refused(radius):
-    with pytest.raises(BadInput, match="radius is "):
+    with pytest.raises(BadInput) as error:
         Smoothing(sigma=0.12).require(radius)
+    assert (error.value.code, error.value.field) == ("bad-value", "radius")
 
 
 def test_the_l2_ball_around_an_linf_ball():
@@ -144,26 +148,26 @@ def test_the_l2_ball_around_an_linf_ball():
 
 def radii(distance, smoothing, seeds):
     model, x = at_distance(distance)
-    found = [certify(model, x, smoothing, seed) for seed in range(seeds)]
-    assert {certificate.prediction for certificate in found} <= {1, ABSTAIN}
-    return torch.tensor([certificate.radius for certificate in found], dtype=torch.float64)
+    certificates = [certify(model, x, smoothing, seed) for seed in range(seeds)]
+    assert {certificate.prediction for certificate in certificates} <= {1, ABSTAIN}
+    return torch.tensor([certificate.radius for certificate in certificates], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.25])
 def test_the_certificate_is_below_the_exact_radius_as_often_as_it_says(sigma):
-    found = radii(0.2, Smoothing(sigma=sigma, n0=20, n=300, alpha=0.05), 300)
-    wrong = int((found > 0.2).sum())
+    certified = radii(0.2, Smoothing(sigma=sigma, n0=20, n=300, alpha=0.05), 300)
+    wrong = int((certified > 0.2).sum())
     # At most 15 of 300 are expected; 2 to 26 are within three deviations of what the discrete bound allows.
     assert 1 < wrong < 15 + 3 * math.sqrt(300 * 0.05 * 0.95)
-    assert found.median() > 0.15
+    assert certified.median() > 0.15
 
 
 def test_the_certificate_approaches_the_exact_radius_from_below():
     means = []
     for n in (100, 1000, 10_000):
-        found = radii(0.2, Smoothing(sigma=0.2, n0=20, n=n), 20)
-        assert (found < 0.2).all()
-        means.append(float(found.mean()))
+        certified = radii(0.2, Smoothing(sigma=0.2, n0=20, n=n), 20)
+        assert (certified < 0.2).all()
+        means.append(float(certified.mean()))
         # The bound lies about 3.09 deviations of the share below it; the density turns that into a length.
         gap = 0.2 * 3.09 * math.sqrt(NORMAL.cdf(1) * NORMAL.cdf(-1) / n) / NORMAL.pdf(1)
         assert 0.2 - means[-1] == pytest.approx(gap, rel=0.35)
@@ -207,9 +211,9 @@ def test_predict_abstains_where_the_two_sided_test_does():
             return nn.functional.one_hot((torch.arange(len(x)) >= self.first).long(), 3).double()
 
     smoothing = Smoothing(sigma=0.3, n=20, alpha=0.05)
-    found = [predict(Scripted(first), torch.zeros(2), smoothing, 0) for first in range(21)]
+    predictions = [predict(Scripted(first), torch.zeros(2), smoothing, 0) for first in range(21)]
     # P(at most 5 of 20) = 0.0207, twice that is below 0.05; with 6 it is 0.115.
-    assert found == [1] * 6 + [ABSTAIN] * 9 + [0] * 6
+    assert predictions == [1] * 6 + [ABSTAIN] * 9 + [0] * 6
 
 
 def test_the_class_is_chosen_by_the_first_draws_and_counted_in_fresh_ones():
@@ -307,9 +311,11 @@ def test_the_model_is_left_as_it_was(call):
         ({"alpha": math.nan}, "alpha is nan"),
     ],
 )
-def test_nonsense_is_refused_by_name(options, words):
-    with pytest.raises(BadInput, match=words):
+def test_invalid_settings_are_refused(options, words):
+    with pytest.raises(BadInput, match=words) as error:
         Smoothing(**({"sigma": 0.12} | options))
+    code = "bad-type" if options == {"n": 10.5} else "bad-value"
+    assert (error.value.code, error.value.field) == (code, next(iter(options)))
 
 
 @pytest.mark.parametrize("call", [certify, predict])
@@ -318,6 +324,7 @@ def test_a_model_whose_outputs_are_not_finite_has_no_certificate(call, value):
     model = small_net().train()
     with torch.no_grad():
         model.out.bias[1] = value
-    with pytest.raises(BadInput, match="outputs are not finite under noise"):
+    with pytest.raises(BadInput, match="outputs are not finite under noise") as error:
         call(model, torch.rand(1, 6, 6, dtype=torch.float64), Smoothing(sigma=0.3, n0=5, n=5), 0)
+    assert (error.value.code, error.value.field) == ("broken-model", "model")
     assert model.training

@@ -1,6 +1,7 @@
 """The command line, run as a user runs it."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from commands import TINY, atent, refused, shell
 
 from atent_ext.attacks import accuracy
 from atent_ext.attacks.spec import AttackSpec
+from atent_ext.core.version import __version__
 from atent_ext.data import datasets
 from atent_ext.evaluation import engine
 from atent_ext.evaluation.protocol import Protocol
@@ -25,16 +27,8 @@ def run(tmp_path_factory):
 
 
 def test_version():
-    done = shell("--version")
-    assert (done.returncode, done.stdout.split()[0]) == (0, "atent-ext")
-
-
-def test_recipes_are_listed():
-    done = atent("recipes")
-    assert done.returncode == 0
-    for name in ("digits-linf-atent", "mnist-linf-atent", "mnist-l2-trades", "cifar10-l2-atent"):
-        assert name in done.stdout
-    assert "_digits-linf" not in done.stdout
+    done = atent("--version")
+    assert (done.returncode, done.stdout) == (0, f"atent-ext {__version__}\n")
 
 
 def test_train_prints_each_epoch_and_writes_the_run(run):
@@ -92,7 +86,7 @@ def test_eval_scores_the_images_that_a_run_held_out(run, tmp_path):
     done = atent("eval", folder, "--held-out", "--protocol", "quick", "--n", 30)
     assert done.returncode == 0, done.stderr
     report = json.loads((folder / "eval-quick-held-out-Linf-0.15-n30-seed0.json").read_text())
-    assert report["split"] == "held out of training, the first 30 of 60"
+    assert (report["part"], report["n"], report["total"]) == ("held out of training", 30, 60)
     images = datasets.load("digits")
     _, held_out = datasets.hold_out(images.train, 60, 3)  # the recipe's count and seed
     network = RunFolder(folder).load_model(images)
@@ -104,6 +98,80 @@ def test_eval_scores_the_images_that_a_run_held_out(run, tmp_path):
     written = ("submission", "new", folder, "--out", tmp_path / "sub", "--authors", "A", "--license", "MIT")
     claims = folder / "eval-quick-held-out-Linf-0.15-n30-seed0.json"
     refused(atent(*written, "--report", claims), "a report on images held out of training, the first 30 of 60; claims")
+
+
+def test_a_finished_evaluation_is_shown_and_replaced_only_if_told(run, tmp_path, monkeypatch):
+    target = tmp_path / "report.json"
+    setting = ["eval", run[0], "--protocol", "quick", "--n", 10, "--out", target]
+    first = atent(*setting)
+    assert f"written: {target}" in first.stdout
+    before = target.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "score", lambda *_: pytest.fail("it was scored again"))
+        again = atent(*setting)
+        assert again.returncode == 0, again.stderr
+        for change in (
+            ["--speed", "plain"],
+            ["--batch-size", 5],
+            ["--chunk", 5],
+            ["--eps", 0.1],
+            ["--protocol", "pgd"],
+        ):
+            refused(atent(*setting, *change), f"{target} was made with ", ", not ", "--overwrite", "another --out")
+    assert again.stdout.replace("written earlier, and nothing was scored (--overwrite scores anew)", "written") == (
+        first.stdout
+    )
+    assert target.read_bytes() == before
+    assert atent(*setting, "--chunk", 5, "--overwrite").returncode == 0
+    assert json.loads(target.read_text())["chunk"] == 5
+    target.write_text("notes of mine")
+    refused(atent(*setting), f"{target} is there and no report of `atent eval`", "--overwrite")
+    assert target.read_text() == "notes of mine"
+
+
+def test_an_override_of_the_radius_is_followed_aloud_or_refused(tmp_path):
+    changes = [*TINY, "--set", "epochs=1", "--set", "threat.eps=0.05", "--set", "name=mine"]
+    done = atent("train", "digits-linf-atent", *changes, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    said = "note: objective.eps follows threat.eps: 0.05 instead of 0.15; objective.step_size stays 0.0375"
+    assert said in " ".join(done.stdout.split())
+    assert RunFolder(tmp_path / "run").recipe().objective["eps"] == 0.05
+    refused(atent("train", "digits-linf-mma", "--set", "threat.eps=0.05", "--out", tmp_path / "other"), "objective.eps")
+    assert not (tmp_path / "other").exists()
+
+
+LAUNCHED = {"LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("certify run --sigma 1", "export run --out zoo", "quickstart", "reproduce v2-table2", "plot density"),
+        *("board --out site", "submit card.json", "submission new run --out sent --authors A --license MIT"),
+    ],
+)
+def test_what_several_processes_cannot_share_is_refused_by_the_first(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RANK", "1")
+    other = atent(*command.split())
+    assert (other.returncode, other.stdout, other.stderr) == (0, "", "")
+    monkeypatch.setenv("RANK", "0")
+    refused(atent(*command.split()), f"{command.split()[0]} works in one process, and 2 were started; start it without")
+    assert list(tmp_path.iterdir()) == []
+    assert atent("--version").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("rank", "said"), [("0", "atent: recipes was interrupted; nothing of it was kept\n"), ("1", "")]
+)
+def test_of_several_processes_that_a_launcher_ends_the_first_says_so(monkeypatch, rank, said):
+    for name, value in (LAUNCHED | {"RANK": rank}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("atent_ext.training.recipes.names", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    done = atent("recipes")
+    assert (done.returncode, done.stderr) == (130, said)
 
 
 def interrupted(monkeypatch, done, *arguments):
@@ -220,9 +288,22 @@ def test_a_loss_that_explodes_is_one_line(tmp_path):
 
 def test_a_process_refuses_bad_input_the_same_way():
     refused(shell("train", "digits-linf-atnt"), "digits-linf-atnt", "digits-linf-atent")
-    unknown = shell("train", "--fast")
+
+
+def test_an_unknown_option_is_refused_without_a_traceback():
+    unknown = atent("train", "--fast")
     assert unknown.returncode == 2
+    assert "No such option: --fast" in unknown.stderr
     assert "Traceback" not in unknown.stderr
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("atent_ext.training.loop.fit", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    done = atent("train", "digits-linf-sgd", "--out", tmp_path / "run")
+    assert done.returncode == 130
+    assert done.stderr == "atent: train was interrupted; go on with the same command and --resume\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_quickstart_prints_the_table(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import importlib
+import io
 import json
 import re
 import subprocess
@@ -7,9 +8,11 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
+from commands import atent, refused
 from rich.console import Console
 
-from atent_ext.cli import app, doctor
+from atent_ext.cli import doctor
+from atent_ext.cli.console import doctor_table
 from atent_ext.core.errors import BadInput
 
 pytestmark = pytest.mark.integration
@@ -37,21 +40,11 @@ def everything():
     return subprocess.run(command, capture_output=True, text=True, timeout=500)
 
 
-@pytest.fixture
-def atent(monkeypatch, capfd):
-    """The command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["atent", *arguments])
-        monkeypatch.setattr(app, "console", Console(width=100, markup=False, highlight=False))
-        try:
-            app.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capfd.readouterr()
-
-    return run
+def examined(*names):
+    """Exit code and rows of `atent doctor NAMES --json`, in this process."""
+    done = atent("doctor", *names, "--json")
+    assert done.stderr == ""
+    return done.returncode, json.loads(done.stdout)["neighbours"]
 
 
 def fake(folder, module, code, version="9.9"):
@@ -108,12 +101,14 @@ def test_the_command_itself_imports_no_neighbour(everything):
     assert everything.stderr.strip() == "[]"
 
 
-def test_the_table_fits_100_columns_with_every_name_in_one_piece(everything):
-    console = Console(width=100, record=True, file=sys.stderr)
-    console.print(doctor.table(json.loads(everything.stdout)))
-    text = console.export_text()
-    assert max(map(len, text.splitlines())) <= 100
-    for words in ("attacks.LinfATENTAttack", "atent eval", "atent train", "Python 3.", *doctor.NEIGHBOURS):
+def test_the_table_fits_80_columns_with_every_name_in_one_piece(everything):
+    out = io.StringIO()
+    Console(file=out, width=80).print(doctor_table(json.loads(everything.stdout)))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    uses = [word for neighbour in doctor.NEIGHBOURS.values() for word in neighbour.use.split()]
+    versions = [row["version"] or "" for row in json.loads(everything.stdout)["neighbours"]]
+    for words in ("Python 3.", *doctor.NEIGHBOURS, *uses, *versions):
         assert words in text
 
 
@@ -128,11 +123,10 @@ def test_the_table_fits_100_columns_with_every_name_in_one_piece(everything):
         ("import os; os.abort()", "its process ended with signal SIGABRT"),
     ],
 )
-def test_what_cannot_be_used_fails_in_one_line(atent, monkeypatch, tmp_path, code, reason):
+def test_what_cannot_be_used_fails_in_one_line(monkeypatch, tmp_path, code, reason):
     fake(tmp_path, "torchattacks", code)
     monkeypatch.syspath_prepend(tmp_path)
-    status, out, _ = atent("doctor", "torchattacks", "--json")
-    (row,) = json.loads(out)["neighbours"]
+    status, (row,) = examined("torchattacks")
     assert status == 1
     assert (row["status"], row["version"]) == ("fails", "9.9")
     assert row["reason"].startswith(reason)
@@ -149,12 +143,11 @@ def test_a_process_says_it_too(tmp_path):
     assert done.stderr == ""
 
 
-def test_what_hangs_is_given_up(atent, monkeypatch, tmp_path):
+def test_what_hangs_is_given_up(monkeypatch, tmp_path):
     fake(tmp_path, "foolbox", "import time; time.sleep(100)")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(doctor, "TIMEOUT", 0.2)
-    status, out, _ = atent("doctor", "foolbox", "--json")
-    (row,) = json.loads(out)["neighbours"]
+    status, (row,) = examined("foolbox")
     assert (status, row["status"], row["reason"]) == (1, "fails", "does not end within 0.2 s")
 
 
@@ -167,50 +160,46 @@ def test_what_hangs_is_given_up(atent, monkeypatch, tmp_path):
         ("advertorch", "advertorch", 1, "pip install --upgrade atent-ext"),  # we cannot work without it
     ],
 )
-def test_what_is_not_there_is_not_installed(atent, monkeypatch, tmp_path, name, starts, status, install):
+def test_what_is_not_there_is_not_installed(monkeypatch, tmp_path, name, starts, status, install):
     hide(monkeypatch, tmp_path, starts)
-    code, out, err = atent("doctor", name, "--json")
-    (row,) = json.loads(out)["neighbours"]
+    code, (row,) = examined(name)
     assert (code, row["status"], row["version"], row["install"]) == (status, "not installed", None, install), row
-    assert err == ""
-    _, table, _ = atent("doctor", name)
+    table = atent("doctor", name, width=80).stdout
     assert "not installed" in table
     assert install in " ".join(re.sub(r"[│┃]", " ", table).split())
 
 
-def test_another_package_of_the_same_module_name_is_not_art(atent, monkeypatch, tmp_path):
+def test_another_package_of_the_same_module_name_is_not_art(monkeypatch, tmp_path):
     hide(monkeypatch, tmp_path, "art", "adversarial_robustness_toolbox", "adversarial-robustness-toolbox")
     fake(tmp_path / "other", "art", "", version="6.5")
     sys.path.insert(0, str(tmp_path / "other"))
-    code, out, _ = atent("doctor", "art", "--json")
-    (row,) = json.loads(out)["neighbours"]
+    code, (row,) = examined("art")
     assert (code, row["status"], row["install"]) == (0, "not installed", "pip install 'atent-ext[art]'"), row
 
 
-def test_half_an_installation_fails(atent, monkeypatch, tmp_path):
+def test_half_an_installation_fails(monkeypatch, tmp_path):
     hide(monkeypatch, tmp_path, "foolbox")
     fake(tmp_path / "half", "foolbox", "")
     (tmp_path / "half" / "foolbox" / "__init__.py").unlink()
     (tmp_path / "half" / "foolbox").rmdir()
     sys.path.insert(0, str(tmp_path / "half"))
-    code, out, _ = atent("doctor", "foolbox", "--json")
-    (row,) = json.loads(out)["neighbours"]
+    code, (row,) = examined("foolbox")
     assert (code, row["reason"]) == (1, "foolbox 9.9 is installed, but its module is not; reinstall it")
 
 
-def test_a_folder_of_the_same_name_in_the_current_folder_is_not_imported(atent, monkeypatch, tmp_path):
+def test_a_folder_of_the_same_name_in_the_current_folder_is_not_imported(monkeypatch, tmp_path):
     hide(monkeypatch, tmp_path / "hidden", "foolbox")
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     fake(tmp_path, "foolbox", "raise RuntimeError('the wrong one')")
     monkeypatch.chdir(tmp_path)
-    code, out, _ = atent("doctor", "foolbox", "--json")
-    assert (code, json.loads(out)["neighbours"][0]["status"]) == (0, "not installed")
+    code, (row,) = examined("foolbox")
+    assert (code, row["status"]) == (0, "not installed")
 
 
-def test_an_unknown_neighbour_is_refused_with_the_nearest(atent):
-    code, out, err = atent("doctor", "foolbx")
-    assert (code, out) == (2, "")
-    assert err == "atent: unknown neighbour 'foolbx'; did you mean 'foolbox'?\n"
+def test_an_unknown_neighbour_is_refused_with_the_nearest():
+    done = atent("doctor", "foolbx")
+    refused(done, "atent: unknown neighbour 'foolbx'; did you mean 'foolbox'?")
+    assert done.stdout == ""
     with pytest.raises(BadInput, match="unknown neighbour 'zzz'; known: accelerate, "):
         doctor.check(["torch", "zzz"])
 

@@ -30,8 +30,8 @@ def home(tmp_path_factory):
 def test_a_run_becomes_a_card_and_its_gallery(home):
     card = cards.read_card(home / "sent.card.json")
     assert card.submission.name == "digits-linf-atent"
-    assert [one["n"] for one in card.report["results"]] == [30] * len(card.report["results"])
-    assert card.report["seed"] == 2
+    assert [one.n for one in card.report.results] == [30] * 4
+    assert card.report.seed == 2
     assert card.command == "atent verify sent --n 30 --protocol quick --seed 2"  # no folder of this machine
     assert (home / "sent.card.png").read_bytes().startswith(PNG)
     said = (home / "said").read_text(encoding="utf-8")
@@ -39,6 +39,42 @@ def test_a_run_becomes_a_card_and_its_gallery(home):
     assert "sent.card.json and sent.card.png; the card's place is registry/cards/digits/Linf-0.15" in said
     names = {path.name for path in home.iterdir()}
     assert names == {"run", "sent", "sent.card.json", "sent.card.json.report.json", "sent.card.png", "said"}
+
+
+def test_a_finished_card_is_shown_and_another_one_stays(home, tmp_path, monkeypatch):
+    for name in ("sent.card.json", "sent.card.json.report.json", "sent.card.png"):
+        shutil.copy(home / name, tmp_path / name)
+    shutil.copytree(home / "sent", tmp_path / "sent")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    command = ("verify", tmp_path / "sent", "--n", 30, "--protocol", "quick", "--seed", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("atent_ext.submissions.masking.signs", lambda *_, **__: pytest.fail("it was measured again"))
+        again = atent(*command)
+        assert again.returncode == 0, again.stderr
+        refused(
+            atent(*command, "--speed", "plain"), "the card of digits-linf-atent was made with speed = ", "--overwrite"
+        )
+        refused(atent(*command[:-1], 3), "seed = 2, not 3", "--overwrite")
+        card = yaml.safe_load((tmp_path / "sent" / "card.yaml").read_text(encoding="utf-8"))
+        (tmp_path / "sent" / "card.yaml").write_text(yaml.safe_dump(card | {"license": "BSD"}), encoding="utf-8")
+        refused(atent(*command), "submission.license = 'MIT', not 'BSD'")
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+        (tmp_path / "sent.card.json").unlink()
+        refused(atent(*command[:-1], 3), "sent.card.json.report.json was made with seed = 2, not 3")  # before the signs
+        patch.setattr("atent_ext.submissions.masking.signs", lambda *_, **__: ((), {}))
+        patch.setattr("atent_ext.evaluation.engine.score", lambda *_: pytest.fail("it was scored again"))
+        done = atent(*command)  # the words changed: the scores are those that lie beside it
+        assert done.returncode == 0, done.stderr
+    said = (home / "said").read_text(encoding="utf-8")
+    assert "written earlier, and nothing was measured (--overwrite measures anew): " in again.stdout
+    assert again.stdout.partition("written")[0] == said.partition("written")[0]
+    new, old = (cards.read_card(folder / "sent.card.json") for folder in (tmp_path, home))
+    assert new.submission.license == "BSD"
+    assert new.report == old.report
+    (tmp_path / "sent.card.json").write_text("mine", encoding="utf-8")
+    refused(atent(*command), "there is no room for the card", "is not a card in JSON", "--overwrite")
+    assert atent(*command[:3], 2, *command[4:], "--overwrite").returncode == 0
+    assert cards.read_card(tmp_path / "sent.card.json").report["results"][0]["n"] == 2
 
 
 def test_the_card_is_a_row_and_a_page_of_the_board(home, tmp_path):

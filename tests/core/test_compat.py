@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from problems import OnlyBuffers
 from torch import nn
 
 from atent_ext.core import compat
@@ -69,8 +70,8 @@ def test_advertorch_imports_and_its_fab_attack_runs():
         "model = torch.nn.Linear(4, 3)\n"
         "x = torch.rand(6, 4)\n"
         "y = model(x).argmax(1)\n"
-        "found = advertorch.attacks.LinfFABAttack(model, n_iter=20, eps=1.0).perturb(x, y)\n"
-        "print(int((model(found).argmax(1) != y).sum()))"
+        "adversaries = advertorch.attacks.LinfFABAttack(model, n_iter=20, eps=1.0).perturb(x, y)\n"
+        "print(int((model(adversaries).argmax(1) != y).sum()))"
     )
     assert int(out) > 0
 
@@ -117,8 +118,9 @@ def test_robustbench_imports():
 
 def test_robustbench_that_is_not_installed_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "robustbench", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'atent-ext\[robustbench\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'atent-ext\[robustbench\]'") as error:
         compat.robustbench()
+    assert (error.value.code, error.value.field) == ("missing-extra", "robustbench")
 
 
 def test_the_autoattack_that_robustbench_imports(monkeypatch):
@@ -128,8 +130,8 @@ def test_the_autoattack_that_robustbench_imports(monkeypatch):
     assert sys.modules["autoattack"].AutoAttack is compat.autoattack_class()
     assert sys.modules["autoattack"].state is sys.modules["autoattack.state"]
     with compat._pkg_resources():
-        found = sys.modules["pkg_resources"].resource_filename("atent_ext.compat", "py.typed")
-    assert Path(found).is_file()
+        path = sys.modules["pkg_resources"].resource_filename("atent_ext.compat", "py.typed")
+    assert Path(path).is_file()
     assert "pkg_resources" not in sys.modules
 
 
@@ -178,8 +180,8 @@ def test_the_adapter_finds_what_pyautoattack_finds(adapter):
     expected, classes = small(pyautoattack.AutoAttack, model).run_standard_evaluation(x, y, batch_size=5)
     sys.settrace(trace)  # pyautoattack switches coverage measurement off
     attack = small(adapter, model, verbose=False)
-    found, labels = attack.run_standard_evaluation(x, y, bs=5, return_labels=True)
-    assert torch.equal(found, expected)
+    adversaries, labels = attack.run_standard_evaluation(x, y, bs=5, return_labels=True)
+    assert torch.equal(adversaries, expected)
     assert torch.equal(labels, classes)
     assert 0 < (labels != y).sum() < len(y)
     assert torch.equal(attack.run_standard_evaluation(x, y, 5), expected)
@@ -188,12 +190,12 @@ def test_the_adapter_finds_what_pyautoattack_finds(adapter):
 def test_each_attack_on_its_own(adapter):
     model, x, y = problem()
     attack = small(adapter, model, verbose=False)
-    found = attack.run_standard_evaluation_individual(x, y, bs=5, return_labels=True)
-    assert attack.attacks_to_run == list(found) == ["apgd-ce", "fab"]
+    results = attack.run_standard_evaluation_individual(x, y, bs=5, return_labels=True)
+    assert attack.attacks_to_run == list(results) == ["apgd-ce", "fab"]
     attack.attacks_to_run = ["fab"]
     alone, labels = attack.run_standard_evaluation(x, y, bs=5, return_labels=True)
-    assert torch.equal(found["fab"][0], alone)
-    assert torch.equal(found["fab"][1], labels)
+    assert torch.equal(results["fab"][0], alone)
+    assert torch.equal(results["fab"][1], labels)
     assert torch.equal(attack.run_standard_evaluation_individual(x, y, bs=5)["fab"], alone)
 
 
@@ -217,24 +219,29 @@ def test_versions(adapter):
 
 def test_bad_arguments(adapter, tmp_path):
     model, x, y = problem()
-    with pytest.raises(BadInput, match="install the original AutoAttack"):
+    with pytest.raises(BadInput, match="install the original AutoAttack") as error:
         adapter(model, is_tf_model=True)
-    with pytest.raises(BadInput, match="did you mean 'standard'"):
+    assert (error.value.code, error.value.field) == ("unsupported", "is_tf_model")
+    with pytest.raises(BadInput, match="did you mean 'standard'") as error:
         adapter(model, version="standart")
-    with pytest.raises(BadInput, match="did you mean 'plus'"):
+    assert (error.value.code, error.value.field) == ("unknown-name", "version")
+    with pytest.raises(BadInput, match="did you mean 'plus'") as error:
         adapter(model).set_version("pluss")
+    assert (error.value.code, error.value.field) == ("unknown-name", "version")
     attack = small(adapter, model, verbose=False)
     state = tmp_path / "state.json"
     attack.run_standard_evaluation(x, y, state_path=str(state))
     assert state.stat().st_size > 0
-    with pytest.raises(BadInput, match=r"state\.json exists"):
+    with pytest.raises(BadInput, match=r"state\.json exists") as error:
         attack.run_standard_evaluation(x, y, state_path=state)
+    assert (error.value.code, error.value.field) == ("exists", "state_path")
 
 
 def test_the_default_device_is_that_of_the_model_or_of_the_images(adapter):
     model, x, y = problem()
     assert adapter(model).device == torch.device("cpu")
     assert adapter(model, device="meta").device == "meta"
+    assert adapter(OnlyBuffers("meta")).device == torch.device("meta")
     function = small(adapter, lambda images: model(images), verbose=False)
     assert function.device is None
     assert torch.equal(function.run_standard_evaluation(x, y), small(adapter, model).run_standard_evaluation(x, y))

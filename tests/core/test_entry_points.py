@@ -7,9 +7,8 @@ import sys
 from textwrap import dedent
 
 import pytest
-from rich.console import Console
+from commands import atent, refused
 
-from atent_ext.cli import app
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
 
@@ -109,21 +108,10 @@ def installed(tmp_path_factory):
     return target
 
 
-@pytest.fixture
-def atent(monkeypatch, capfd):
-    """The command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["atent", *map(str, arguments)])
-        monkeypatch.setattr(app, "console", Console(width=200, markup=False, highlight=False))
-        try:
-            app.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capfd.readouterr()
-
-    return run
+def listed(kind):
+    done = atent("ls", kind)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def claim(folder, group, line, package="rival"):
@@ -131,16 +119,6 @@ def claim(folder, group, line, package="rival"):
     about = folder / f"{package}-3.0.dist-info"
     write(about / "METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 3.0\n")
     write(about / "entry_points.txt", f"[atent_ext.{group}]\n{line}\n")
-
-
-def refused(done, *words):
-    """One line on stderr that holds the words, exit code 2, nothing else."""
-    code, out, err = done
-    assert (code, out) == (2, ""), err
-    assert err.startswith("atent: ")
-    assert err.count("\n") == 1
-    for word in words:
-        assert word in err
 
 
 @pytest.fixture
@@ -157,31 +135,34 @@ def shell(installed):
     return run
 
 
-def test_another_packages_recipe_is_listed_and_so_are_its_parts(shell):
-    listed = shell("recipes")
-    assert "plug-linf-level" in listed
-    assert "digits-linf-atent" in listed
-    lines = {line.partition(":")[0]: line for line in listed.splitlines()[-3:]}
-    assert lines["objectives"] == f"objectives: {', '.join(registry.OBJECTIVES)}, level (from atent-plug)"
-    assert lines["models"].endswith(", vgg-11, brightest (from atent-plug)")
-    assert lines["data sets"].endswith("cifar100, three-pixels (from atent-plug), folder:PATH, npz:FILE")
+def test_another_packages_recipe_is_listed_and_so_are_its_parts(installed, monkeypatch):
+    monkeypatch.syspath_prepend(installed)
+    monkeypatch.delitem(sys.modules, "atent_plug.parts", raising=False)
+    recipes = listed("recipes")
+    assert "(from atent-plug) A level on three pixels." in recipes
+    assert "digits-linf-atent" in recipes
+    targets = {"level": "Level", "brightest": "brightest", "three-pixels": "three_pixels"}
+    for kind, (name, target) in zip(("objectives", "models", "datasets"), targets.items(), strict=True):
+        (line,) = [line for line in listed(kind).splitlines() if line.startswith(f"{name} ")]
+        assert line.split(None, 1)[1] == f"atent_plug.parts:{target} (from atent-plug)"
+    assert "atent_plug.parts" not in sys.modules
 
 
 def test_another_packages_recipe_trains_with_its_objective_on_its_data(shell, tmp_path):
-    said = shell("train", "plug-linf-level", "--set", "epochs=1", "--set", "objective.level=7", "--out", tmp_path)
+    output = shell("train", "plug-linf-level", "--set", "epochs=1", "--set", "objective.level=7", "--out", tmp_path)
     (metrics,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert (metrics["loss"], metrics["clean"], metrics["robust"]) == (7.0, 1.0, 1.0)
-    assert "plug-linf-level epoch 1: loss 7.0000, validation clean 100.0%, robust 100.0%" in said
+    assert "plug-linf-level epoch 1: loss 7.0000, validation clean 100.0%, robust 100.0%" in output
 
 
-def test_a_run_is_scored_and_its_radius_counts(installed, atent, monkeypatch, tmp_path):
+def test_a_run_is_scored_and_its_radius_counts(installed, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(installed)
     wider = ["--set", "threat.eps=0.55", "--set", "epochs=1"]
-    assert atent("train", "plug-linf-level", *wider, "--out", tmp_path)[0] == 0
+    assert atent("train", "plug-linf-level", *wider, "--out", tmp_path).returncode == 0
     (metrics,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert (metrics["loss"], metrics["clean"], metrics["robust"]) == (2.5, 1.0, 0.0)
-    code, _, err = atent("eval", tmp_path, "--protocol", "quick", "--eps", 0.45, "--out", tmp_path / "report.json")
-    assert code == 0, err
+    done = atent("eval", tmp_path, "--protocol", "quick", "--eps", 0.45, "--out", tmp_path / "report.json")
+    assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     assert {result["correct"] for result in report["results"]} == {30}
     assert (report["data"], report["model"]) == ("three-pixels", "brightest")
@@ -203,30 +184,30 @@ def test_installed_twice_is_not_a_clash(installed, monkeypatch, tmp_path):
         ("datasets", "digits = rival.parts:digits", "data set 'digits'"),
     ],
 )
-def test_a_name_that_is_taken_is_one_line_that_names_the_package(atent, monkeypatch, tmp_path, group, line, kind):
+def test_a_name_that_is_taken_is_one_line_that_names_the_package(monkeypatch, tmp_path, group, line, kind):
     claim(tmp_path, group, line)
     monkeypatch.syspath_prepend(tmp_path)
     taken = kind.partition("'")[2].strip("'")
     with pytest.raises(BadInput, match=r"'rival' .*uninstall one of them") as caught:
         registry.resolve(kind.partition(" '")[0], taken)
     assert kind in str(caught.value)
-    assert atent("recipes")[0] == 0  # who does not ask for it is not disturbed
+    assert (caught.value.code, caught.value.field) == ("conflict", kind.partition(" '")[0])
+    listed(group)  # who does not ask for it is not disturbed
 
 
-def test_a_recipe_name_that_is_taken_names_package_and_file(atent, monkeypatch, tmp_path):
+def test_a_recipe_name_that_is_taken_names_package_and_file(monkeypatch, tmp_path):
     claim(tmp_path, "recipes", "recipes = rival_recipes")
     write(tmp_path / "rival_recipes" / "__init__.py", "")
     write(tmp_path / "rival_recipes" / "digits-linf-sgd.yaml", RECIPE)
     write(tmp_path / "rival_recipes" / "_digits-linf.yaml", RECIPE)  # a base is its recipes' own: no clash
     monkeypatch.syspath_prepend(tmp_path)
-    code, out, _ = atent("recipes")
-    assert code == 0
+    out = listed("recipes")
     assert "note: the package 'rival' brings a recipe 'digits-linf-sgd'" in out
     assert out.count("note:") == 1
     assert registry.files("recipe")["digits-linf-sgd"].parent != tmp_path / "rival_recipes"
 
 
-def test_an_objective_that_is_no_dataclass_is_refused(atent, monkeypatch, tmp_path):
+def test_an_objective_that_is_no_dataclass_is_refused(monkeypatch, tmp_path):
     claim(tmp_path, "objectives", "best = rival_parts:Best")
     write(tmp_path / "rival_parts.py", "class Best:\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -245,7 +226,7 @@ def test_an_objective_that_is_no_dataclass_is_refused(atent, monkeypatch, tmp_pa
         ("Best = 3", ["is a int", "class or a function"]),
     ],
 )
-def test_an_entry_that_does_not_import_is_one_line(atent, monkeypatch, tmp_path, code, words):
+def test_an_entry_that_does_not_import_is_one_line(monkeypatch, tmp_path, code, words):
     claim(tmp_path, "objectives", "best = rival_parts:Best")
     write(tmp_path / "rival_parts.py", code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -253,30 +234,29 @@ def test_an_entry_that_does_not_import_is_one_line(atent, monkeypatch, tmp_path,
     best = ["train", "digits-linf-sgd", "--set", "objective.name=best", "--out", tmp_path / "run"]
     refused(atent(*best), "objective 'best'", "'rival'", "rival_parts:Best", *words)
     assert not (tmp_path / "run").exists()
-    code, out, _ = atent("recipes")  # who does not name it is not disturbed
-    assert code == 0
-    assert "best (from rival)" in out
+    (line,) = [line for line in listed("objectives").splitlines() if line.startswith("best ")]  # nobody is disturbed
+    assert line.split(None, 1)[1] == "rival_parts:Best (from rival)"
 
 
 @pytest.mark.parametrize("place", ["nowhere", "nowhere.recipes", "rival_parts", "whole.recipes"])
-def test_recipes_in_what_is_no_package_are_noted_and_disturb_nobody(atent, monkeypatch, tmp_path, place):
+def test_recipes_in_what_is_no_package_are_noted_and_disturb_nobody(monkeypatch, tmp_path, place):
     claim(tmp_path, "recipes", f"recipes = {place}")
     write(tmp_path / "rival_parts.py", "")
     write(tmp_path / "whole" / "__init__.py", "")
     monkeypatch.syspath_prepend(tmp_path)
-    code, out, _ = atent("recipes")
-    assert code == 0
+    out = listed("recipes")
     assert f"note: the package 'rival' registers recipes in {place!r}, which is no package" in out
 
 
-def test_listing_recipes_imports_no_package(atent, monkeypatch, tmp_path):
+def test_listing_recipes_imports_no_package(monkeypatch, tmp_path):
     claim(tmp_path, "recipes", "recipes = broken.recipes")
     write(tmp_path / "broken" / "__init__.py", "raise RuntimeError('broken')")
     write(tmp_path / "broken" / "recipes" / "bad.yaml", "name: bad")
     monkeypatch.syspath_prepend(tmp_path)
-    code, out, _ = atent("recipes")
-    assert code == 0
-    assert "cannot be used: recipe bad" in out
+    out = listed("recipes")
+    assert "note: bad cannot be used: recipe bad lacks dataset, threat, objective, model, description" in out
+    (bad,) = [entry for entry in json.loads(atent("ls", "recipes", "--json").stdout) if entry["name"] == "bad"]
+    assert (bad["package"], bad["fault"].split()[:3]) == ("rival", ["recipe", "bad", "lacks"])
 
 
 def test_what_we_ship_wins_no_error_of_its_own(monkeypatch):

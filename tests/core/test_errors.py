@@ -1,4 +1,4 @@
-"""Errors carry a code, and the field that is wrong, besides their words."""
+"""Every error has a code and the field that is wrong besides its message."""
 
 import pickle
 
@@ -30,3 +30,4 @@ def test_kinds_have_codes_of_their_own():
 def test_an_unknown_name_is_an_error_of_its_kind():
     error = registry.nearest("model", "resnet-19", ["resnet-18", "vgg-11"])
     assert (error.code, error.field) == ("unknown-name", "model")
+    assert registry.nearest("AutoAttack version", "plsu", ["plus"], field="version").field == "version"

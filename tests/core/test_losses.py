@@ -140,9 +140,9 @@ def test_gradients_are_those_of_the_values(loss):
 @ALL
 def test_an_example_does_not_see_the_others(loss):
     (first, y), (second, _) = logits(0), logits(1)
-    together = loss(first, second, y)
+    batched = loss(first, second, y)
     alone = [loss(first[i : i + 1], second[i : i + 1], y[i : i + 1]) for i in range(6)]
-    torch.testing.assert_close(together, torch.cat(alone))
+    torch.testing.assert_close(batched, torch.cat(alone))
 
 
 @ALL

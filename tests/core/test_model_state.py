@@ -1,5 +1,6 @@
 import pytest
 import torch
+from problems import OnlyBuffers
 from torch import nn
 
 from atent_ext.core.model_state import device_of, evaluating, frozen, is_training, kept, seeded
@@ -168,6 +169,20 @@ def test_kept_does_not_call_train():
     with kept(model):
         model[0].training = False
     assert modes_of(model) == [True, True]
+
+
+def test_the_device_is_that_of_the_parameters_or_else_of_the_buffers():
+    both = nn.BatchNorm1d(2, device="meta")
+    both.running_mean = torch.zeros(2)
+    assert device_of(both) == torch.device("meta")
+    assert device_of(OnlyBuffers("meta")) == torch.device("meta")
+    assert device_of(OnlyBuffers("cpu"), torch.device("meta")) == torch.device("cpu")
+
+
+def test_a_model_without_tensors_has_the_default_device():
+    for model in (nn.ReLU(), torch.relu):
+        assert device_of(model, None) is None
+        assert device_of(model, torch.device("meta")) == torch.device("meta")
 
 
 def test_the_device_is_that_of_the_parameters():

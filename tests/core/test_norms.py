@@ -1,4 +1,8 @@
+import ast
+import copy
 import math
+import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ SHAPES = [(1, 1), (3, 5), (2, 2, 3), (4, 1, 2, 3)]
 BOTH = pytest.mark.parametrize("ball", [LINF, L2], ids=["Linf", "L2"])
 PROPERTIES = settings(max_examples=40, deadline=None)
 ROUNDING = 1e-12
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def generator(seed=0):
@@ -76,11 +81,11 @@ def test_projection_is_the_nearest_point(ball, problem, seed):
 def test_projection_in_closed_form(problem):
     delta, eps = problem
     bound = torch.as_tensor(eps, dtype=delta.dtype).expand(len(delta))
-    for i, one in enumerate(delta):
-        clamped = torch.minimum(torch.maximum(one, -bound[i]), bound[i])
+    for i, example in enumerate(delta):
+        clamped = torch.minimum(torch.maximum(example, -bound[i]), bound[i])
         assert torch.equal(LINF.project(delta, eps)[i], clamped)
-        factor = min(1.0, bound[i].item() / math.sqrt((one**2).sum().item()))
-        torch.testing.assert_close(L2.project(delta, eps)[i], one * factor, rtol=1e-12, atol=0)
+        factor = min(1.0, bound[i].item() / math.sqrt((example**2).sum().item()))
+        torch.testing.assert_close(L2.project(delta, eps)[i], example * factor, rtol=1e-12, atol=0)
 
 
 @BOTH
@@ -89,7 +94,7 @@ def test_projection_in_closed_form(problem):
 def test_steepest_is_the_unit_step_that_a_linear_loss_likes_best(ball, problem, seed):
     gradient, _ = problem
     step = ball.steepest(gradient)
-    dual = gradient.flatten(1).abs().sum(1) if ball is LINF else L2.size(gradient)
+    dual = gradient.flatten(1).abs().sum(1) if ball == LINF else L2.size(gradient)
     torch.testing.assert_close(ball.size(step), torch.ones(len(gradient), dtype=torch.float64))
     torch.testing.assert_close(inner(gradient, step), dual, rtol=1e-12, atol=0)
     rival = ball.project(vectors(seed, gradient.shape), 1.0)
@@ -101,7 +106,7 @@ def test_a_zero_gradient_has_no_direction(ball):
     gradient = torch.tensor([[0.0, 0.0], [3.0, -4.0]])
     step = ball.steepest(gradient)
     assert step[0].tolist() == [0.0, 0.0]
-    assert step[1].tolist() == pytest.approx([1.0, -1.0] if ball is LINF else [0.6, -0.8])
+    assert step[1].tolist() == pytest.approx([1.0, -1.0] if ball == LINF else [0.6, -0.8])
 
 
 @BOTH
@@ -111,13 +116,13 @@ def test_each_example_is_on_its_own(ball, problem):
     delta, eps = problem
     radii = torch.as_tensor(eps, dtype=delta.dtype).expand(len(delta))
     for i in range(len(delta)):
-        one, radius = delta[i : i + 1], radii[i].item()
-        for together, alone in (
-            (ball.size(delta), ball.size(one)),
-            (ball.steepest(delta), ball.steepest(one)),
-            (ball.project(delta, eps), ball.project(one, radius)),
+        example, radius = delta[i : i + 1], radii[i].item()
+        for batched, single in (
+            (ball.size(delta), ball.size(example)),
+            (ball.steepest(delta), ball.steepest(example)),
+            (ball.project(delta, eps), ball.project(example, radius)),
         ):
-            torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-14, atol=0)
+            torch.testing.assert_close(batched[i : i + 1], single, rtol=1e-14, atol=0)
 
 
 @BOTH
@@ -125,7 +130,7 @@ def test_each_example_is_on_its_own(ball, problem):
 def test_size_is_the_norm_of_the_flattened_example(ball, shape):
     delta = vectors(1, shape)
     order = {"Linf": torch.inf, "L2": 2}[ball.name]
-    expected = [torch.linalg.vector_norm(one.flatten(), order) for one in delta]
+    expected = [torch.linalg.vector_norm(example.flatten(), order) for example in delta]
     torch.testing.assert_close(ball.size(delta), torch.stack(expected))
 
 
@@ -174,13 +179,47 @@ def test_a_radius_broadcasts_against_its_examples():
 
 @pytest.mark.parametrize("shape", [(2,), (3, 1), (1,)])
 def test_a_radius_of_the_wrong_shape_is_refused(shape):
-    with pytest.raises(BadInput, match=r"per example must have shape \(3,\), not \("):
+    with pytest.raises(BadInput, match=r"per example must have shape \(3,\), not \(") as error:
         LINF.project(torch.zeros(3, 2), torch.ones(shape))
+    assert error.value.code == "bad-shape"
 
 
 def test_the_norms_by_name():
     assert NORMS == {"Linf": LINF, "L2": L2}
     assert {name: norm(name) for name in NORMS} == NORMS
     assert [(n.name, n.direction, n.start) for n in (LINF, L2)] == [("Linf", "sign", "uniform"), ("L2", "unit", "ball")]
-    with pytest.raises(BadInput, match="unknown norm 'linf'; known: Linf, L2"):
+    with pytest.raises(BadInput, match="unknown norm 'linf'; known: Linf, L2") as error:
         norm("linf")
+    assert (error.value.code, error.value.field) == ("unknown-name", "norm")
+
+
+@BOTH
+def test_a_copy_of_a_norm_is_the_same_norm(ball):
+    for twin in (copy.deepcopy(ball), pickle.loads(pickle.dumps(ball))):
+        assert twin == ball
+        assert [other == twin for other in NORMS.values()] == [other.name == ball.name for other in NORMS.values()]
+
+
+def names_of_norms_in(part):
+    return {
+        node.id if isinstance(node, ast.Name) else node.attr
+        for node in ast.walk(part)
+        if isinstance(node, ast.Name | ast.Attribute)
+    } & {"LINF", "L2"}
+
+
+def identity_comparisons(text):
+    """The lines on which a norm is compared by `is`, to which a copy or a pickled norm is another one."""
+    comparisons = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Compare)]
+    return [
+        node.lineno
+        for node in comparisons
+        if any(isinstance(sign, ast.Is | ast.IsNot) for sign in node.ops) and names_of_norms_in(node)
+    ]
+
+
+def test_norms_are_compared_by_value_everywhere():
+    assert identity_comparisons("a = 1\nb = norm is L2\nc = norms.LINF is not norm\nd = norm == L2") == [2, 3]
+    files = [path for folder in ("atent_ext", "eval", "tests") for path in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 100
+    assert {path: lines for path in files if (lines := identity_comparisons(path.read_text(encoding="utf-8")))} == {}

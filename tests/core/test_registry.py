@@ -76,11 +76,11 @@ def test_nearest_names_one_that_is_close_or_else_all(name, hint):
     ],
 )
 def test_files_finds_what_is_shipped(kind, folder, some):
-    found = files(kind)
-    assert some <= set(found)
-    assert list(found) == sorted(path.stem for path in folder.glob("*.yaml"))
-    assert all(path.samefile(folder / f"{name}.yaml") for name, path in found.items())
-    assert all(isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict) for path in found.values())
+    paths = files(kind)
+    assert some <= set(paths)
+    assert list(paths) == sorted(path.stem for path in folder.glob("*.yaml"))
+    assert all(path.samefile(folder / f"{name}.yaml") for name, path in paths.items())
+    assert all(isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict) for path in paths.values())
 
 
 def test_files_prefers_the_wheels_folder_and_takes_yaml_only(monkeypatch, tmp_path):
@@ -97,8 +97,9 @@ def test_files_prefers_the_wheels_folder_and_takes_yaml_only(monkeypatch, tmp_pa
 
 def test_a_package_without_its_files_says_so(monkeypatch, tmp_path):
     monkeypatch.setitem(registry._FOLDERS, "protocol", (tmp_path / "none",))
-    with pytest.raises(BadInput, match="lacks its protocol files; reinstall atent-ext"):
+    with pytest.raises(BadInput, match="lacks its protocol files; reinstall atent-ext") as error:
         files("protocol")
+    assert (error.value.code, error.value.field) == ("missing", "protocol")
 
 
 def test_importing_changes_and_loads_nothing():

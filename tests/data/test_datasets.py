@@ -41,7 +41,7 @@ def idx(values):
 
 
 def fake_values():
-    """20 training and 10 test images of 28×28, and their labels, under the four official file names."""
+    """The four official files: 20 training and 10 test images of 28×28, and their labels."""
     draw = np.random.default_rng(0)
     images = [draw.integers(0, 256, (n, 28, 28), dtype=np.uint8) for n in (20, 10)]
     labels = [np.arange(n, dtype=np.uint8) % 10 for n in (20, 10)]
@@ -57,6 +57,13 @@ def write_idx(root, folder="MNIST", packed=True):
         else:
             (raw / name).write_bytes(idx(values))
     return raw
+
+
+def reason(call, *arguments, match=None, **options):
+    """The code and the field of the BadInput that a call raises, whose message matches."""
+    with pytest.raises(BadInput, match=match) as error:
+        call(*arguments, **options)
+    return error.value.code, error.value.field
 
 
 def tree(root):
@@ -82,22 +89,22 @@ def test_take_gives_the_first_in_order():
     assert split.take(None) is split
 
 
-@pytest.mark.parametrize(("n", "says"), [(0, "n is 0"), (-1, "n is -1"), (True, "True"), (11, "only 10 examples")])
-def test_take_refuses_what_is_not_there(n, says):
-    with pytest.raises(BadInput, match=says):
-        numbered([5, 5]).take(n)
+@pytest.mark.parametrize("n", [0, -1, True, 11])
+def test_take_refuses_impossible_counts(n):
+    match = "n is 11, but there are only 10 examples; ask for at most 10" if n == 11 else f"n is {n}"
+    assert reason(numbered([5, 5]).take, n, match=match) == ("bad-value", "n")
 
 
 def test_hold_out_is_stratified_disjoint_and_complete():
     split = numbered([60, 30, 10])
-    rest, held = datasets.hold_out(split, 20, seed=3)
-    assert held.labels.bincount().tolist() == [12, 6, 2]
+    rest, held_out = datasets.hold_out(split, 20, seed=3)
+    assert held_out.labels.bincount().tolist() == [12, 6, 2]
     assert rest.labels.bincount().tolist() == [48, 24, 8]
-    left, taken = rest.images.flatten().int().tolist(), held.images.flatten().int().tolist()
+    left, taken = rest.images.flatten().int().tolist(), held_out.images.flatten().int().tolist()
     assert sorted(left + taken) == list(range(100))
     assert left == sorted(left)
     assert taken == sorted(taken)
-    assert torch.equal(held.labels, split.labels[taken])
+    assert torch.equal(held_out.labels, split.labels[taken])
 
 
 def test_hold_out_depends_on_the_seed_alone():
@@ -112,30 +119,29 @@ def test_hold_out_depends_on_the_seed_alone():
 
 @pytest.mark.parametrize("count", [0, -5, 2, 98, 100, 1000])
 def test_hold_out_refuses_an_impossible_count(count):
-    with pytest.raises(BadInput, match=str(count)):
-        datasets.hold_out(numbered([60, 30, 10]), count, seed=0)
+    call, split = datasets.hold_out, numbered([60, 30, 10])
+    assert reason(call, split, count, seed=0, match=str(count)) == ("bad-value", "count")
 
 
 def test_hold_out_refuses_a_class_of_one():
-    with pytest.raises(BadInput, match="hold out 5 of 21"):
-        datasets.hold_out(numbered([10, 10, 1]), 5, seed=0)
+    split = numbered([10, 10, 1])
+    assert reason(datasets.hold_out, split, 5, seed=0, match="hold out 5 of 21") == ("bad-value", "count")
 
 
 # ---- names
 
 
 def test_unknown_name_names_the_nearest():
-    with pytest.raises(BadInput, match="did you mean 'mnist'"):
-        datasets.load("mnst")
-    with pytest.raises(BadInput, match=r"folder:PATH.*npz:FILE"):
-        datasets.load("zzz")
+    for name, match in (("mnst", "did you mean 'mnist'"), ("zzz", r"folder:PATH.*npz:FILE")):
+        assert reason(datasets.load, name, match=match) == ("unknown-name", "data set")
 
 
 @pytest.mark.parametrize("name", sorted(set(registry.DATASETS) - {"digits"}))
 def test_missing_data_names_the_folder_and_both_remedies(name, tmp_path):
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(BadInput) as error:
         datasets.load(name, tmp_path)
-    message = str(caught.value)
+    assert (error.value.code, error.value.field) == ("missing", "root")
+    message = str(error.value)
     assert name in message
     assert str(tmp_path) in message
     assert all(remedy in message for remedy in ("--data-root", "ATENT_DATA", "--download"))
@@ -209,7 +215,7 @@ def test_mnist_pixels_have_the_published_md5(mnist, part, md5):
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_idx_files_are_read_plain_or_gzipped_and_left_alone(tmp_path, packed):
+def test_idx_files_are_read_plain_or_gzipped_and_not_changed(tmp_path, packed):
     write_idx(tmp_path, packed=packed)
     before, values = tree(tmp_path), fake_values()
     loaded = datasets.load("mnist", str(tmp_path))
@@ -256,23 +262,21 @@ def empty(content):
 def test_a_broken_gzipped_file_is_named(tmp_path, damage):
     path = write_idx(tmp_path) / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(BadInput, match=f"{path} .*--download"):
-        datasets.load("mnist", tmp_path)
+    assert reason(datasets.load, "mnist", tmp_path, match=f"{path} .*--download") == ("unreadable", "root")
 
 
 @pytest.mark.parametrize("damage", [cut, web_page, empty])
 def test_a_broken_plain_file_is_named(tmp_path, damage):
     path = write_idx(tmp_path, packed=False) / "train-images-idx3-ubyte"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(BadInput, match=f"{path} is not a whole IDX file"):
-        datasets.load("mnist", tmp_path)
+    match = f"{path} is not a whole IDX file of rank 3; delete it and fetch it anew with --download"
+    assert reason(datasets.load, "mnist", tmp_path, match=match) == ("unreadable", "root")
 
 
 def test_labels_of_another_split_are_refused(tmp_path):
     raw = write_idx(tmp_path)
     (raw / "t10k-labels-idx1-ubyte.gz").write_bytes((raw / "train-labels-idx1-ubyte.gz").read_bytes())
-    with pytest.raises(BadInput, match=r"labels have shape \(20,\)"):
-        datasets.load("mnist", tmp_path)
+    assert reason(datasets.load, "mnist", tmp_path, match=r"labels have shape \(20,\)") == ("bad-shape", "labels")
 
 
 def test_download_fetches_into_the_root_or_the_cache(tmp_path, monkeypatch, no_home):
@@ -293,15 +297,15 @@ def test_a_failed_download_is_bad_input(tmp_path, monkeypatch):
         raise RuntimeError("no route to host")
 
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", fail)
-    with pytest.raises(BadInput, match=r"cannot fetch data set 'mnist'.*no route to host"):
-        datasets.load("mnist", tmp_path, download=True)
+    match = r"cannot fetch data set 'mnist'.*no route to host"
+    assert reason(datasets.load, "mnist", tmp_path, download=True, match=match) == ("missing", "root")
 
 
 # ---- CIFAR
 
 
 def write_cifar(root, monkeypatch, kind, label_key):
-    """Two training batches of 3 images and a test batch of 2, with MD5s that torchvision then expects."""
+    """Two training batches of 3 images and a test batch of 2; torchvision is made to expect their MD5s."""
     folder, draw = root / kind.base_folder, np.random.default_rng(0)
     folder.mkdir(parents=True)
 
@@ -325,9 +329,9 @@ def write_cifar(root, monkeypatch, kind, label_key):
 @pytest.mark.parametrize(("name", "label_key"), [("cifar10", "labels"), ("cifar100", "fine_labels")])
 def test_cifar_keeps_order_channels_and_labels(tmp_path, monkeypatch, name, label_key):
     kind = getattr(torchvision.datasets, name.upper())
-    one, two, test = write_cifar(tmp_path, monkeypatch, kind, label_key)
+    first, second, test = write_cifar(tmp_path, monkeypatch, kind, label_key)
     loaded = datasets.load(name, tmp_path)
-    expected = torch.from_numpy(np.concatenate([one, two]).reshape(-1, 3, 32, 32))
+    expected = torch.from_numpy(np.concatenate([first, second]).reshape(-1, 3, 32, 32))
     assert torch.equal((loaded.train.images * 255).round().to(torch.uint8), expected)
     assert torch.equal((loaded.test.images * 255).round().to(torch.uint8), torch.from_numpy(test).view(-1, 3, 32, 32))
     assert loaded.train.labels.tolist() == [6, 9, 9, 4, 1, 1]
@@ -342,8 +346,7 @@ def test_a_broken_cifar_file_is_named(tmp_path, monkeypatch):
     write_cifar(tmp_path, monkeypatch, kind, "labels")
     path = tmp_path / kind.base_folder / "two"
     path.write_bytes(cut(path.read_bytes()))
-    with pytest.raises(BadInput, match=f"{path} is broken"):
-        datasets.load("cifar10", tmp_path)
+    assert reason(datasets.load, "cifar10", tmp_path, match=f"{path} is broken") == ("unreadable", "root")
 
 
 # ---- image folders
@@ -389,27 +392,25 @@ def test_image_folder_may_be_relative_and_gray(tmp_path, monkeypatch):
 def test_image_folder_names_the_first_image_of_another_size(tmp_path):
     write_images(tmp_path)
     save(tmp_path / "test/ant/b.png", 7, size=(5, 4))
-    with pytest.raises(BadInput, match=r"test/ant/b\.png is 5×4, but the first training image is 6×4"):
-        datasets.load(f"folder:{tmp_path}")
+    match = r"test/ant/b\.png is 5×4, but the first training image is 6×4"
+    assert reason(datasets.load, f"folder:{tmp_path}", match=match) == ("bad-shape", "images")
 
 
 def test_image_folder_names_a_file_that_is_no_image(tmp_path):
     write_images(tmp_path)
     (tmp_path / "train/cat/b.png").write_bytes(b"<html>")
-    with pytest.raises(BadInput, match=r"train/cat/b\.png cannot be read"):
-        datasets.load(f"folder:{tmp_path}")
+    match = r"train/cat/b\.png cannot be read"
+    assert reason(datasets.load, f"folder:{tmp_path}", match=match) == ("unreadable", "name")
 
 
 def test_image_folder_must_exist_and_have_the_same_classes_twice(tmp_path):
-    with pytest.raises(BadInput, match=f"{tmp_path}/train is not an image folder"):
-        datasets.load(f"folder:{tmp_path}")
+    name = f"folder:{tmp_path}"
+    assert reason(datasets.load, name, match=f"{tmp_path}/train is not an image folder") == ("missing", "name")
     write_images(tmp_path)
     (tmp_path / "train/dog").mkdir()
-    with pytest.raises(BadInput, match="dog"):
-        datasets.load(f"folder:{tmp_path}")
+    assert reason(datasets.load, name, match="dog") == ("unreadable", "name")
     save(tmp_path / "train/dog/a.png", 1)
-    with pytest.raises(BadInput, match="differ in their classes: dog"):
-        datasets.load(f"folder:{tmp_path}")
+    assert reason(datasets.load, name, match="differ in their classes: dog") == ("conflict", "name")
 
 
 # ---- NumPy archives
@@ -461,32 +462,43 @@ def test_npz_may_be_relative_to_the_current_folder_or_the_home(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "value", "code", "field", "words"),
     [
-        ("x_train", np.zeros((12, 4, 5), np.uint8), r"images are uint8 \(12, 4, 5\); uint8 \(N, C, H, W\) is needed"),
-        ("x_train", np.zeros((12, 2, 4, 5), np.float32), "images are float32"),
-        ("x_test", np.zeros((0, 2, 4, 5), np.uint8), r"images are uint8 \(0, 2, 4, 5\)"),
-        ("x_test", np.zeros((6, 2, 5, 4), np.uint8), "C, H and W alike"),
-        ("y_train", np.zeros(11, np.int64), r"labels are int64 \(11,\); .* shape \(12,\)"),
-        ("y_train", np.zeros(0, np.int64), r"labels are int64 \(0,\)"),
-        ("y_train", np.zeros((12, 1), np.int64), r"labels are int64 \(12, 1\)"),
-        ("y_test", np.full(6, 0.5), "labels are float64"),
-        ("y_test", np.ones(6, bool), "labels are bool"),
-        ("y_test", np.array([0, 1, 2, 0, 1, -1]), "integers >= 0"),
-        ("y_test", np.array([0, 1, 2, 0, 1, 10**12]), "labels reach 1000000000000 with 12 training images"),
-        ("y_train", np.array([{}] * 12), "is not a NumPy archive of x_train, y_train, x_test, y_test: Object arrays"),
-        ("y_train", None, "is not a NumPy archive of .*y_train"),
+        (
+            "x_train",
+            np.zeros((12, 4, 5), np.uint8),
+            "bad-shape",
+            "images",
+            r"uint8 \(12, 4, 5\); uint8 \(N, C, H, W\)",
+        ),
+        ("x_train", np.zeros((12, 2, 4, 5), np.float32), "bad-type", "images", "images are float32"),
+        ("x_test", np.zeros((0, 2, 4, 5), np.uint8), "bad-shape", "images", r"images are uint8 \(0, 2, 4, 5\)"),
+        ("x_test", np.zeros((6, 2, 5, 4), np.uint8), "bad-shape", "images", "C, H and W alike"),
+        ("y_train", np.zeros(11, np.int64), "bad-shape", "labels", r"labels are int64 \(11,\); .* shape \(12,\)"),
+        ("y_train", np.zeros(0, np.int64), "bad-shape", "labels", r"labels are int64 \(0,\)"),
+        ("y_train", np.zeros((12, 1), np.int64), "bad-shape", "labels", r"labels are int64 \(12, 1\)"),
+        ("y_test", np.full(6, 0.5), "bad-type", "labels", "labels are float64"),
+        ("y_test", np.ones(6, bool), "bad-type", "labels", "labels are bool"),
+        ("y_test", np.array([0, 1, 2, 0, 1, -1]), "bad-value", "labels", "integers >= 0"),
+        (
+            "y_test",
+            np.array([0, 1, 2, 0, 1, 10**12]),
+            "bad-value",
+            "labels",
+            "reach 1000000000000 with 12 training",
+        ),
+        ("y_train", np.array([{}] * 12), "unreadable", "name", "of x_train, y_train, x_test, y_test: Object arrays"),
+        ("y_train", None, "unreadable", "name", "is not a NumPy archive of .*y_train"),
     ],
 )
-def test_npz_names_the_file_and_what_is_wrong(tmp_path, key, value, says):
+def test_npz_names_the_file_and_what_is_wrong(tmp_path, key, value, code, field, words):
     content = arrays() | {key: value}
-    np.savez(tmp_path / "mine.npz", **{name: array for name, array in content.items() if array is not None})
-    with pytest.raises(BadInput, match=says) as caught:
-        datasets.load(f"npz:{tmp_path}/mine.npz")
-    assert str(tmp_path / "mine.npz") in str(caught.value)
+    path = tmp_path / "mine.npz"
+    np.savez(path, **{name: array for name, array in content.items() if array is not None})
+    assert reason(datasets.load, f"npz:{path}", match=f"{path}.*{words}") == (code, field)
 
 
-def one_array(path):
+def single_array(path):
     with path.open("wb") as stream:
         np.save(stream, np.zeros(3))
 
@@ -518,14 +530,15 @@ def bad_header(path):
         lambda path: path.mkdir(),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(web_page(b"")),
-        one_array,
+        single_array,
         broken_inside,
         raw_member,
         bad_header,
     ],
-    ids=["nothing", "folder", "empty", "web page", "one array", "broken inside", "raw member", "bad header"],
+    ids=["nothing", "folder", "empty", "web page", "single array", "broken inside", "raw member", "bad header"],
 )
-def test_what_is_no_npz_is_named(tmp_path, make):
+def test_a_file_that_is_no_npz_is_named(tmp_path, make):
     make(tmp_path / "mine.npz")
-    with pytest.raises(BadInput, match=f"{tmp_path}/mine.npz is not a NumPy archive"):
-        datasets.load(f"npz:{tmp_path}/mine.npz")
+    path = tmp_path / "mine.npz"
+    code = "unreadable" if path.exists() else "missing"
+    assert reason(datasets.load, f"npz:{path}", match=f"{path} is not a NumPy archive") == (code, "name")

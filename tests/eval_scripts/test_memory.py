@@ -11,7 +11,7 @@ def script():
 
 
 def tensors(measured):
-    return [(one["tensors"], one["tensor_bytes"]) for one in measured]
+    return [(measurement["tensors"], measurement["tensor_bytes"]) for measurement in measured]
 
 
 def test_fifty_training_steps_leave_no_tensor_behind(script):

@@ -26,7 +26,7 @@ def zoo():
     return scripts.module("experiments/zoo")
 
 
-SIX_MORE = "6 of 8 images right by it alone, 0 by the other alone, p 0.031 (under PGD-40 0 and 0, p 1)"
+SIX_MORE = "of 8 images it alone keeps 6 and base alone 0, p 0.031 (PGD-40: 0 and 0, p 1)"
 
 
 def scored(*flags, recipe="digits-linf-atent", notes=()):
@@ -55,15 +55,17 @@ def dumped(name, seed):
 def test_a_gain_over_seeds_is_the_mean_difference_with_its_t_interval(page):
     base = scored("0011", "0011", "0011")
     # Differences 25, 50, 0: mean 25, deviation 25; t of 2 degrees of freedom at 0.975 is 4.3027.
-    assert page.gain(scored("0111", "1111", "1100"), base, "base") == "+25.0 points (-37.1 to +87.1) against base"
-    assert page.gain(scored("1100", "1010", "0011"), base, "base") == "+0.0 points against base, in every seed"
-    assert page.gain(scored("0111", "1011"), scored("0011", "0011"), "b") == "+25.0 points against b, in every seed"
+    assert page.difference(scored("0111", "1111", "1100"), base, "base") == "+25.0 points (-37.1 to +87.1) against base"
+    assert page.difference(scored("1100", "1010", "0011"), base, "base") == "+0.0 points in every seed against base"
+    assert (
+        page.difference(scored("0111", "1011"), scored("0011", "0011"), "b") == "+25.0 points in every seed against b"
+    )
     # One network each: McNemar's exact test; 6 against 0 is 2 / 2^6.
-    alone = page.gain(scored("11111111"), scored("00000011"), "base")
+    alone = page.difference(scored("11111111"), scored("00000011"), "base")
     assert alone == f"better than base: {SIX_MORE}"
     held_out = {"split": "held out of training, the first 8 of 9"}
     with pytest.raises(BadInput, match=r"\('digits', 'test'\) and on \('digits', 'held out of training'\)"):
-        page.gain(scored("1111"), [scored("0011")[0] | held_out], "base")
+        page.difference(scored("1111"), [scored("0011")[0] | held_out], "base")
 
 
 def test_an_entry_of_several_seeds_has_a_file_for_each(page):
@@ -81,19 +83,19 @@ def test_the_tables_say_what_the_reports_hold(page):
     assert lines[2] == f"| base | digits-linf-atent | 2 | {all_right} | {all_right} | 62.5 (50.0 to 75.0) |  |"
     assert lines[3].endswith("| 100.0 (100.0 to 100.0) | +37.5 points (-121.3 to +196.3) against base |")
     how = "test, the first 8 of 9; AutoAttack standard; seed 0, chunks of 8 images; speed plain; cpu, Python 3.11.7"
-    assert lines[4] == f"\nScored (base, other): {how}, torch 2.15.0."
-    assert lines[5] == "\nNot done yet: none.\n"
+    assert lines[4:] == ["", f"- Scored (base, other): {how}, torch 2.15.0.", "\nNot done yet: none.\n"]
     alone = page.Entry(recipe="digits-linf-atent", against=("base", "absent"))
     found = {"base": scored("00000011", notes=["weak"]), "other": scored("11111111"), "absent": []}
     lines = list(page.models(found, {"base": base, "other": alone, "absent": alone}, {}))
     assert lines[0] == "## digits, Linf eps 0.15\n"
-    assert lines[3] == "| base | digits-linf-atent |  |  | 100.0 (50.0-100.0) |  |  |  | 25.0 (7.1-59.1) |"
-    assert lines[5] == f"\nother is better than base: {SIX_MORE}."
-    assert lines[7:9] == ["\nbase, AutoAttack: weak", ""]
+    assert lines[3] == "| base | digits-linf-atent | float32 |  |  | 100.0 (50.0-100.0) |  |  |  | 25.0 (7.1-59.1) |"
+    assert lines[5:7] == ["", f"- other is better than base: {SIX_MORE}."]
+    assert lines[8] == "- base, AutoAttack: weak"
+    assert lines[9].startswith("- Recipe digits-linf-atent: ATENT (Jagatap et al. 2022, Algorithm 2) on scikit-learn's")
 
 
 def test_an_entry_that_was_trained_and_not_scored_shows_its_training(page, tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "REPORTS", tmp_path)
+    monkeypatch.setattr(page.measured, "REPORTS", tmp_path)
     (tmp_path / "metrics").mkdir()
     epochs = [{"robust": 0.5, "selected": True, "seconds": 10}, {"robust": 0.25, "selected": False, "seconds": 5}]
     for name in ("base", "trained"):
@@ -101,23 +103,22 @@ def test_an_entry_that_was_trained_and_not_scored_shows_its_training(page, tmp_p
     entry = page.Entry(recipe="digits-linf-atent")
     found = {"base": scored("00000011"), "trained": [], "none": []}
     lines = list(page.search(found, dict.fromkeys(found, entry)))
-    assert (
-        lines[2]
-        == "| base | digits-linf-atent | 50.0 | 15 | 100.0 (50.0-100.0) | 100.0 (50.0-100.0) | 25.0 (7.1-59.1) |"
-    )
-    assert lines[3] == "| trained | digits-linf-atent | 50.0 | 15 |  |  |  |"
-    assert lines[5:] == ["\nTrained and not scored here: trained.\n", "\nNot done yet: none.\n"]
+    scores = "100.0 (50.0-100.0) | 100.0 (50.0-100.0) | 25.0 (7.1-59.1)"
+    assert lines[2] == f"| base | digits-linf-atent | float32 | 50.0 | 15 | {scores} |"
+    assert lines[3] == "| trained | digits-linf-atent | float32 | 50.0 | 15 |  |  |  |"
+    assert lines[6] == "- Trained and not scored here: trained."
+    assert lines[8:] == ["\nNot done yet: none.\n"]
 
 
 def test_a_report_of_another_recipe_is_refused(page, tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "REPORTS", tmp_path)
+    monkeypatch.setattr(page.measured, "REPORTS", tmp_path)
     (tmp_path / "search").mkdir()
     (tmp_path / "search" / "one.json").write_text(json.dumps(scored("01")[0]))
     entry = page.Entry(recipe="digits-linf-atent")
-    assert len(page.reports({("search", "one"): entry})["one"]) == 1
+    assert len(page.measured.reports({("search", "one"): entry})["one"]) == 1
     with pytest.raises(BadInput, match=r"one\.json is of another recipe than the entry one; score it anew"):
-        page.reports({("search", "one"): entry.model_copy(update={"set": ("epochs=1",)})})
-    assert page.reports({("search", "one"): entry.model_copy(update={"seeds": 2})}) == {"one": []}
+        page.measured.reports({("search", "one"): entry.model_copy(update={"set": ("epochs=1",)})})
+    assert page.measured.reports({("search", "one"): entry.model_copy(update={"seeds": 2})}) == {"one": []}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_entries_that_do_not_fit_are_refused(page, tmp_path, text, said):
     file = tmp_path / "zoo.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(BadInput, match=said):
-        page.entries(file)
+        page.measured.entries(file)
 
 
 def test_what_an_entry_starts_from_is_trained_before_it(page, zoo, tmp_path, monkeypatch):

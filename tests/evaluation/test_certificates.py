@@ -9,6 +9,7 @@ from atent_ext.certification.smoothing import Certificate, Smoothing, certified_
 from atent_ext.core.errors import BadInput
 from atent_ext.data import datasets
 from atent_ext.evaluation import certificates
+from atent_ext.evaluation.certificates import Certified
 from atent_ext.storage import locks
 from atent_ext.subjects import run_folder
 from atent_ext.training import recipes
@@ -38,7 +39,8 @@ def test_an_interrupted_certification_goes_on_as_if_it_had_not_been(run, tmp_pat
     counts = []
     parts = certificates.certify(subject, smoothing, tmp_path / "parts.json", 8, 3, counts.append)
     assert counts == [6, 7, 8, 8]
-    assert parts == whole == json.loads((tmp_path / "parts.json").read_text())
+    assert parts == whole == Certified.model_validate_json((tmp_path / "parts.json").read_text())
+    assert json.loads((tmp_path / "parts.json").read_text()) == json.loads(whole.model_dump_json())
     with pytest.raises(BadInput, match=r"^\S*parts\.json holds another seed: 3, not 4; name another file$"):
         certificates.certify(subject, smoothing, tmp_path / "parts.json", 8, 4, lambda count: None)
 
@@ -48,9 +50,9 @@ def test_fewer_images_throw_no_certificate_away(run, tmp_path):
     six = certificates.certify(subject, smoothing, path, 6, 3, lambda count: None)
     two = certificates.certify(subject, smoothing, path, 2, 3, lambda count: None)
     alone = certificates.certify(subject, smoothing, tmp_path / "alone.json", 2, 3, lambda count: None)
-    assert two == json.loads(path.read_text())
-    assert (two["images"], two["certificates"]) == (2, six["certificates"])
-    assert two["certified_accuracy"] == alone["certified_accuracy"]
+    assert two == Certified.model_validate_json(path.read_text())
+    assert (two.images, two.certificates) == (2, six.certificates)
+    assert two.certified_accuracy == alone.certified_accuracy
     counts = []
     assert certificates.certify(subject, smoothing, path, 6, 3, counts.append) == six
     assert counts == [6]

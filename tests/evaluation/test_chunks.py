@@ -14,7 +14,7 @@ from pyautoattack import AutoAttack
 from rich.console import Console
 from torch import nn
 
-from atent_ext.attacks.spec import Outcome, Setting
+from atent_ext.attacks.spec import Note, Outcome, Setting
 from atent_ext.cli.console import ScoringBar
 from atent_ext.core import processes
 from atent_ext.core.errors import BadInput
@@ -22,8 +22,9 @@ from atent_ext.core.schema import Threat
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation import chunks, engine, scoring
 from atent_ext.evaluation import journal as journals
-from atent_ext.evaluation.journal import Journal, Standing
+from atent_ext.evaluation.journal import Journal, Progress
 from atent_ext.evaluation.protocol import Protocol
+from atent_ext.evaluation.report import About, Report
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.models import speed
 
@@ -78,11 +79,11 @@ def drawn(seed, count, batch_size):
 
 def subject(model=None, split=None, **about):
     told = {"name": "flat", "model": "flat", "weights_sha256": "1f", "data": "gray"}
-    return Subject(model or Flat(), split or gray(20), THREAT, told | about)
+    return Subject(model or Flat(), split or gray(20), THREAT, About(**told | about))
 
 
 def flags(report):
-    return {result["attack"]: result["flags"] for result in report["results"]}
+    return {result.attack: result.flags for result in report.results}
 
 
 def text(tensor):
@@ -114,10 +115,10 @@ def test_a_test_set_is_cut_in_order_and_each_chunk_has_its_seed():
 
 
 def test_the_time_left_is_that_of_the_chunks_that_are_done():
-    assert Standing(0, 8, 0.0, 1).left is None
-    assert Standing(2, 8, 20.0, 1).left == 60
-    assert Standing(3, 8, 30.0, 2).left == 30  # 5 chunks for 2 processes: three rounds
-    assert Standing(8, 8, 80.0, 4).left == 0
+    assert Progress(0, 8, 0.0, 1).left is None
+    assert Progress(2, 8, 20.0, 1).left == 60
+    assert Progress(3, 8, 30.0, 2).left == 30  # 5 chunks for 2 processes: three rounds
+    assert Progress(8, 8, 80.0, 4).left == 0
 
 
 # ---- flags of a chunk
@@ -129,9 +130,9 @@ def test_each_chunk_is_scored_with_its_own_seed(size):
     expected = torch.cat([drawn(5 + k, min(size, 20 - s), min(4, size)) for k, s in enumerate(range(0, 20, size))])
     assert 0 < int(expected.sum()) < 20
     assert flags(report) == {"clean": "1" * 20, "PGD-1": text(expected), "worst case": text(expected)}
-    assert (report["chunk"], report["batch_size"], report["processes"]) == (size, min(4, size), 1)
-    assert (report["speed"], report["smaller_batches"]) == ("plain", {})  # nothing to fold or to lay out otherwise
-    assert report["prepared"][-1] == "speed: plain"
+    assert (report.chunk, report.batch_size, report.processes) == (size, min(4, size), 1)
+    assert (report.speed, report.smaller_batches) == ("plain", {})  # nothing to fold or to lay out otherwise
+    assert report.prepared[-1] == "speed: plain"
 
 
 def scored(order, split, size=5):
@@ -155,8 +156,8 @@ def test_the_order_of_the_chunks_and_the_number_of_processes_change_nothing():
         engine.share(Flat(), split, protocol(PGD), setting, journal, missing, team(index, 3), heard.append)
     (shared,) = journals.outcomes(journal.collect())
     assert torch.equal(shared.flags, expected)
-    standings = [entry for entry in heard if isinstance(entry, Standing)]
-    assert {entry for entry in heard if not isinstance(entry, Standing)} == {0}  # the others are silent
+    standings = [entry for entry in heard if isinstance(entry, Progress)]
+    assert {entry for entry in heard if not isinstance(entry, Progress)} == {0}  # the others are silent
     assert (standings[0].done, standings[-1].done) == (3, 5)
     assert all(standing.processes == 3 for standing in standings)
 
@@ -196,13 +197,13 @@ def test_autoattack_of_each_chunk_is_stock_autoattack_with_its_seed(short_autoat
     x = torch.rand(7, *SHAPE, generator=generator)
     y = model(x).argmax(1)
     y[1] = (y[1] + 1) % 12
-    whole = Subject(model, Split(x, y), Threat(norm="Linf", eps=0.02), {"name": "conv"})
+    whole = Subject(model, Split(x, y), Threat(norm="Linf", eps=0.02), About(name="conv", model="conv", data="random"))
     heard = []
     report = scoring.score(whole, protocol("clean", "autoattack"), seed=4, chunk=6, busy=heard.append)
-    found = report["results"][1]
-    prepared = speed.prepare(model, x[:6], report["speed"])
-    assert report["prepared"] == list(prepared.notes)
-    assert "BatchNorm folded: 1 of 1" in report["prepared"]
+    found = report.results[1]
+    prepared = speed.prepare(model, x[:6], report.speed)
+    assert report.prepared == tuple(prepared.notes)
+    assert "BatchNorm folded: 1 of 1" in report.prepared
     caplog.set_level(logging.DEBUG, "auto-attack")
     counts, trace = {}, sys.gettrace()
     for seed, part, labels in ((4, x[:6], y[:6]), (5, x[6:], y[6:])):
@@ -211,14 +212,14 @@ def test_autoattack_of_each_chunk_is_stock_autoattack_with_its_seed(short_autoat
         adversaries, _ = attack.run_standard_evaluation(part, labels, batch_size=6)
         sys.settrace(trace)
         right = text(prepared.model(adversaries).argmax(1) == labels)
-        assert found["flags"][:6] == right if seed == 4 else found["flags"][6:] == right
+        assert found.flags[:6] == right if seed == 4 else found.flags[6:] == right
         for name, share in re.findall(r"(initial|after \S+?)(?: accuracy)?: ([\d.]+)%", caplog.text):
             counts.setdefault(name, []).append(float(share) / 100 * len(part))
-    assert found["attack"] == "AutoAttack"
-    assert 0 < found["correct"] < 6
+    assert (found.kind, found.attack) == ("autoattack", "AutoAttack")
+    assert 0 < found.correct < 6
     logged = [round(sum(count)) for count in counts.values()]
-    assert list(found["robust_after"]) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
-    assert list(found["robust_after"].values()) == logged
+    assert list(found.robust_after) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+    assert list(found.robust_after.values()) == logged
     assert logged[0] == 6 > logged[1]
     given = [entry for entry in heard if entry.startswith("AutoAttack: apgd-ce on ")]
     assert given == ["AutoAttack: apgd-ce on 5 images", "AutoAttack: apgd-ce on 1 images"]
@@ -244,7 +245,7 @@ def test_where_memory_runs_out_the_batch_is_halved(error):
     clean, attacked, _ = journals.outcomes(journal.collect())
     assert bool(clean.flags.all())
     assert torch.equal(attacked.flags, torch.cat([drawn(0, 8, 2), drawn(1, 8, 2)]))
-    assert attacked.notes == ("memory ran out: batches of 2 images instead of 8",)
+    assert attacked.notes == (Note(kind="memory", text="memory ran out: batches of 2 images instead of 8"),)
     assert journals.smaller_batches(journal.collect()) == {"0": 2, "1": 2}
 
 
@@ -280,7 +281,7 @@ def test_a_halving_is_on_disk_before_the_next_attempt_and_kept_by_a_resumed_eval
     seen.clear()
     report = scoring.score(subject(Watched(100)), protocol("clean", PGD), **arguments)
     assert {size for size, _ in seen} == {1, 2}
-    assert report["smaller_batches"] == {"0": 2}
+    assert report.smaller_batches == {"0": 2}
     assert flags(report)["PGD-1"] == text(drawn(0, 8, 2))
 
 
@@ -327,7 +328,7 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
     report = scoring.score(subject(), protocol("clean", PGD), path=path, progress=watch, **arguments)
     assert (standings[0], standings[-1]) == (1, 4)
     assert flags(report) == flags(whole)
-    assert json.loads(path.read_text())["results"] == json.loads(json.dumps(report["results"]))
+    assert Report.load(path) == report
     assert not folder.exists()
 
 
@@ -339,6 +340,7 @@ def test_a_record_says_what_was_done(tmp_path):
     assert record.pop("seconds") >= record["outcomes"][0].pop("seconds") > 0
     settings = {"steps": 1, "step_size": 0.25, "restarts": 1}
     outcome = {"attack": "PGD-1", "settings": settings, "flags": text(drawn(4, 8, 8)), "notes": [], "robust_after": {}}
+    outcome["kind"] = "attack"
     place = {"number": 1, "start": 8, "stop": 16, "seed": 4}
     assert record == place | {"batch_size": 8, "full": 8, "outcomes": [outcome]}
 
@@ -351,7 +353,7 @@ def test_a_record_says_what_was_done(tmp_path):
         ({"batch_size": 3}, "batch_size = 5, not 3"),
         ({"n": 19}, "n = 20, not 19"),
         ({"protocol": protocol("clean", PGD | {"steps": 2})}, "protocol.attacks.1.steps = 1, not 2"),
-        ({"subject": Subject(Flat(), gray(20), Threat(norm="Linf", eps=0.2), {})}, "threat.eps = 0.1, not 0.2"),
+        ({"subject": replace(subject(), threat=Threat(norm="Linf", eps=0.2))}, "threat.eps = 0.1, not 0.2"),
         ({"subject": subject(weights_sha256="2e")}, "weights_sha256 = '1f', not '2e'"),
         ({"subject": subject(data="white")}, "data = 'gray', not 'white'"),
         ({"subject": subject(split=Split(gray(20).images + 0.01, gray(20).labels))}, "content_sha256 = "),
@@ -362,13 +364,11 @@ def test_chunks_of_another_setting_are_refused(tmp_path, change, words):
     same = {"subject": subject(), "protocol": protocol("clean", PGD), "chunk": 5, "path": path}
     with pytest.raises(KeyboardInterrupt):
         scoring.score(**same, progress=stop_after(1))
-    if "subject" in change and not change["subject"].about:
-        change["subject"].about.update(subject().about)
     with pytest.raises(BadInput) as error:
         scoring.score(**same | change)
     for part in (str(path), "chunks", words, "name another --out", "delete the folder"):
         assert part in str(error.value)
-    assert scoring.score(**same | {"batch_size": 80})["batch_size"] == 5  # a chunk holds no more
+    assert scoring.score(**same | {"batch_size": 80}).batch_size == 5  # a chunk holds no more
 
 
 def test_a_second_evaluation_is_refused_before_it_touches_anything_of_the_first(tmp_path):
@@ -426,25 +426,27 @@ def test_the_measured_speed_is_kept(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="speed = 'channels-last', not 'plain'"):
         scoring.score(subject(), speed="plain", **same)
     resolved = "plain"  # what a measurement would say now
-    assert scoring.score(subject(), speed="auto", **same)["speed"] == "channels-last"
+    assert scoring.score(subject(), speed="auto", **same).speed == "channels-last"
     assert asked == [("auto", None, 5), ("plain", False, 5), ("channels-last", False, 5)]
 
 
 def test_a_process_that_would_score_something_else_is_refused(monkeypatch, tmp_path):
     main = {"speed": "plain", "folded": False}
 
-    def told(_, value):
+    def from_main(_, value):
+        if value is None:  # there is no finished report
+            return None
         facts, missing = value
         return facts | main | {"content_sha256": "another"}, missing
 
-    monkeypatch.setattr(processes, "processes", lambda: team(1, 2))
-    monkeypatch.setattr(processes, "told", told)
+    monkeypatch.setattr(processes, "state", lambda: team(1, 2))
+    monkeypatch.setattr(processes, "from_main", from_main)
     with pytest.raises(BadInput, match=r"process 1 has content_sha256 = '\w+' and the main one 'another'"):
         scoring.score(subject(), protocol("clean"), path=tmp_path / "r.json")
 
 
 def test_several_processes_need_a_folder_in_common(monkeypatch, tmp_path):
-    monkeypatch.setattr(processes, "processes", lambda: team(0, 2))
+    monkeypatch.setattr(processes, "state", lambda: team(0, 2))
     with pytest.raises(BadInput, match="2 processes share the chunks through a folder; give a path"):
         scoring.score(subject(), protocol("clean"))
     journal = Journal(chunks.cut(20, 5), tmp_path)
@@ -458,7 +460,7 @@ def test_several_processes_need_a_folder_in_common(monkeypatch, tmp_path):
 
 def outcome(name, flags, seconds=1.0, notes=(), robust_after=None, **settings):
     found = torch.tensor([letter == "1" for letter in flags])
-    return Outcome(name, settings, found, seconds, tuple(notes), robust_after or {})
+    return Outcome("attack", name, settings, found, seconds, tuple(notes), robust_after or {})
 
 
 def test_merged_outcomes_are_those_of_all_images():
@@ -474,22 +476,36 @@ def test_merged_outcomes_are_those_of_all_images():
         chunks.merge([[outcome("PGD", "1", steps=1)], [outcome("PGD", "1", steps=2)]])
 
 
+def warning(text):
+    return Note(kind="warning", text=f"AutoAttack warns: {text}")
+
+
 def test_notes_are_said_once():
-    always, sometimes = "not standard AutoAttack: 9 targets", "AutoAttack warns: it is random"
-    zero = "AutoAttack warns: there are {} points with zero gradient!"
-    parts = [[always, zero.format(3)], [always], [always, sometimes, zero.format(12)], [always, zero.format(3)]]
+    always, sometimes = Note(kind="changed", text="not standard AutoAttack: 9 targets"), warning("it is random")
+    few, many = (warning(f"there are {count} points with zero gradient!") for count in (3, 12))
+    parts = [[always, few], [always], [always, sometimes, many], [always, few]]
     (merged,) = chunks.merge([[outcome("AutoAttack", "1", notes=notes)] for notes in parts])
     assert merged.notes == (
         always,
-        "in 3 of 4 chunks; first: AutoAttack warns: there are 3 points with zero gradient!",
-        "in 1 of 4 chunks; first: AutoAttack warns: it is random",
+        Note(kind="warning", text=f"in 3 of 4 chunks; first: {few.text}"),
+        Note(kind="warning", text="in 1 of 4 chunks; first: AutoAttack warns: it is random"),
     )
     (alone,) = chunks.merge([[outcome("AutoAttack", "1", notes=parts[2])]])
     assert alone.notes == tuple(parts[2])
 
 
+def test_notes_of_two_kinds_are_two_notes():
+    notes = Note(kind="memory", text="it has 1"), Note(kind="other", text="it has 2")
+    (merged,) = chunks.merge([[outcome("PGD", "1", notes=[note])] for note in notes])
+    assert [(note.kind, note.text) for note in merged.notes] == [
+        ("memory", "in 1 of 2 chunks; first: it has 1"),
+        ("other", "in 1 of 2 chunks; first: it has 2"),
+    ]
+
+
 def test_what_is_kept_of_an_outcome_is_all_of_it():
-    before = outcome("PGD", "0110", 2.5, ["a note"], {"clean": 3}, steps=7, attacks=["x"])
+    notes = [Note(kind="boundary", text="a note")]
+    before = outcome("PGD", "0110", 2.5, notes, {"clean": 3}, steps=7, attacks=["x"])
     after = journals._outcome(json.loads(json.dumps(journals.plain(before))))
     assert torch.equal(after.flags, before.flags)
     assert after.flags.dtype is torch.bool
@@ -504,7 +520,7 @@ def shown(standings, terminal):
     console = Console(file=out, width=120, force_terminal=terminal, color_system=None)
     with ScoringBar(console) as bar:
         for standing in standings:
-            bar.standing(standing)
+            bar.progress_to(standing)
             bar.busy("AutoAttack: apgd-t on 43 images")
         bar.progress.refresh()
         drawn = Console(width=120, file=StringIO(), record=True)
@@ -514,20 +530,20 @@ def shown(standings, terminal):
 
 
 def test_the_bar_says_when_it_does_not_know_and_estimates_from_finished_chunks():
-    _, before = shown([Standing(0, 4, 0.0, 1)], terminal=True)
+    _, before = shown([Progress(0, 4, 0.0, 1)], terminal=True)
     assert "0/4" in before
     assert "time left unknown" in before
     assert "AutoAttack: apgd-t on 43 images" in before
-    said, after = shown([Standing(0, 4, 0.0, 1), Standing(1, 4, 3600.0, 1), Standing(1, 4, 9e9, 1)], terminal=True)
+    said, after = shown([Progress(0, 4, 0.0, 1), Progress(1, 4, 3600.0, 1), Progress(1, 4, 9e9, 1)], terminal=True)
     assert re.search("about (3:00:00|2:59:5.) left", after)
     assert "are done" not in said
 
 
 def test_without_a_terminal_there_is_a_line_per_chunk_and_resumption_is_said():
-    said, _ = shown([Standing(0, 2, 0.0, 1), Standing(1, 2, 60.0, 1), Standing(2, 2, 99.0, 1)], terminal=False)
+    said, _ = shown([Progress(0, 2, 0.0, 1), Progress(1, 2, 60.0, 1), Progress(2, 2, 99.0, 1)], terminal=False)
     assert said.strip() == "1 of 2 chunks are done, about 0:01:00 left"  # rich before 14.2 adds an empty line
     for terminal in (True, False):
-        said, _ = shown([Standing(3, 4, 60.0, 1)], terminal)
+        said, _ = shown([Progress(3, 4, 60.0, 1)], terminal)
         assert "going on where it stopped: 3 of 4 chunks are done, about 0:00:20 left" in said
 
 

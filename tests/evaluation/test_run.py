@@ -4,14 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from problems import LinearTwoClass, SmallNet
+from problems import LinearTwoClass, OnlyBuffers, SmallNet, attack_spec
 from torch import nn
 
-from atent_ext.attacks import accuracy, autoattack, runners
+from atent_ext.attacks import accuracy, autoattack
 from atent_ext.attacks.accuracy import robust_flags
 from atent_ext.attacks.langevin import atent, fgsm, pgd
 from atent_ext.attacks.restarts import allowed
-from atent_ext.attacks.spec import AttackSpec, Outcome, Setting
+from atent_ext.attacks.spec import Note, Outcome, Setting
 from atent_ext.core import registry, statistics
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import norm as norm_called
@@ -19,6 +19,7 @@ from atent_ext.core.schema import Threat
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation import run
 from atent_ext.evaluation.protocol import Protocol, load_protocol
+from atent_ext.evaluation.report import result_of
 
 SHAPE = (1, 6, 6)
 EPS = {"Linf": 0.02, "L2": 0.1}
@@ -148,6 +149,13 @@ def test_predict_is_the_logits_in_eval_mode():
     assert not logits.requires_grad
 
 
+def test_images_go_to_the_buffers_of_a_network_without_parameters():
+    model = OnlyBuffers("meta")
+    assert accuracy.predict(model, torch.rand(3, *SHAPE)).argmax(1).tolist() == [1, 1, 1]
+    assert autoattack.run(model, torch.rand(3, *SHAPE), torch.ones(3).long(), norm="Linf", eps=0.0).robust.all()
+    assert {device.type for device in model.seen} == {"meta"}
+
+
 # ---- restarts
 
 
@@ -163,8 +171,8 @@ def test_robust_only_if_every_restart_fails():
         flags = robust_flags(model, split, attack(eps=eps, steps=2), setting(eps=eps, seed=3), restarts)
         assert torch.equal(flags, ~torch.stack(found[:restarts]).any(0))
     assert 0 < sum(map(int, found[0])) < int(torch.stack(found).any(0).sum()) < 50
-    spec = AttackSpec(attack="pgd", steps=2, restarts=8)
-    (result,) = run.evaluate(model, split, protocol(spec), setting(eps=eps, seed=3))
+    spec = attack_spec("pgd", steps=2, restarts=8)
+    (result,) = run.run_protocol(model, split, protocol(spec), setting(eps=eps, seed=3))
     assert torch.equal(result.flags, ~torch.stack(found).any(0))
 
 
@@ -245,12 +253,13 @@ def test_logits_that_are_not_finite_are_refused():
     with torch.no_grad():
         model.w[0] = float("nan")
     with pytest.raises(BadInput, match="NaN or infinite for 20 of 20"):
-        run.evaluate(model, linear_split(20), protocol("clean"), setting())
+        run.run_protocol(model, linear_split(20), protocol("clean"), setting())
 
 
 def test_a_field_that_does_not_apply_is_refused():
-    with pytest.raises(ValueError, match="restarts does not apply to attack 'fgsm'"):
-        AttackSpec(attack="fgsm", restarts=10)
+    with pytest.raises(BadInput, match="attack 'fgsm': unknown field 'restarts'") as error:
+        attack_spec("fgsm", restarts=10)
+    assert (error.value.code, error.value.field) == ("unknown-name", "restarts")
     with pytest.raises(ValueError, match="at least 1 item"):
         Protocol(name="none", description="", attacks=())
 
@@ -274,60 +283,67 @@ def test_only_what_stays_in_the_box_counts(monkeypatch):
 
 
 def outcome(name, text, seconds=1.0):
-    return Outcome(name, {}, torch.tensor([letter == "1" for letter in text]), seconds)
+    return Outcome("attack", name, {}, torch.tensor([letter == "1" for letter in text]), seconds)
 
 
 def test_the_worst_case_is_right_under_all():
     worst = run.worst_case([outcome("a", "11100", 1), outcome("b", "11010", 2), outcome("c", "01111", 4)])
     assert worst.flags.tolist() == [False, True, False, False, False]
-    assert (worst.attack, worst.settings, worst.seconds) == ("worst case", {"over": "a, b, c"}, 7)
+    assert (worst.kind, worst.attack, worst.settings, worst.seconds) == (
+        *("worst_case", "worst case"),
+        {"over": "a, b, c"},
+        7,
+    )
     assert worst.accuracy == 0.2
 
 
-def test_a_report_is_plain_data():
+def test_a_result_is_plain_data():
     flags = torch.arange(263) < 81
-    report = Outcome("PGD-7", {"steps": 7, "restarts": 2}, flags, 1.26, ("slow",)).report()
-    assert json.loads(json.dumps(report)) == report | {"interval95_wilson": list(report["interval95_wilson"])}
-    assert report.pop("interval95_wilson") == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert report == {
+    notes = (Note(kind="other", text="slow"),)
+    result = result_of(Outcome("attack", "PGD-7", {"steps": 7, "restarts": 2}, flags, 1.26, notes))
+    plain = json.loads(result.model_dump_json())
+    assert plain.pop("interval95_wilson") == pytest.approx([0.2553, 0.3662], abs=5e-5)
+    assert plain == {
+        "kind": "attack",
         "attack": "PGD-7",
-        "steps": 7,
-        "restarts": 2,
+        "settings": {"steps": 7, "restarts": 2},
         "correct": 81,
         "n": 263,
         "accuracy": 81 / 263,
+        "robust_after": {},
         "seconds": 1.3,
-        "notes": ["slow"],
+        "notes": [{"kind": "other", "text": "slow"}],
         "flags": "1" * 81 + "0" * 182,
     }
 
 
 def test_evaluate_runs_the_protocol_in_order():
     split, reported = linear_split(), []
-    pgd_spec = AttackSpec(attack="pgd", steps=50, restarts=2)
-    results = run.evaluate(linear(), split, protocol("clean", "fgsm", pgd_spec), setting(), reported.append)
+    pgd_spec = attack_spec("pgd", steps=50, restarts=2)
+    results = run.run_protocol(linear(), split, protocol("clean", "fgsm", pgd_spec), setting(), reported.append)
     assert reported == results
     assert [result.attack for result in results] == ["clean", "FGSM", "PGD-50 x 2", "worst case"]
+    assert [result.kind for result in results] == ["clean", "attack", "attack", "worst_case"]
     clean, robust = margins(split)[0] > 0, closed_form(split, "Linf")
     for result, expected in zip(results, (clean, robust, robust, robust), strict=True):
         assert torch.equal(result.flags, expected)
-        assert result.report()["flags"] == "".join(str(int(flag)) for flag in expected)
-        assert result.report()["correct"] == int(expected.sum())
+        assert result_of(result).flags == "".join(str(int(flag)) for flag in expected)
+        assert result_of(result).correct == int(expected.sum())
     assert results[2].settings == {"steps": 50, "step_size": pytest.approx(2.5 * 0.02 / 50), "restarts": 2}
     assert results[3].settings == {"over": "clean, FGSM, PGD-50 x 2"}
     assert all(result.seconds > 0 for result in results)
 
 
 def test_one_attack_has_no_worst_case():
-    results = run.evaluate(linear(), linear_split(20), protocol("clean"), setting())
+    results = run.run_protocol(linear(), linear_split(20), protocol("clean"), setting())
     assert [result.attack for result in results] == ["clean"]
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_atent_as_an_attack_of_a_protocol_runs_the_chain_of_the_kernel(norm):
     model, split = linear(), linear_split(20)
-    spec = AttackSpec(attack="atent", steps=3, restarts=2, step_size=0.02, noise=0.1, project="every")
-    (result,) = run.evaluate(model, split, protocol(spec), setting(norm, seed=4))
+    spec = attack_spec("atent", steps=3, restarts=2, step_size=0.02, noise=0.1, project="every")
+    (result,) = run.run_protocol(model, split, protocol(spec), setting(norm, seed=4))
     kernel = atent(norm_called(norm), setting(norm).threat.eps, 3, 0.02, noise=0.1, project="every")
     assert result.attack == "ATENT-3 x 2"
     assert result.settings == {"steps": 3, "step_size": 0.02, "restarts": 2, "noise": 0.1, "project": "every"}
@@ -340,27 +356,31 @@ def test_autoattack_beside_atent_is_reported_as_a_worst_case_over_named_attacks(
         "atent_ext.attacks.autoattack.run",
         lambda *a, **k: SimpleNamespace(**found, package="pyautoattack 0.2.0", attacks=("apgd-ce",), robust_after={}),
     )
-    outcomes = run.evaluate(linear(), linear_split(20), load_protocol("autoattack+atent"), setting(eps=0.0))
+    outcomes = run.run_protocol(linear(), linear_split(20), load_protocol("autoattack+atent"), setting(eps=0.0))
     assert [outcome.attack for outcome in outcomes] == ["clean", "AutoAttack", "ATENT-40 x 5", "worst case"]
     assert outcomes[-1].settings == {"over": "clean, AutoAttack, ATENT-40 x 5"}
     assert torch.equal(outcomes[-1].flags, found["robust"] & outcomes[0].flags)
 
 
 def test_pgd_takes_the_step_size_that_the_protocol_names():
-    spec = AttackSpec(attack="pgd", steps=2, step_size=0.0125)
-    result = run.evaluate(linear(), linear_split(20), protocol(spec), setting())[0]
+    spec = attack_spec("pgd", steps=2, step_size=0.0125)
+    result = run.run_protocol(linear(), linear_split(20), protocol(spec), setting())[0]
     assert result.settings == {"steps": 2, "step_size": 0.0125, "restarts": 1}
 
 
 def test_the_l2_threat_reaches_the_attacks():
     split = linear_split()
-    results = run.evaluate(linear(), split, protocol("fgsm", AttackSpec(attack="pgd", step_size=0.025)), setting("L2"))
+    results = run.run_protocol(linear(), split, protocol("fgsm", attack_spec("pgd", step_size=0.025)), setting("L2"))
     for result in results:
         assert torch.equal(result.flags, closed_form(split, "L2"))
 
 
 @pytest.mark.parametrize(
-    ("note", "name"), [("note", "AutoAttack"), (f"{autoattack.NOT_STANDARD}2 classes", "AutoAttack, changed")]
+    ("note", "name"),
+    [
+        (Note(kind="warning", text="not standard AutoAttack: the words do not matter"), "AutoAttack"),
+        (Note(kind="changed", text="2 classes"), "AutoAttack, changed"),
+    ],
 )
 def test_autoattack_gets_the_threat_and_its_flags_are_kept(monkeypatch, note, name):
     split, calls = linear_split(20), []
@@ -374,8 +394,8 @@ def test_autoattack_gets_the_threat_and_its_flags_are_kept(monkeypatch, note, na
         return SimpleNamespace(**found, package="pyautoattack 0.2.0", attacks=("apgd-ce",), notes=(note,))
 
     monkeypatch.setattr(autoattack, "run", fake)
-    model, spec = linear(), AttackSpec(attack="autoattack", version="rand")
-    clean, result, worst = run.evaluate(model, split, protocol("clean", spec), setting("L2", seed=5, batch_size=9))
+    model, spec = linear(), attack_spec("autoattack", version="rand")
+    clean, result, worst = run.run_protocol(model, split, protocol("clean", spec), setting("L2", seed=5, batch_size=9))
     (call,) = calls
     assert call.pop("model") is model
     assert torch.equal(call.pop("x"), split.images)
@@ -383,10 +403,11 @@ def test_autoattack_gets_the_threat_and_its_flags_are_kept(monkeypatch, note, na
     assert call == {"norm": "L2", "eps": 0.1, "version": "rand", "seed": 5, "batch_size": 9}
     assert torch.equal(result.flags, robust)
     assert torch.equal(worst.flags, robust & clean.flags)
-    assert (result.attack, result.notes) == (name, (note,))
+    assert (result.kind, result.attack, result.notes) == ("autoattack", name, (note,))
     assert result.settings == {"version": "rand", "package": "pyautoattack 0.2.0", "attacks": ["apgd-ce"]}
-    assert result.report()["robust_after"] == {"clean": 18, "apgd-ce": 9}
-    json.dumps(result.report())
+    assert result_of(result).robust_after == {"clean": 18, "apgd-ce": 9}
+    assert result_of(result).changed == (note.kind == "changed")
+    json.dumps(result_of(result).model_dump(mode="json"))
 
 
 def test_autoattack_beyond_its_budget_does_not_count(monkeypatch):
@@ -402,12 +423,12 @@ def test_autoattack_beyond_its_budget_does_not_count(monkeypatch):
         robust_after={},
     )
     monkeypatch.setattr(autoattack, "run", lambda *_, **__: found)
-    clean, result, _ = run.evaluate(
-        linear(), split, protocol("clean", AttackSpec(attack="autoattack")), setting(eps=0.01)
+    clean, result, _ = run.run_protocol(
+        linear(), split, protocol("clean", attack_spec("autoattack")), setting(eps=0.01)
     )
     assert torch.equal(result.flags[:5], clean.flags[:5])
     assert not result.flags[5:].any()
-    assert result.notes == ("5 adversaries left ball or box and do not count",)
+    assert result.notes == (Note(kind="outside", text="5 adversaries left ball or box and do not count"),)
 
 
 # ---- the model comes back as found
@@ -436,16 +457,16 @@ def same(before, after):
     assert all(torch.equal(tensor, after[2][name]) for name, tensor in before[2].items())
 
 
-ALL = protocol("clean", "fgsm", AttackSpec(attack="pgd", steps=2, restarts=2))
+ALL = protocol("clean", "fgsm", attack_spec("pgd", steps=2, restarts=2))
 
 
 def test_the_model_and_the_random_state_come_back():
     model, split = odd_model(), small_split(10)
     before, state = found(model), torch.random.get_rng_state()
-    first = run.evaluate(model, split, ALL, setting(batch_size=4))
+    first = run.run_protocol(model, split, ALL, setting(batch_size=4))
     same(before, found(model))
     assert torch.equal(state, torch.random.get_rng_state())
-    second = run.evaluate(model, split, ALL, setting(batch_size=4))
+    second = run.run_protocol(model, split, ALL, setting(batch_size=4))
     assert all(torch.equal(one.flags, other.flags) for one, other in zip(first, second, strict=True))
 
 
@@ -460,7 +481,7 @@ def test_the_model_comes_back_when_it_breaks(at):
 
     handle = model.drop.register_forward_pre_hook(lambda _, arguments: break_down(model, arguments))
     with pytest.raises(ZeroDivisionError, match="broken"):
-        run.evaluate(model, split, ALL, setting())
+        run.run_protocol(model, split, ALL, setting())
     handle.remove()
     same(before, found(model))
     assert torch.equal(state, torch.random.get_rng_state())
@@ -468,7 +489,7 @@ def test_the_model_comes_back_when_it_breaks(at):
 
 def test_a_model_without_weights_is_evaluated():
     split = Split(torch.tensor([[[[0.2]]], [[[0.9]]]]), torch.tensor([0, 1]))
-    results = run.evaluate(Flat(0.5), split, ALL, setting(eps=0.1))
+    results = run.run_protocol(Flat(0.5), split, ALL, setting(eps=0.1))
     assert [result.accuracy for result in results] == [1, 1, 1, 1]
 
 
@@ -477,7 +498,7 @@ def test_a_model_without_weights_is_evaluated():
 
 def refusal(split, model=None):
     with pytest.raises(BadInput) as error:
-        run.evaluate(model or linear(), split, ALL, setting())
+        run.run_protocol(model or linear(), split, ALL, setting())
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -503,7 +524,7 @@ def test_a_split_that_cannot_be_evaluated_is_refused(images, labels, part):
 
 
 def test_nothing_is_attacked_before_the_check(monkeypatch):
-    monkeypatch.setattr(runners, "robust_flags", lambda *_: pytest.fail("attacked"))
+    monkeypatch.setattr("atent_ext.attacks.specs.gradient.robust_flags", lambda *_: pytest.fail("attacked"))
     assert "divide them by 255" in refusal(Split(torch.full((2, *SHAPE), 255.0), torch.tensor([0, 1])))
 
 
@@ -514,17 +535,12 @@ def test_the_shipped_protocols():
     loaded = {name: load_protocol(name) for name in registry.files("protocol")}
     assert loaded.keys() >= {"autoattack", "autoattack+atent", "pgd", "quick"}
     assert all(protocol.name == name for name, protocol in loaded.items())
-    specs = {
-        name: [(s.attack, s.steps, s.restarts) for s in loaded[name].attacks] for name in ("pgd", "clean", "quick")
-    }
-    assert specs["pgd"] == [("clean", 40, 1), ("fgsm", 40, 1), ("pgd", 40, 10)]
-    assert specs["clean"] == [("clean", 40, 1)]
-    assert specs["quick"] == [("clean", 40, 1), ("fgsm", 40, 1), ("pgd", 20, 1)]
-    clean, pgd_40, auto = loaded["autoattack"].attacks
-    assert (clean.attack, pgd_40.attack, pgd_40.steps, auto.attack, auto.version) == (
-        *("clean", "pgd", 40),
-        *("autoattack", "standard"),
-    )
+    specs = {name: [spec.model_dump() for spec in protocol.attacks] for name, protocol in loaded.items()}
+    pgd = {"attack": "pgd", "steps": 40, "restarts": 1, "step_size": None, "keep": "last"}
+    assert specs["pgd"] == [{"attack": "clean"}, {"attack": "fgsm"}, pgd | {"restarts": 10}]
+    assert specs["clean"] == [{"attack": "clean"}]
+    assert specs["quick"] == [{"attack": "clean"}, {"attack": "fgsm"}, pgd | {"steps": 20}]
+    assert specs["autoattack"] == [{"attack": "clean"}, pgd, {"attack": "autoattack", "version": "standard"}]
 
 
 def test_an_unknown_protocol_is_refused_with_the_nearest():

@@ -3,14 +3,14 @@
 import json
 
 import pytest
+from problems import attack_spec
 from studies import SMALL, tiny
 
-from atent_ext.attacks.spec import AttackSpec
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
 from atent_ext.experiments import markdown, reproduce, rows, study
-from atent_ext.experiments.rows import Workshop
+from atent_ext.experiments.rows import Context
 from atent_ext.experiments.study import Certify, Column, CurveAxis, Row, Scale
 from atent_ext.training import loop
 
@@ -73,7 +73,7 @@ NAMES = {
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("papers")
-    result = reproduce.reproduce(tiny(), Workshop("smoke", out / "runs"), out / "tiny.json")
+    result = reproduce.reproduce(tiny(), Context("smoke", out / "runs"), out / "tiny.json")
     return out, result
 
 
@@ -116,14 +116,14 @@ def test_the_papers_seconds(name):
 
 
 def test_radii_of_a_curve():
-    axis = CurveAxis(norm="L2", attack=AttackSpec(attack="fgsm"), to=2.0, by=1 / 3, trained=1.0)
+    axis = CurveAxis(norm="L2", attack=attack_spec("fgsm"), to=2.0, by=1 / 3, trained=1.0)
     assert axis.radii() == pytest.approx([0, 1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2], abs=1e-6)
     assert [column.name for column in axis.columns()][:2] == ["L2 0", "L2 0.3333"]
 
 
 def test_a_radius_is_absolute_or_a_share_of_the_rows():
     own = Threat(norm="Linf", eps=0.3)
-    spec = AttackSpec(attack="pgd")
+    spec = attack_spec("pgd")
     assert Column(name="a", attack=spec, share=0.5).threat(own) == Threat(norm="Linf", eps=0.15)
     assert Column(name="a", attack=spec, norm="L2", eps=2.0).threat(own) == Threat(norm="L2", eps=2.0)
     assert Column(name="a", attack=spec, step_share=0.1).spec(own).step_size == pytest.approx(0.03)
@@ -213,7 +213,7 @@ def test_a_second_call_measures_nothing_anew(made, monkeypatch):
 
     monkeypatch.setattr(reproduce, "measure", fail)
     monkeypatch.setattr(rows, "fit", fail)
-    again = reproduce.reproduce(tiny(), Workshop("smoke", out / "runs"), out / "tiny.json")
+    again = reproduce.reproduce(tiny(), Context("smoke", out / "runs"), out / "tiny.json")
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(result))
 
 
@@ -229,10 +229,10 @@ def test_an_interrupted_call_goes_on_with_the_next_cell(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "measure", break_off)
     small = tiny(rows=({"name": "SGD", "recipe": "linf-sgd"},))
     with pytest.raises(KeyboardInterrupt):
-        reproduce.reproduce(small, Workshop("smoke", tmp_path / "runs"), tmp_path / "r.json")
+        reproduce.reproduce(small, Context("smoke", tmp_path / "runs"), tmp_path / "r.json")
     kept = json.loads((tmp_path / "r.json").read_text())["rows"][0]["cells"]
     measured[:] = []
-    whole = reproduce.reproduce(small, Workshop("smoke", tmp_path / "runs"), tmp_path / "r.json")
+    whole = reproduce.reproduce(small, Context("smoke", tmp_path / "runs"), tmp_path / "r.json")
     assert measured == ["half"]
     assert {name: whole["rows"][0]["cells"][name] for name in kept} == kept
 
@@ -248,7 +248,7 @@ def test_an_interrupted_call_keeps_what_it_has_not_reached(tmp_path, made, monke
     monkeypatch.setattr(reproduce, "measure", stop)
     more = tiny(scales={"smoke": tiny().scales["smoke"].model_copy(update={"n": 21}).model_dump()})
     with pytest.raises(KeyboardInterrupt):
-        reproduce.reproduce(more, Workshop("smoke", out / "runs"), target)
+        reproduce.reproduce(more, Context("smoke", out / "runs"), target)
     assert json.loads(target.read_text()) == json.loads(json.dumps(result))
 
 
@@ -260,7 +260,7 @@ def test_cells_of_other_settings_are_measured_anew(tmp_path, made, change):
     for draws, eps in ((200, 0.15), (change.get("draws", 200), change.get("eps", 0.15))):
         settings = {"recipes": "digits-{recipe}", "set": (*SMALL, f"threat.eps={eps}"), "n": 4, "certificates": draws}
         study_of = tiny(columns=(column,), rows=({"name": "SGD", "recipe": "linf-sgd"},), scales={"smoke": settings})
-        made_now = reproduce.reproduce(study_of, Workshop("smoke", out / "runs"), tmp_path / "r.json")
+        made_now = reproduce.reproduce(study_of, Context("smoke", out / "runs"), tmp_path / "r.json")
         found.append((made_now["rows"][0]["threat"]["eps"], made_now["rows"][0]["cells"]["c"]["draws"]))
     assert found == [(0.15, 200), (change.get("eps", 0.15), change.get("draws", 200))]
 
@@ -269,22 +269,22 @@ def test_cells_of_other_settings_are_measured_anew(tmp_path, made, change):
 def test_a_file_that_is_no_result_of_the_study_is_refused(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(BadInput, match="name another --out"):
-        reproduce.reproduce(tiny(), Workshop("smoke", tmp_path / "runs"), tmp_path / "r.json")
+        reproduce.reproduce(tiny(), Context("smoke", tmp_path / "runs"), tmp_path / "r.json")
     assert (tmp_path / "r.json").read_text() == text
 
 
 def test_rows_of_other_scales_and_single_rows_of_times_are_refused(tmp_path):
-    shop = Workshop("cpu", tmp_path / "runs")
+    context = Context("cpu", tmp_path / "runs")
     with pytest.raises(BadInput, match="row of v2-table5 at scale cpu 'IBP'"):
-        reproduce.reproduce(study.load("v2-table5"), shop, tmp_path / "r.json", ["IBP"])
+        reproduce.reproduce(study.load("v2-table5"), context, tmp_path / "r.json", ["IBP"])
     with pytest.raises(BadInput, match="timed in turns"):
-        reproduce.reproduce(study.load("v1-table1-mnist"), shop, tmp_path / "r.json", ["SGD"])
+        reproduce.reproduce(study.load("v1-table1-mnist"), context, tmp_path / "r.json", ["SGD"])
 
 
 def test_one_row_can_be_asked_for_and_the_others_are_kept(made, monkeypatch):
     out, result = made
     monkeypatch.setattr(reproduce, "_fill", lambda entry, *_: entry.update(cells={"new": {}}))
-    again = reproduce.reproduce(tiny(), Workshop("smoke", out / "runs"), out / "tiny.json", ["tuned"])
+    again = reproduce.reproduce(tiny(), Context("smoke", out / "runs"), out / "tiny.json", ["tuned"])
     (out / "tiny.json").write_text(json.dumps(result, indent=1) + "\n")
     assert again["rows"][0] == json.loads(json.dumps(result["rows"][0]))
     assert again["rows"][1]["cells"] == {"new": {}}
@@ -293,12 +293,12 @@ def test_one_row_can_be_asked_for_and_the_others_are_kept(made, monkeypatch):
 def test_another_seeds_result_is_not_mixed_in(made):
     out, _ = made
     with pytest.raises(BadInput, match="holds seed 0, not 1"):
-        reproduce.reproduce(tiny(), Workshop("smoke", out / "runs", seed=1), out / "tiny.json")
+        reproduce.reproduce(tiny(), Context("smoke", out / "runs", seed=1), out / "tiny.json")
 
 
 def test_a_run_that_was_interrupted_is_finished_not_begun_anew(tmp_path):
-    shop, chosen = (
-        Workshop("smoke", tmp_path),
+    context, chosen = (
+        Context("smoke", tmp_path),
         tiny(scales={"smoke": {"recipes": "digits-{recipe}", "set": ("epochs=2",)}}),
     )
     row = chosen.row("SGD")
@@ -308,15 +308,15 @@ def test_a_run_that_was_interrupted_is_finished_not_begun_anew(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loop.fit(shop.recipe(chosen, row), datasets.load("digits"), shop.folder(chosen, row), reporter=Stop())
-    assert len(rows.history(shop.folder(chosen, row))) == 1
-    assert len(rows.history(shop.train(chosen, row))) == 2
+        loop.fit(context.recipe(chosen, row), datasets.load("digits"), context.folder(chosen, row), reporter=Stop())
+    assert len(rows.history(context.folder(chosen, row))) == 1
+    assert len(rows.history(context.train(chosen, row))) == 2
 
 
 def test_a_certificate_counts_only_right_answers_within_its_radius(made):
     out, _ = made
     chosen = tiny()
-    subject = Workshop("smoke", out / "runs").subject(chosen, chosen.row("SGD"))
+    subject = Context("smoke", out / "runs").subject(chosen, chosen.row("SGD"))
     flags = {}
     for radius in (0.0, 0.005, 0.011):
         column = Column(name="c", certify=Certify(sigma=0.05, radius=radius))
@@ -338,7 +338,7 @@ def result_of(flags):
     """A result of one AutoAttack column with these flags by row."""
     cells = {
         name: {"accuracy": text.count("1") / len(text), "n": len(text), "interval95_wilson": (0.1, 0.9), "flags": text}
-        | {"attack": "AutoAttack", "threat": {"norm": "L2"}, "notes": []}
+        | {"attack": "AutoAttack", "correct": text.count("1"), "threat": {"norm": "L2"}, "notes": []}
         for name, text in flags.items()
     }
     rows = [
@@ -396,10 +396,7 @@ def test_the_page_puts_both_numbers_side_by_side():
     text = markdown.page([result_of({"ATENT": "1" * 9 + "0", "SGD": "0" * 10})], ["img/paper-x.png"])
     assert "- **ATENT** against plain training and Entropy-SGD: wins 1, ties 0, loses 0 of 1." in text
     assert "- **DESGD** against the other adversarial methods: not measured." in text
-    assert (
-        "  - wins: T, AutoAttack: ATENT against SGD, 10 images, 9 right by it alone, 0 by the other alone, p 0.0039"
-        in text
-    )
+    assert "  - wins: T, AutoAttack: of 10 images ATENT alone keeps 9 and SGD alone 0, p 0.0039" in text
     assert "| ATENT | 90.0 (10.0-90.0), n 10 / 50.00 (+40.0) |" in text
     assert "| theirs | / 60.00 |" in text
     assert "- theirs: not ours." in text

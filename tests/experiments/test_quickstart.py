@@ -1,18 +1,17 @@
 import json
 
 import pytest
+from problems import attack_spec
 
-from atent_ext.attacks.spec import AttackSpec
 from atent_ext.core.errors import BadInput
 from atent_ext.evaluation.protocol import Protocol
+from atent_ext.evaluation.report import Report
 from atent_ext.experiments.quickstart import METHODS, quickstart
 
 PNG = b"\x89PNG\r\n\x1a\n"
 # The real thing takes minutes: here two epochs of few images, and PGD in the place of AutoAttack.
 TINY = ("epochs=2", "examples=320", "validation.count=100", "validation.steps=2")
-SHORT = Protocol(
-    name="short", description="", attacks=(AttackSpec(attack="clean"), AttackSpec(attack="pgd", steps=3, restarts=1))
-)
+SHORT = Protocol(name="short", description="", attacks=(attack_spec("clean"), attack_spec("pgd", steps=3, restarts=1)))
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +27,12 @@ def result(tmp_path_factory):
 def test_it_trains_and_scores_the_five_methods(result):
     out, reports, begun = result
     assert begun == [f"digits-linf-{method}" for method in METHODS]
-    assert [report["name"] for report in reports] == begun
-    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(reports))
+    assert [report.name for report in reports] == begun
+    written = json.loads((out / "results.json").read_text())
+    assert [Report.parse(one, "results.json") for one in written] == reports
     for report in reports:
-        assert [r["attack"] for r in report["results"]] == ["clean", "PGD-3", "worst case"]
-        assert all(r["n"] == 40 for r in report["results"])
+        assert [r.attack for r in report.results] == ["clean", "PGD-3", "worst case"]
+        assert all(r.n == 40 for r in report.results)
 
 
 def test_it_writes_a_ranked_table(result):
@@ -57,9 +57,37 @@ def test_it_goes_on_where_it_stopped_and_does_not_overwrite_in_silence(result, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("atent_ext.experiments.quickstart.load_protocol", lambda name: SHORT)
         again = quickstart(out, n=40, overrides=TINY)
-    assert [r["results"][1]["flags"] for r in again] == [r["results"][1]["flags"] for r in reports]
+    assert [r.results[1].flags for r in again] == [r.results[1].flags for r in reports]
     with pytest.raises(BadInput, match="was trained with seed = 0, not 1"):
         quickstart(out, n=40, overrides=TINY, seed=1)
     with pytest.raises(BadInput, match="only 360 examples"):
         quickstart(tmp_path, n=361)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_of_another_setting_stay(result, monkeypatch, tmp_path):
+    out, _, _ = result
+    monkeypatch.setattr("atent_ext.experiments.quickstart.load_protocol", lambda name: SHORT)
+    before = (out / "results.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("atent_ext.evaluation.engine.score", lambda *_: pytest.fail("it was scored again"))
+        assert quickstart(out, n=40, overrides=TINY) == json.loads(before)
+        with pytest.raises(BadInput) as error:
+            quickstart(out, n=30, overrides=TINY)
+    assert (error.value.code, error.value.field) == ("other-content", "n")
+    assert f"{out / 'results.json'} was made with n = 40, not 30" in str(error.value)
+    assert (out / "results.json").read_bytes() == before
+    (tmp_path / "results.json").write_text("[3]")
+    with pytest.raises(BadInput, match="is there and no report") as error:
+        quickstart(tmp_path, n=30, overrides=TINY)
+    assert error.value.code == "exists"
+
+
+def test_what_an_override_carries_along_is_heard(monkeypatch, tmp_path):
+    heard = []
+    monkeypatch.setattr(
+        "atent_ext.experiments.quickstart.fit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        quickstart(tmp_path, overrides=("threat.eps=0.1",), notice=heard.append)
+    assert [text.partition(" ")[0] for text in heard] == ["threat.eps"]  # SGD comes first, which has no eps of its own

@@ -8,7 +8,7 @@ import studies
 
 from atent_ext.experiments import study
 from atent_ext.experiments.reproduce import reproduce
-from atent_ext.experiments.rows import Workshop
+from atent_ext.experiments.rows import Context
 
 pytestmark = pytest.mark.integration
 
@@ -21,7 +21,7 @@ def smoke(tmp_path_factory):
     def result(name):
         target = out / f"{name}-smoke.json"
         if not target.exists():
-            reproduce(study.load(name), Workshop("smoke", out / "runs"), target)
+            reproduce(study.load(name), Context("smoke", out / "runs"), target)
         return json.loads(target.read_text())
 
     result.out = out

@@ -1,32 +1,22 @@
-from atent_ext.experiments import table
+import reports
+from reports import result
+
+from atent_ext.attacks.spec import Note
+from atent_ext.experiments.quickstart import markdown
 
 
 def report(name, clean, worst, note=""):
-    def result(attack, correct):
-        return {
-            "attack": attack,
-            "correct": correct,
-            "accuracy": correct / 200,
-            "interval95_wilson": [0.5, 0.75],
-            "notes": [note] if note else [],
-        }
-
-    return {
-        "name": name,
-        "data": "digits",
-        "data_note": "A note on the data.",
-        "split": "test, the first 200 of 360",
-        "threat": {"norm": "Linf", "eps": 0.15},
-        "protocol": "autoattack",
-        "seed": 4,
-        "batch_size": 250,
-        "versions": {"torch": "2.9"},
-        "results": [result("clean", clean), result("worst case", worst)],
-    }
+    notes = [Note(kind="other", text=note)] if note else []
+    found = [
+        result(attack, right / 200, interval95_wilson=(0.5, 0.75), notes=notes)
+        for attack, right in (("clean", clean), ("worst case", worst))
+    ]
+    setting = {"name": name, "data_note": "A note on the data.", "protocol": "autoattack", "seed": 4}
+    return reports.report(*found, **setting, versions={"torch": "2.9"})
 
 
 def test_rows_are_ranked_by_the_worst_case():
-    text = table.markdown([report("a", 198, 100), report("b", 180, 150), report("c", 199, 20, "Square skipped.")])
+    text = markdown([report("a", 198, 100), report("b", 180, 150), report("c", 199, 20, "Square skipped.")])
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert rows == [
         "| rank | model | clean | worst case |",
@@ -37,7 +27,7 @@ def test_rows_are_ranked_by_the_worst_case():
 
 
 def test_the_setting_is_said():
-    text = table.markdown([report("a", 198, 100), report("b", 190, 90, "Square skipped.")])
+    text = markdown([report("a", 198, 100), report("b", 190, 90, "Square skipped.")])
     for part in (
         "Linf eps 0.15",
         "protocol autoattack",

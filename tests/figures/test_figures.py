@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -362,6 +363,26 @@ def test_figures_without_runs_are_drawn_with_their_numbers(tmp_path, monkeypatch
         assert json.loads(paths[2].read_text())["figure"] == kind
 
 
+def test_a_figures_numbers_replace_no_scores(tmp_path, monkeypatch):
+    short = density.Setting(chains=20, steps=2)
+    monkeypatch.setattr(density, "Setting", lambda: short)
+    numbers, out = tmp_path / "one.json", tmp_path / "one.png"
+    for text in ('{"results": []}', '{"figure": "plane"}', "[]", "mine"):
+        numbers.write_text(text)
+        said = refusal(drawing.draw, "density", [], out)
+        assert (
+            said
+            == f"{numbers} is there, and it does not hold the numbers of a figure 'density', which go there; "
+            + ("name another --out")
+        )
+        assert numbers.read_text() == text
+        assert not out.exists()
+    numbers.unlink()
+    for seed in (0, 1):  # those of an earlier drawing are replaced
+        drawing.draw("density", [], out, seed=seed)
+        assert json.loads(numbers.read_text())["seed"] == seed
+
+
 def test_every_kind_is_described_and_drawn():
     assert list(drawing.KINDS) == list(drawing._DRAWERS)
     assert all("\n" not in text for text in drawing.KINDS.values())
@@ -401,8 +422,7 @@ def test_runs_on_different_data_are_not_drawn_together(tmp_path, runs, monkeypat
 
     def other(path, root=None):
         found = whole(path, root)
-        found.about["data"] = path.name
-        return found
+        return replace(found, about=found.about.model_copy(update={"data": path.name}))
 
     monkeypatch.setattr(run_folder, "from_run", other)
     assert "data sets a, b" in refusal(drawing.draw, "probabilities", runs, tmp_path / "one.png")

@@ -298,6 +298,18 @@ def test_the_seed_rules_the_noise_and_numpys_state_where_there_is_none():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_what_is_no_seed_is_refused(seed):
+    classifier = wrapped(small_net())
+    for build in (
+        lambda: ATENTAttack(classifier, **SHORT | {"seed": seed}),
+        lambda: AdversarialTrainerObjectivePyTorch(wrapped(tiny(), (1, 8, 8), 3), PGDAT(**COMMON), seed=seed),
+    ):
+        with pytest.raises(BadInput) as refused:
+            build()
+        assert (refused.value.code, refused.value.field) == ("bad-value", "seed")
+
+
 def test_no_images_are_no_problem_and_nothing_is_printed_unless_asked(capsys):
     x, y = arrays()
     classifier = wrapped(small_net())

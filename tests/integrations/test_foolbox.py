@@ -174,7 +174,7 @@ def test_repeat_keeps_the_first_success_of_each_run(kind):
     _, fmodel, x, y = problem()
     y = fmodel(x).argmax(1)
     settings = {"steps": 1, "noise": 1.5}  # little more than random points, so that runs differ
-    eps = 0.35 if kind.norm is LINF else 2.0
+    eps = 0.35 if kind.norm == LINF else 2.0
     _, found, success = short(kind, generator=generator(2), **settings).repeat(4)(fmodel, x, y, epsilons=[eps])
     attack = short(kind, generator=generator(2), **settings)
     runs = [attack(fmodel, x, y, epsilons=eps)[1:] for _ in range(4)]

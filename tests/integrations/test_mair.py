@@ -291,6 +291,13 @@ def test_what_does_not_fit_is_refused(trainer_class):
     assert all(parameter.grad is None for parameter in trainer.rmodel.parameters())
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_what_is_no_seed_is_refused(trainer_class, seed):
+    with pytest.raises(BadInput) as refused:
+        trainer_class(robust(), PGDAT(**COMMON), seed=seed)
+    assert (refused.value.code, refused.value.field) == ("bad-value", "seed")
+
+
 # Where MAIR is.
 
 

@@ -5,7 +5,7 @@ import numpy
 import pytest
 import torch
 import torchattacks
-from problems import LinearTwoClass, small_batch, small_net
+from problems import LinearTwoClass, OnlyBuffers, small_batch, small_net
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -448,3 +448,9 @@ def test_without_torchattacks_the_extra_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, ATENT.__module__)
     with pytest.raises(MissingExtra, match=r"pip install 'atent-ext\[torchattacks\]'"):
         importlib.import_module(ATENT.__module__)
+
+
+@BOTH
+def test_images_go_to_the_buffers_of_a_network_without_parameters(kind):
+    assert kind(OnlyBuffers("meta"), **SHORT).device == torch.device("meta")
+    assert kind(nn.Flatten(), **SHORT).device is None

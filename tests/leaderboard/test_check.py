@@ -115,11 +115,17 @@ CHANGES = {
         lambda held: held["signs"][-1].update(evidence="none"),
         "the sign 'black box beats white box' is not what AutoAttack's counts say",
     ),
-    "accuracy in quotes": (lambda held: first(held, "AutoAttack").update(accuracy="0.5"), "cannot be read"),
-    "more images than there are": (lambda held: first(held, "AutoAttack").update(n=10**30), "cannot be read"),
+    "accuracy in quotes": (
+        lambda held: first(held, "AutoAttack").update(accuracy="0.5"),
+        r"'report\.results\.3\.accuracy': Input should be a valid number",
+    ),
+    "more images than there are": (
+        lambda held: first(held, "AutoAttack").update(n=10**30),
+        r"'report\.results\.3\.n': Input should be less than",
+    ),
     "command for a terminal": (
         lambda held: first(held, "AutoAttack").update(attack="x\n::error::\x1b[31m"),
-        "cannot be read",
+        r"'report\.results\.3\.attack': .* characters that are not printable",
     ),
     "deep": (lambda held: held["report"].update(machine=deep(300)), "lie more than 20 deep"),
     "eps in levels": (lambda held: held["submission"]["threat"].update(eps=8), "write 8/255"),

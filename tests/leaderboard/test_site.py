@@ -2,6 +2,7 @@
 leaderboard/test_site_browser.py."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PNG = b"\x89PNG\r\n\x1a\n" + b"picture"
 
 
+PLACE = card().place
+
+
 def entries(folder, *cards):
-    return [entry for table in ranking.read(sample_cards.write(folder, *cards)) for entry in table.entries]
+    """The entries of cards, or of what somebody made of the JSON of the sample."""
+    for made in (made for made in cards if isinstance(made, dict)):
+        (folder / PLACE).parent.mkdir(parents=True)
+        (folder / PLACE).write_text(json.dumps(made), encoding="utf-8")
+    sample_cards.write(folder, *(made for made in cards if not isinstance(made, dict)))
+    return [entry for table in ranking.read(folder) for entry in table.entries]
 
 
 def renamed(of, name):
@@ -25,10 +34,10 @@ def renamed(of, name):
 
 
 def altered(of, change):
-    """The card with its report changed in place by `change`."""
-    report = json.loads(json.dumps(of.report))
-    change(report)
-    return of.model_copy(update={"report": report})
+    """The JSON of a card with its report changed in place by `change`."""
+    held = of.model_dump(mode="json")
+    change(held["report"])
+    return held
 
 
 # ---- standings
@@ -80,7 +89,23 @@ def test_the_best_known_attack_is_the_one_that_leaves_least(tmp_path):
 
 
 def changed_autoattack(report):
-    report["results"][3] |= {"attack": "AutoAttack, changed", "notes": ["3 classes: no targeted attacks"]}
+    note = {"kind": "changed", "text": "3 classes: no targeted attacks"}
+    report["results"][3] |= {"attack": "AutoAttack, changed", "notes": [note]}
+
+
+def of_version_1(report):
+    """As version 1 wrote it: settings beside figures, notes as texts, no kinds."""
+    del report["version"]
+    report["split"] = f"{report.pop('part')}, the first {report.pop('n')} of {report.pop('total')}"
+    for result in report["results"]:
+        del result["kind"]
+        result |= result.pop("settings")
+        result["notes"] = [note["text"] for note in result["notes"]]
+
+
+def changed_autoattack_of_version_1(report):
+    changed_autoattack(report)
+    of_version_1(report)
 
 
 def without_autoattack(report):
@@ -109,6 +134,8 @@ BADGES = {
     "random, not declared": (card(claims=[], checks=NOT_RANDOM), ["1 check failed", "random"], True),
     "few images": (card(n=50, claims=[]), ["only 50 images"], True),
     "changed": (altered(card(claims=[]), changed_autoattack), ["AutoAttack changed"], False),
+    "changed, of version 1": (altered(card(claims=[]), changed_autoattack_of_version_1), ["AutoAttack changed"], False),
+    "of version 1": (altered(card(claims=[]), of_version_1), [], False),
     "no AutoAttack": (altered(card(claims=[]), without_autoattack), ["no AutoAttack"], True),
     "other images": (altered(card(claims=[]), other_images), ["other test images"], False),
 }
@@ -170,14 +197,51 @@ def not_a_number(report):
     report["results"][1]["accuracy"] = float("nan")
 
 
+def first_result(**fields):
+    return lambda report: report["results"][0].update(fields)
+
+
+def fields(**fields):
+    return lambda report: report.update(fields)
+
+
+def of_version_1_and(change):
+    def both(report):
+        of_version_1(report)
+        change(report)
+
+    return both
+
+
 UNREADABLE = {
     "no clean accuracy": (altered(card(), no_clean), "0 results 'clean'"),
     "two worst cases": (altered(card(), two_worst), "2 results 'worst case'"),
     "no attack": (altered(card(), no_attack), "no attack beside"),
-    "no results": (altered(card(), no_results), "figures cannot be read, results"),
+    "no results": (altered(card(), no_results), "'report.results': Field required"),
+    "results that are none": (altered(card(), fields(results={"attack": "clean"})), "'report.results': .* valid tuple"),
+    "results that are texts": (altered(card(), fields(results=["clean"])), r"'report\.results\.0': .* dictionary"),
+    "a result without figures": (
+        altered(card(), fields(results=[{"attack": "x"}])),
+        r"results\.0\.correct': Field req",
+    ),
+    "no report": (card().model_dump(mode="json") | {"report": []}, "'report': "),
+    "a report that is a text": (card().model_dump(mode="json") | {"report": "x"}, "'report': "),
+    "another version": (altered(card(), fields(version=3)), r"'report\.version': Input should be 2"),
+    "images that are none": (altered(card(), of_version_1_and(fields(split="all"))), "split is 'all'"),
+    "an unknown kind": (altered(card(), first_result(kind="best")), r"0\.kind': Input should be 'clean'"),
+    "an unknown field": (altered(card(), first_result(rank=1)), r"0\.rank': Extra inputs"),
+    "a count in quotes": (altered(card(), first_result(correct="180")), r"0\.correct': .* valid integer"),
+    "a count that is true": (altered(card(), first_result(correct=True)), r"0\.correct': .* valid integer"),
+    "a count below 0": (altered(card(), first_result(robust_after={"x": -1})), r"0\.robust_after\.x': "),
+    "notes that are a text": (altered(card(), first_result(notes="x")), r"0\.notes': "),
+    "old notes that are a text": (altered(card(), of_version_1_and(first_result(notes="x"))), r"0\.notes': "),
+    "old notes that are numbers": (altered(card(), of_version_1_and(first_result(notes=[1]))), r"0\.notes\.0\.text'"),
+    "an attack of several lines": (altered(card(), first_result(attack="a\nb\x1b[1m")), r"0\.attack': .*'a\\nb\\x1b"),
+    "a field of several lines": (altered(card(), fields(versions={"a\nb": 1})), r"versions\.a\\nb"),
     "accuracy above 1": (altered(card(), too_accurate), r"1\.accuracy"),
     "NaN": (altered(card(), not_a_number), r"1\.accuracy"),
-    "not scored": (card(report={}), "was not scored"),
+    "not scored": (card(report=None), "was not scored"),
+    "not scored, of version 1": (card().model_dump(mode="json") | {"report": {}}, "was not scored"),
     "short curve": (card(curve={"n": 5, "eps": [0, 1], "accuracy": {"PGD": [0.5]}}), "needs 2 accuracies"),
     "empty curve": (card(curve={"n": 5, "eps": [], "accuracy": {"PGD": []}}), "eps"),
 }
@@ -187,8 +251,20 @@ UNREADABLE = {
 def test_a_card_without_its_figures_is_named(tmp_path, made, told):
     with pytest.raises(BadInput, match=told) as caught:
         entries(tmp_path, made)
-    assert str(caught.value).startswith(f"{tmp_path / made.place}: ")
-    assert "\n" not in str(caught.value)
+    assert re.match(f"{re.escape(str(tmp_path / PLACE))}(:| is no card:) ", str(caught.value))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["worst_case", "worst case", "clean", "autoattack", "AutoAttack"])
+def test_no_attack_takes_the_place_of_another_by_its_name(tmp_path, name):
+    def renamed(report):
+        weak = {"kind": "attack", "attack": name, "accuracy": 0.99, "correct": 198}
+        report["results"].insert(0, report["results"][1] | weak)
+
+    (fair,) = entries(tmp_path / "fair", card())
+    (found,) = entries(tmp_path / "hostile", altered(card(), renamed))
+    assert (found.clean, found.worst, found.autoattack) == (fair.clean, fair.worst, fair.autoattack)
+    assert found.strongest == fair.strongest
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
@@ -212,6 +288,14 @@ def test_the_site_is_an_index_and_a_page_and_a_card_for_each_model(tmp_path):
     ]
     assert sorted(path for path in (tmp_path / "site").rglob("*") if path.is_file()) == sorted(files)
     assert files[2].read_bytes() == (folder / card("one").place).read_bytes()
+
+
+def test_a_fact_that_is_not_known_is_not_shown(tmp_path):
+    assert card().report.chunk is None
+    page = site.build(sample_cards.write(tmp_path / "cards", card()), tmp_path / "site")[1].read_text(encoding="utf-8")
+    assert "<dt>Split</dt><dd>test, the first 200 of 10000</dd>" in page
+    assert "<dt>Chunk</dt>" not in page
+    assert "None</dd>" not in page
 
 
 def test_the_same_cards_give_the_same_site(tmp_path):
@@ -264,7 +348,7 @@ def test_a_gallery_that_is_no_png_is_refused(tmp_path):
 def test_the_card_is_shown_without_its_long_flags(tmp_path):
     files = site.build(sample_cards.write(tmp_path / "cards", card("one", n=200)), tmp_path / "site")
     text = files[1].read_text(encoding="utf-8")
-    flags = card("one", n=200).report["results"][0]["flags"]
+    flags = card("one", n=200).report.result("clean").flags
     assert flags[:24] + "…" in text
     assert flags[:25] not in text
 

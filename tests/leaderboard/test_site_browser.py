@@ -90,9 +90,8 @@ def test_heads_sort_their_table_alone(browser, site):
 
 def test_what_is_missing_is_sorted_last(browser, tmp_path):
     def without(of):
-        return of.model_copy(
-            update={"report": of.report | {"results": [*of.report["results"][:3], of.report["results"][4]]}}
-        )
+        kept = tuple(result for result in of.report.results if result.kind != "autoattack")
+        return of.model_copy(update={"report": of.report.model_copy(update={"results": kept})})
 
     cards = [without(card("without")), card("low", robust=0.2), card("high", robust=0.6)]
     files = board.build(sample_cards.write(tmp_path / "cards", *cards), tmp_path / "site")
@@ -299,12 +298,15 @@ def hostile(tmp_path_factory):
         curve={"n": 5, "eps": [0.0, 0.1], "accuracy": {ATTACK: [0.5, 0.1]}},
         weights={"file": ATTACK.replace("/", ""), ATTACK: ATTACK, "bytes": ATTACK},
     )
-    for result in made.report["results"][1:4]:
-        result |= {"attack": result["attack"] + ATTACK, "notes": [ATTACK], "robust_after": {ATTACK: 1}}
-    made.report.update(data=ATTACK, data_note=ATTACK, split=ATTACK, versions={ATTACK: ATTACK}, machine=ATTACK)
+    held = made.model_dump(mode="json")
+    for result in held["report"]["results"][1:4]:
+        said = {"notes": [{"kind": "changed", "text": ATTACK}], "robust_after": {ATTACK: 1}}
+        result |= {"attack": result["attack"] + ATTACK, "settings": {ATTACK: ATTACK}, **said}
+    about = {"name": ATTACK, "model": ATTACK, "data": ATTACK, "data_note": ATTACK, "part": ATTACK, "protocol": ATTACK}
+    held["report"] |= about | {"versions": {ATTACK: ATTACK}, "machine": {ATTACK: ATTACK}, "recipe": {ATTACK: ATTACK}}
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "cards").mkdir()
-    (folder / "cards" / "x.json").write_text(made.model_dump_json(), encoding="utf-8")
+    (folder / "cards" / "x.json").write_text(json.dumps(held), encoding="utf-8")
     return board.build(folder / "cards", folder / "site")
 
 

@@ -177,14 +177,16 @@ def test_other_classes_and_channels(name, classes, channels):
 )
 def test_fixed_networks_refuse_other_counts(name, what, value):
     counts = {"classes": 10, "channels": NETWORKS[name][2], what: value}
-    with pytest.raises(BadInput, match=f"{name} takes {what}=.* only, not {value}"):
+    with pytest.raises(BadInput, match=f"{name} takes {what}=.* only, not {value}; choose another model") as error:
         networks.build(name, **counts)
+    assert (error.value.code, error.value.field) == ("unsupported", what)
 
 
 @pytest.mark.parametrize("wrong", [{"classes": 0}, {"classes": 2.5}, {"channels": 0}, {"channels": True}])
 def test_counts_must_be_whole_numbers(wrong):
-    with pytest.raises(BadInput, match=next(iter(wrong))):
+    with pytest.raises(BadInput) as error:
         networks.build("small-cnn", **{"classes": 10, "channels": 1, **wrong})
+    assert error.value.field == next(iter(wrong))
 
 
 def test_width_is_a_factor_on_the_channels():
@@ -208,23 +210,37 @@ def test_width_is_a_factor_on_the_channels_of_resnet20():
 @pytest.mark.parametrize("network", ["small-cnn", "resnet-20"])
 @pytest.mark.parametrize("width", [0, -1, 1.5, "2", True, 17, 10**9])
 def test_width_must_be_a_small_whole_number(network, width):
-    with pytest.raises(BadInput, match="width is"):
+    with pytest.raises(BadInput) as error:
         networks.build(network, classes=10, channels=1, width=width)
+    assert str(error.value) == f"width is {width!r}; it must be a whole number from 1 to 16"
+    assert (error.value.code, error.value.field) == ("bad-value" if type(width) is int else "bad-type", "width")
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan"), "half"])
 def test_dropout_must_be_a_probability(dropout):
-    with pytest.raises(BadInput, match="dropout is"):
+    with pytest.raises(BadInput) as error:
         networks.build("small-cnn", classes=10, channels=1, dropout=dropout)
+    assert str(error.value) == f"dropout is {dropout!r}; it must be a probability in [0, 1)"
+    assert (error.value.code, error.value.field) == ("bad-type" if dropout == "half" else "bad-value", "dropout")
 
 
 def test_unknown_names_and_arguments_name_the_nearest():
     with pytest.raises(BadInput, match="did you mean 'small-cnn'"):
         networks.build("smallcnn", classes=10, channels=1)
-    with pytest.raises(BadInput, match="'small-cnn': 'dropuot'; did you mean 'dropout'"):
+    with pytest.raises(BadInput, match="'small-cnn': 'dropuot'; did you mean 'dropout'") as error:
         networks.build("small-cnn", classes=10, channels=1, dropuot=0.1)
+    assert (error.value.code, error.value.field) == ("unknown-name", "dropuot")
     with pytest.raises(BadInput, match="'digits-cnn': 'dropout'; known: channels, classes"):
         networks.build("digits-cnn", classes=10, channels=1, dropout=0.1)
+
+
+def test_build_for_takes_classes_and_channels_from_the_data():
+    images = torch.zeros(2, 3, 8, 8)
+    assert networks.build_for("digits-cnn", images, 4)(images).shape == (2, 4)
+    for arguments, code, field in (({"channels": 3}, "unused", "channels"), ({}, "bad-shape", "images")):
+        with pytest.raises(BadInput) as error:
+            networks.build_for("small-cnn", images, 4, **arguments)
+        assert (error.value.code, error.value.field) == (code, field)
 
 
 def test_digits_cnn_learns_digits_in_seconds():
@@ -257,7 +273,7 @@ def test_advertorch_checkpoints_classify_mnist(data_root, trained, correct):
 def test_the_checkpoint_that_pyautoattack_ships_fits_its_network():
     network = networks.build("resnet-18-pyautoattack", classes=10, channels=3)
     path = files("pyautoattack") / "examples" / "model_test.pt"
-    found = network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    assert (found.missing_keys, found.unexpected_keys) == ([], [])
+    keys = network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    assert (keys.missing_keys, keys.unexpected_keys) == ([], [])
     # In its training each BatchNorm counted every batch once.
     assert len({int(m.num_batches_tracked) for m in network.modules() if isinstance(m, nn.BatchNorm2d)}) == 1

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from problems import small_batch, small_net
+from problems import OnlyBuffers, small_batch, small_net
 from torch import nn
 
 from atent_ext.attacks.advertorch_style import LinfATENTAttack
@@ -30,7 +30,7 @@ def images(count=6, shape=(1, 28, 28)):
 
 
 class Viewing(nn.Module):
-    """Flattens by `view`, which activations with the channels innermost do not allow."""
+    """Flattens by `view`, which fails for channels-last activations."""
 
     def __init__(self):
         super().__init__()
@@ -42,16 +42,21 @@ class Viewing(nn.Module):
         return self.out(hidden.view(len(x), -1))
 
 
-class Stubborn(nn.Module):
-    """Answers otherwise when its weights lie otherwise in memory."""
+class FormatDependent(nn.Module):
+    """Its outputs depend on the memory format of its weights."""
 
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(2, 4, 3)
 
     def forward(self, x):
-        moved = not self.conv.weight.is_contiguous()
-        return self.conv(x).mean((2, 3)) * (1.1 if moved else 1.0)
+        return self.conv(x).mean((2, 3)) * (1.0 if self.conv.weight.is_contiguous() else 1.1)
+
+
+def test_images_go_to_the_buffers_of_a_network_without_parameters():
+    model = OnlyBuffers("meta")
+    assert speed.prepare(model, images()).model.norm.running_mean.is_meta
+    assert model.seen[0].type == "meta"
 
 
 def assert_untouched(model, before):
@@ -82,28 +87,28 @@ def test_a_prepared_network_gives_the_same_logits(name, channels, side, setting)
     assert prepared.folded == bool(expected)
     assert not any(p.requires_grad for p in prepared.model.parameters())
     assert not any(module.training for module in prepared.model.modules())
-    innermost = [
+    channels_last = [
         m.weight.is_contiguous(memory_format=torch.channels_last)
         for m in prepared.model.modules()
         if isinstance(m, nn.Conv2d) and m.in_channels > 1
     ]
-    assert all(innermost) == (setting == "channels-last")
+    assert all(channels_last) == (setting == "channels-last")
     assert all(p.requires_grad for p in model.parameters())
     assert_untouched(model, before)
 
 
-def test_a_network_that_cannot_be_followed_keeps_its_norms_and_says_so():
-    class Choosy(nn.Sequential):
+def test_a_network_that_cannot_be_traced_keeps_its_norms_with_a_note():
+    class Branching(nn.Sequential):
         def forward(self, x):
             return super().forward(x if float(x.detach().sum()) > 0 else -x).mean((2, 3))
 
-    prepared = speed.prepare(Choosy(nn.Conv2d(1, 10, 3), nn.BatchNorm2d(10)).eval(), images(3, (1, 8, 8)))
+    prepared = speed.prepare(Branching(nn.Conv2d(1, 10, 3), nn.BatchNorm2d(10)).eval(), images(3, (1, 8, 8)))
     assert prepared.notes[0].startswith("BatchNorm not folded: ")
     assert prepared.notes[1:] == ("speed: channels-last",)
-    assert isinstance(prepared.model, Choosy)
+    assert isinstance(prepared.model, Branching)
 
 
-def test_what_cannot_run_so_runs_plainly_and_says_why():
+def test_a_network_that_cannot_use_channels_last_runs_plainly_with_a_note():
     prepared = speed.prepare(Viewing().eval(), images(3, (1, 8, 8)))
     assert prepared.speed == "plain"
     assert prepared.notes[0].startswith("channels-last not used: RuntimeError: view size is not compatible")
@@ -112,8 +117,8 @@ def test_what_cannot_run_so_runs_plainly_and_says_why():
 @pytest.mark.parametrize(
     ("name", "channels", "side"), [("small-cnn", 1, 28), ("lenet5-madry", 1, 28), ("resnet-20", 3, 32)]
 )
-def test_a_kink_of_the_network_is_not_taken_for_another_answer(name, channels, side):
-    """Of many images, rounding takes one or another across a ReLU's kink, which moves its gradient far."""
+def test_a_kink_of_the_network_is_not_taken_for_a_difference(name, channels, side):
+    """Rounding moves some of many images across the kink of a ReLU, which changes their gradients a lot."""
     x = images(128, (channels, side, side))
     for _ in range(2):
         model = network(name, channels).eval()
@@ -122,7 +127,7 @@ def test_a_kink_of_the_network_is_not_taken_for_another_answer(name, channels, s
 
 
 class Watching(nn.Module):
-    """Keeps what cuDNN may do whenever it answers."""
+    """Records in each forward pass whether cuDNN may use TF32."""
 
     def __init__(self):
         super().__init__()
@@ -138,7 +143,7 @@ class Watching(nn.Module):
 
 @pytest.mark.parametrize("allowed", [True, False])
 @pytest.mark.parametrize("fails", [False, True])
-def test_answers_are_compared_without_tf32_which_is_as_it_was_afterwards(monkeypatch, allowed, fails):
+def test_outputs_are_compared_without_tf32_and_its_setting_is_restored(monkeypatch, allowed, fails):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     model, x = Watching(), images(3, (1, 8, 8))
     if fails:
@@ -152,17 +157,17 @@ def test_answers_are_compared_without_tf32_which_is_as_it_was_afterwards(monkeyp
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has the older name alone")
-def test_tf32_that_was_decided_by_its_newer_name_stays():
-    own = torch.backends.cudnn.conv
-    before, own.fp32_precision = own.fp32_precision, "ieee"
+def test_the_newer_setting_of_tf32_is_not_changed():
+    conv = torch.backends.cudnn.conv
+    before, conv.fp32_precision = conv.fp32_precision, "ieee"
     try:
         assert speed.choose(network("small-cnn", 1), images(3, (1, 28, 28)), "channels-last") == ("channels-last", ())
-        assert own.fp32_precision == "ieee"
+        assert conv.fp32_precision == "ieee"
     finally:
-        own.fp32_precision = before
+        conv.fp32_precision = before
 
 
-def test_gradients_that_vanish_are_noticed_however_small_the_true_ones():
+def test_gradients_that_vanish_are_noticed_even_if_the_true_ones_are_small():
     class Masking(nn.Module):
         def __init__(self):
             super().__init__()
@@ -177,7 +182,7 @@ def test_gradients_that_vanish_are_noticed_however_small_the_true_ones():
     assert "input gradients differ for the median image by 1.0e+00" in prepared.notes[0]
 
 
-def test_a_network_that_draws_at_random_is_not_followed_and_the_random_state_is_restored():
+def test_a_network_that_draws_at_random_is_not_folded_and_the_random_state_is_restored():
     class Coin(nn.Module):
         def __init__(self):
             super().__init__()
@@ -198,7 +203,7 @@ def test_a_network_that_draws_at_random_is_not_followed_and_the_random_state_is_
     assert not prepared.folded
 
 
-def test_folding_leaves_the_random_state_alone_and_can_be_declined():
+def test_folding_keeps_the_random_state_and_can_be_declined():
     state = torch.get_rng_state()
     assert speed.prepare(network("resnet-20", 3), images(3, (3, 32, 32))).folded
     assert torch.equal(torch.get_rng_state(), state)
@@ -207,18 +212,18 @@ def test_folding_leaves_the_random_state_alone_and_can_be_declined():
     assert speed.prepare(network("resnet-20", 3), images(3, (3, 32, 32)), "plain", fold=True).folded
 
 
-def test_what_answers_otherwise_runs_plainly_and_says_by_how_much():
-    prepared = speed.prepare(Stubborn().eval(), 9 * images(3, (2, 8, 8)))
+def test_a_network_whose_logits_change_runs_plainly_with_the_difference_in_a_note():
+    prepared = speed.prepare(FormatDependent().eval(), 9 * images(3, (2, 8, 8)))
     assert prepared.speed == "plain"
     assert "its logits differ by 1.0e-01, more than 0.001" in prepared.notes[0]
 
 
-def test_double_precision_has_no_such_kernels():
+def test_double_precision_has_no_channels_last_kernels():
     prepared = speed.prepare(small_net(), small_batch()[0])
     assert prepared.notes[0] == "channels-last not used: there are no convolutions in float32 or half precision"
 
 
-def test_what_cannot_be_copied_is_used_as_it_is():
+def test_a_model_that_cannot_be_copied_is_returned_itself():
     class Single(nn.Linear):
         def __deepcopy__(self, memo):
             raise TypeError("there is only one of it")
@@ -229,7 +234,7 @@ def test_what_cannot_be_copied_is_used_as_it_is():
     assert prepared.notes == ("not prepared: the model cannot be copied (TypeError: there is only one of it)",)
 
 
-def test_graphs_need_a_gpu_and_give_way_to_the_next_simpler(monkeypatch):
+def test_graphs_need_a_gpu_and_fall_back_to_the_next_simpler_setting(monkeypatch):
     tried = []
     problem = speed._problem
 
@@ -268,7 +273,7 @@ def test_auto_keeps_the_fastest(monkeypatch, fast):
     )
 
 
-def test_auto_does_not_time_what_cannot_run(monkeypatch):
+def test_auto_times_only_settings_that_the_network_can_use(monkeypatch):
     monkeypatch.setattr(speed, "measure", lambda runs: dict.fromkeys(runs, 0.001))
     chosen, notes = speed.choose(Viewing().eval(), images(3, (1, 8, 8)), "auto")
     assert chosen == "plain"
@@ -279,15 +284,15 @@ def test_auto_does_not_time_what_cannot_run(monkeypatch):
     assert speed.choose(single, images(3, (1, 8, 8)), "auto")[0] == "plain"
 
 
-def test_measuring_takes_turns_and_the_median():
+def test_timing_interleaves_calls_and_takes_the_median():
     calls = []
-    found = speed.measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")})
+    measured = speed.measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")})
     assert calls == ["a", "b"] * 6
-    assert found.keys() == {"a", "b"}
-    assert all(0 <= seconds < 1 for seconds in found.values())
+    assert measured.keys() == {"a", "b"}
+    assert all(0 <= seconds < 1 for seconds in measured.values())
 
 
-def test_trying_leaves_network_and_random_state_alone():
+def test_trying_settings_changes_neither_the_network_nor_the_random_state():
     model = network("resnet-20", 3).train()
     before = copy.deepcopy(model.state_dict())
     state = torch.get_rng_state()
@@ -302,12 +307,12 @@ def test_trying_leaves_network_and_random_state_alone():
 # ---- the view of an attack
 
 
-def test_an_attack_sees_the_channels_innermost_and_the_model_does_not_change():
+def test_an_attack_runs_on_channels_last_and_the_model_does_not_change():
     model = network().eval()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     seen = []
     model.features[2].register_forward_hook(
-        lambda _, given, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
+        lambda _, inputs, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
     )
     with speed.viewed(model, images(), "channels-last") as view:
         x = images().requires_grad_()
@@ -322,14 +327,14 @@ def test_an_attack_sees_the_channels_innermost_and_the_model_does_not_change():
 
 
 @pytest.mark.parametrize("model", [Viewing(), small_net(), nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), lambda x: x])
-def test_what_cannot_run_so_is_attacked_as_it_is(model):
+def test_a_model_that_cannot_use_channels_last_is_attacked_itself(model):
     x = images(3, (1, 8, 8)) if not isinstance(model, type(small_net())) else small_batch()[0]
     with speed.viewed(model, x, "channels-last") as view:
         assert view is model
 
 
 class Straight(torch.autograd.Function):
-    """Rounds, and lets the gradient through: by a `view`, which only the backward pass makes."""
+    """Rounds, with a straight-through gradient; only its backward pass calls `view`."""
 
     @staticmethod
     def forward(context, x):
@@ -340,7 +345,7 @@ class Straight(torch.autograd.Function):
         return gradient.view(-1).view(gradient.shape)
 
 
-def test_a_backward_pass_that_cannot_run_so_is_noticed_before_the_attack():
+def test_a_backward_pass_that_cannot_use_channels_last_is_noticed_before_the_attack():
     class Rounding(nn.Module):
         def __init__(self):
             super().__init__()
@@ -360,8 +365,8 @@ def test_an_attack_works_under_inference_mode():
     y = model(x).argmax(1)
     expected = LinfATENTAttack(model, nb_iter=2, generator=torch.Generator().manual_seed(0)).perturb(x, y)
     with torch.inference_mode():
-        got = LinfATENTAttack(model, nb_iter=2, generator=torch.Generator().manual_seed(0)).perturb(x, y)
-    assert torch.equal(got, expected)
+        adversary = LinfATENTAttack(model, nb_iter=2, generator=torch.Generator().manual_seed(0)).perturb(x, y)
+    assert torch.equal(adversary, expected)
 
 
 def test_both_settings_find_the_same_adversaries_up_to_rounding():
@@ -385,5 +390,6 @@ def test_both_settings_find_the_same_adversaries_up_to_rounding():
     ],
 )
 def test_an_unknown_setting_is_refused(call):
-    with pytest.raises(BadInput, match="speed is 'turbo'"):
+    with pytest.raises(BadInput, match=r"speed is 'turbo'; .*: plain, channels-last") as error:
         call("turbo")
+    assert (error.value.code, error.value.field) == ("unknown-name", "speed")

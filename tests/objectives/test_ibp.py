@@ -25,7 +25,7 @@ EVERYWHERE = (-torch.inf, torch.inf)
 
 
 def many_layers():
-    """Every kind of layer with bounds, batch norm with statistics and weights away from 0 and 1, of both signs."""
+    """Every kind of layer with bounds; batch norm has statistics and weights of both signs, away from 0 and 1."""
     network = nn.Sequential(
         nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.AvgPool2d(2)),
         nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, dilation=2, padding=2, groups=2), nn.Tanh(), nn.Dropout(0.5)),
@@ -133,8 +133,8 @@ def test_an_in_place_layer_leaves_the_box_alone():
     assert (float(low.min()), float(least.min())) == (-1, 0)
 
 
-class Folded(nn.Module):
-    """Not the chain of its children: something is done between them, or one of them is used twice."""
+class Chained(nn.Module):
+    """A chain of its children, or not: an operation between two of them, or a child that is used twice."""
 
     def __init__(self, kind):
         super().__init__()
@@ -148,13 +148,13 @@ class Folded(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["chain", "shift", "skip", "twice"])
-def test_a_network_of_its_own_forward_is_taken_only_where_it_is_a_chain(kind):
+def test_a_network_with_its_own_forward_is_accepted_only_if_it_is_a_chain(kind):
     with seeded(0):
-        model, x = Folded(kind), torch.rand(4, 6)
+        model, x = Chained(kind), torch.rand(4, 6)
     if kind == "chain":
         assert sequence(model, x) == [model.first, model.relu, model.last]
         return
-    with pytest.raises(BadInput, match=r"Folded does not apply its children in order; write it as an nn\.Sequential"):
+    with pytest.raises(BadInput, match=r"Chained does not apply its children in order; write it as an nn\.Sequential"):
         sequence(model, x)
 
 
@@ -182,7 +182,7 @@ def test_a_network_without_bounds_is_refused_by_name(make, words):
 
 
 @pytest.mark.parametrize("high", [torch.zeros(2, 6), torch.ones(1, 6), torch.full((2, 6), torch.nan)])
-def test_a_box_that_is_none_is_refused(high):
+def test_a_bad_box_is_refused(high):
     with pytest.raises(BadInput, match=r"low .2, 6. must have the shape of high"):
         interval_bounds(linear()[0].float(), torch.full((2, 6), 0.5), high)
 
@@ -235,17 +235,17 @@ def test_a_last_layer_that_is_not_linear_is_not_elided():
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
-def test_certification_refuses_nonsense(change, words):
-    given = {"x": torch.rand(2, 1, 8, 8), "y": torch.tensor([0, 9]), "eps": 0.1}
+def test_certification_refuses_bad_input(change, words):
+    arguments = {"x": torch.rand(2, 1, 8, 8), "y": torch.tensor([0, 9]), "eps": 0.1}
     with pytest.raises(BadInput, match=words):
-        certified_linf(DigitsCNN(), **given | change)
+        certified_linf(DigitsCNN(), **arguments | change)
 
 
 # ---- the objective
 
 
 def naive_loss(model, x, y, eps, kappa):
-    """Lower and upper ends carried by the signs of the weights, and the last layer's differences class by class."""
+    """Interval arithmetic by the signs of the weights, and the last layer's differences class by class."""
     first, second, third = model[0], model[3], model[5]
     low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
 
@@ -262,12 +262,12 @@ def naive_loss(model, x, y, eps, kappa):
     low, high = ends(second, F.linear)
     low, high = low.relu(), high.relu()
     losses = []
-    for one, (label, logits) in enumerate(zip(y.tolist(), model(x), strict=True)):
+    for i, (label, logits) in enumerate(zip(y.tolist(), model(x), strict=True)):
         worst = []
         for k in range(len(third.weight)):
             rows = third.weight[k] - third.weight[label]
-            reached = torch.where(rows > 0, high[one], low[one])
-            worst.append((rows * reached).sum() + third.bias[k] - third.bias[label])
+            corner = torch.where(rows > 0, high[i], low[i])
+            worst.append((rows * corner).sum() + third.bias[k] - third.bias[label])
         robust = torch.stack(worst).exp().sum().log()  # the label's own is 0
         losses.append(kappa * (logits.logsumexp(0) - logits[label]) + (1 - kappa) * robust)
     return sum(losses) / len(losses)
@@ -275,7 +275,7 @@ def naive_loss(model, x, y, eps, kappa):
 
 @pytest.mark.parametrize("kappa", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("eps", [0.0, 0.07])
-def test_the_loss_and_its_gradient_are_the_formula_written_out(kappa, eps):
+def test_the_loss_and_its_gradient_match_the_naive_formula(kappa, eps):
     with seeded(0):
         head = (nn.Flatten(), nn.Linear(5 * 36, 9), nn.ReLU(), nn.Linear(9, 4))
         model = nn.Sequential(nn.Conv2d(1, 5, 3, padding=1), nn.ReLU(), *head).double()
@@ -308,18 +308,19 @@ def test_only_eps_is_scaled():
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "wrong", "words"),
     [
-        ({"eps": -0.1}, "eps is -0.1"),
-        ({"eps": 0.1, "kappa": 1.5}, r"kappa is 1.5; it must lie in \[0, 1\]"),
-        ({"eps": 0.1, "kappa": float("nan")}, "kappa is nan"),
-        ({"eps": 0.1, "box": (1.0, 0.0)}, "box is .1.0, 0.0.; its first value must be below its second"),
-        ({"eps": 0.1, "norm": "L2"}, "norm is 'L2'; interval bounds are for 'Linf'"),
+        ({"eps": -0.1}, "eps", "eps is -0.1"),
+        ({"eps": 0.1, "kappa": 1.5}, "kappa", r"kappa is 1.5; it must lie in \[0, 1\]"),
+        ({"eps": 0.1, "kappa": float("nan")}, "kappa", "kappa is nan"),
+        ({"eps": 0.1, "box": (1.0, 0.0)}, "box", "box is .1.0, 0.0.; its first value must be below its second"),
+        ({"eps": 0.1, "norm": "L2"}, "norm", "norm is 'L2'; interval bounds are for 'Linf'"),
     ],
 )
-def test_nonsense_is_refused_by_name(fields, words):
-    with pytest.raises(BadInput, match=words):
+def test_a_bad_value_is_refused_by_name(fields, wrong, words):
+    with pytest.raises(BadInput, match=words) as error:
         IBP(**fields)
+    assert (error.value.code, error.value.field) == ("bad-value", wrong)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +331,7 @@ def test_nonsense_is_refused_by_name(fields, words):
         ("objective.kappa=2", "kappa is 2.0"),
     ],
 )
-def test_a_recipe_refuses_what_it_does_not_have(override, words):
+def test_a_recipe_refuses_unknown_fields_and_bad_values(override, words):
     with pytest.raises(BadInput, match=words):
         recipes.load("digits-linf-ibp", [override])
 
@@ -340,7 +341,7 @@ def test_a_recipe_refuses_what_it_does_not_have(override, words):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The test digits, and what the recipe trains in 10 epochs at eps 0.03: on the bounds (kappa 0.5) and plain (1)."""
+    """The test digits, and networks trained for 10 epochs at eps 0.03: on the bounds (kappa 0.5) and standard (1)."""
     digits, short = (
         datasets.load("digits"),
         ["epochs=10", "threat.eps=0.03", "objective.eps=0.03", "validation.steps=1"],
@@ -371,7 +372,7 @@ def test_training_on_the_bounds_raises_certified_accuracy(trained):
     assert figures[1.0][1] < 0.1
 
 
-def test_what_is_certified_withstands_the_attack(trained):
+def test_certified_images_withstand_the_attack(trained):
     split, models = trained
     for model in models.values():
         robust = robust_flags(model, split, pgd(LINF, 0.03, 20), Setting(schema.Threat(norm="Linf", eps=0.03)))

@@ -34,9 +34,9 @@ def mma(norm="Linf", **options):
 
 
 def inputs_of(model, objective, *arguments, **options):
-    """What the model was given in one call, in order."""
+    """The inputs of the model in one call, in order."""
     seen = []
-    watch = model.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
+    watch = model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     term = next(objective(model, *arguments, **options))
     watch.remove()
     return seen, term
@@ -53,10 +53,10 @@ def test_in_linf_the_search_ends_at_the_boundary_of_a_linear_model():
     model, x, y = linear_problem()
     objective, index = mma(), torch.arange(len(x))
     next(objective(model, x, y, index, generator=generator()))
-    found = objective.state_dict()["lengths"].double()
+    lengths = objective.state_dict()["lengths"].double()
     # Every gradient is ± w, and 8 steps of 2.5 / 8 cross the cube: PGD ends in its best corner.
     distance = score(model, x).abs() / model.w.detach().abs().sum()
-    assert ((found - distance.clamp_max(1.05 * EPS)).abs() <= RESOLUTION).all()
+    assert ((lengths - distance.clamp_max(1.05 * EPS)).abs() <= RESOLUTION).all()
     assert 5 < (distance < EPS).sum() < 35  # the problem has both kinds
 
 
@@ -66,13 +66,13 @@ def test_in_l2_the_search_ends_at_the_boundary_of_a_linear_model_along_pgds_dire
     kernel = pgd(NORMS["L2"], 0.1, 20, 2.5 * 0.1 / 20, box=WIDE)
     unit = (last_iterate(kernel, model, x, y, soft_margin, generator()) - x) / 0.1
     next(objective(model, x, y, index, generator=generator()))
-    found = objective.state_dict()["lengths"].double()
+    lengths = objective.state_dict()["lengths"].double()
     along = score(model, x).abs() / (unit.flatten(1) @ model.w.detach()).abs()
-    assert ((found - along.clamp_max(1.05 * EPS)).abs() <= RESOLUTION).all()
+    assert ((lengths - along.clamp_max(1.05 * EPS)).abs() <= RESOLUTION).all()
     shortest = score(model, x).abs() / model.w.detach().norm()  # no direction is shorter; PGD's is hardly longer
     near = along < EPS
-    assert (found + RESOLUTION >= shortest)[near].all()
-    assert (found - RESOLUTION <= 1.1 * shortest)[near].all()
+    assert (lengths + RESOLUTION >= shortest)[near].all()
+    assert (lengths - RESOLUTION <= 1.1 * shortest)[near].all()
     assert 5 < near.sum() < 35
 
 
@@ -83,10 +83,10 @@ def test_the_search_stays_inside_the_box():
     assert max(float(batch.max()) for batch in seen) <= 1
 
 
-def test_it_costs_the_passes_that_it_must():
+def test_the_number_of_forward_passes():
     model, (x, y) = small_net(), small_batch()
     next(MMA(eps=0.3, steps=5, least=0.1)(model, x, y))
-    # Who is right; 5 of PGD; the first probe and 10 halvings; the two passes that are learned from.
+    # The clean predictions; 5 of PGD; the first probe and 10 halvings; the two passes of the loss.
     assert model.passes == 1 + 5 + 11 + 2
 
 
@@ -162,9 +162,9 @@ def test_the_generator_decides_every_draw():
     model, x, y = linear_problem()
     state = torch.get_rng_state()
     # In ℓ2 PGD keeps something of its start.
-    one, again, other = (next(mma("L2")(model, x, y, generator=generator(seed))).item() for seed in (1, 1, 2))
-    assert one == again
-    assert one != other
+    first, again, other = (next(mma("L2")(model, x, y, generator=generator(seed))).item() for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -172,27 +172,27 @@ def test_the_generator_decides_every_draw():
 
 
 def first_probe(model, objective, x, y, index, seed=5):
-    """How far from x the search begins, (N,): where PGD with the lengths of the last visit ended."""
+    """How far from x the search starts, (N,): the last iterate of PGD with the lengths of the last visit."""
     seen, _ = inputs_of(model, objective, x, y, index, generator=generator(seed))
     return (seen[1 + objective.steps] - x).flatten(1).abs().amax(1)
 
 
-def test_each_example_begins_with_the_length_of_its_last_visit():
+def test_each_example_starts_with_the_length_of_its_last_visit():
     model, x, y = linear_problem(8)
     objective = mma()
     index = torch.tensor([7, 3, 11, 0, 2, 5, 1, 4])
     assert first_probe(model, objective, x, y, index).tolist() == pytest.approx([0.1] * 8)
-    found = objective.state_dict()["lengths"].double()[index]
-    assert len(set(found.tolist())) > 2
+    lengths = objective.state_dict()["lengths"].double()[index]
+    assert len(set(lengths.tolist())) > 2
     shuffled = torch.randperm(8, generator=generator())
     second = first_probe(model, objective, x[shuffled], y[shuffled], index[shuffled])
-    torch.testing.assert_close(second, found[shuffled], rtol=1e-6, atol=0)
-    new = torch.arange(20, 28)  # others are still at their first visit, and so are those that no batch has held
+    torch.testing.assert_close(second, lengths[shuffled], rtol=1e-6, atol=0)
+    new = torch.arange(20, 28)  # other examples are still before their first visit
     assert first_probe(model, objective, x, y, new).tolist() == pytest.approx([0.1] * 8)
     assert objective.state_dict()["lengths"][[6, 8, 12, 19]].tolist() == pytest.approx([0.1] * 4)
 
 
-def test_wrong_examples_keep_the_length_that_they_had():
+def test_wrong_examples_keep_their_length():
     model, x, y = linear_problem(8)
     objective, index = mma(), torch.arange(8)
     next(objective(model, x, y, index, generator=generator()))
@@ -214,15 +214,15 @@ def test_without_an_index_every_visit_is_the_first():
     assert len(objective.state_dict()["lengths"]) == 0
 
 
-def test_the_state_goes_round_and_is_not_shared():
+def test_the_state_is_restored_and_not_shared():
     model, x, y = linear_problem(8)
-    one, other, index = mma(), mma(), torch.arange(8)
-    next(one(model, x, y, index, generator=generator()))
-    other.load_state_dict(one.state_dict())
+    first, other, index = mma(), mma(), torch.arange(8)
+    next(first(model, x, y, index, generator=generator()))
+    other.load_state_dict(first.state_dict())
     kept = other.state_dict()["lengths"].clone()
-    assert torch.equal(one.state_dict()["lengths"], kept)
-    next(one(model, 0.9 * x, y, index, generator=generator()))
-    assert not torch.equal(one.state_dict()["lengths"], kept)
+    assert torch.equal(first.state_dict()["lengths"], kept)
+    next(first(model, 0.9 * x, y, index, generator=generator()))
+    assert not torch.equal(first.state_dict()["lengths"], kept)
     assert torch.equal(other.state_dict()["lengths"], kept)
     assert torch.equal(first_probe(model, other, x, y, index).float(), kept)
 
@@ -244,12 +244,12 @@ def test_another_d_max_has_the_same_memory():
 
 
 def test_two_methods_of_equal_settings_are_equal_but_do_not_share_their_memory():
-    one, other = mma(), mma()
-    assert one == other
+    first, other = mma(), mma()
+    assert first == other
     model, x, y = linear_problem(8)
-    next(one(model, x, y, torch.arange(8), generator=generator()))
+    next(first(model, x, y, torch.arange(8), generator=generator()))
     assert len(other.state_dict()["lengths"]) == 0
-    assert one == other
+    assert first == other
 
 
 # ---- the model, recipes, bad input
@@ -270,7 +270,7 @@ def test_the_model_is_left_as_it_was(training):
     assert term.requires_grad
 
 
-def test_the_search_runs_in_eval_mode_and_what_is_learned_in_the_callers():
+def test_the_search_runs_in_eval_mode_and_the_loss_in_the_callers_mode():
     model, (x, y) = small_net(), small_batch()
     modes = []
     model.train().register_forward_pre_hook(lambda module, _: modes.append(module.training))
@@ -297,27 +297,29 @@ def test_a_search_that_fails_leaves_the_model_as_it_was():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "code", "field", "words"),
     [
-        ({"least": 0.0}, r"least is 0.0; it must lie in \(0, eps\], and eps is 0.2"),
-        ({"least": 0.5}, "least is 0.5"),
-        ({"least": math.nan}, "least is nan"),
-        ({"eps": 0.0}, "eps is 0.0"),
-        ({"eps": math.inf}, "eps is inf"),
-        ({"steps": 0}, "steps is 0"),
-        ({"norm": "L7"}, "unknown norm 'L7'"),
-        ({"inner_mode": "sleep"}, "inner_mode is 'sleep'"),
+        ({"least": 0.0}, "bad-value", "least", r"least is 0.0; it must lie in \(0, eps\], and eps is 0.2"),
+        ({"least": 0.5}, "bad-value", "least", "least is 0.5"),
+        ({"least": math.nan}, "bad-value", "least", "least is nan"),
+        ({"eps": 0.0}, "bad-value", "least", "eps is 0.0"),
+        ({"eps": math.inf}, "bad-value", "eps", "eps is inf"),
+        ({"steps": 0}, "bad-value", "steps", "steps is 0"),
+        ({"norm": "L7"}, "unknown-name", "norm", "unknown norm 'L7'"),
+        ({"inner_mode": "sleep"}, "unknown-name", "inner_mode", "inner_mode is 'sleep'"),
     ],
 )
-def test_nonsense_is_refused_by_name(options, words):
-    with pytest.raises(BadInput, match=words):
+def test_a_bad_value_is_refused_by_name(options, code, field, words):
+    with pytest.raises(BadInput, match=words) as error:
         mma(**options)
+    assert (error.value.code, error.value.field) == (code, field)
 
 
 def test_images_outside_the_box_are_refused():
     model, (x, y) = small_net(), small_batch()
-    with pytest.raises(BadInput, match="divide them by 255"):
+    with pytest.raises(BadInput) as error:
         next(MMA(eps=0.1, steps=2, least=0.05)(model, 255 * x, y))
+    assert (error.value.code, error.value.field) == ("bad-value", "images")
 
 
 OBJECTIVE = "objective={name: mma, norm: Linf, eps: 0.15, steps: 3, least: 3e-2}"
@@ -340,8 +342,8 @@ def test_a_recipe_may_name_it():
     ],
 )
 def test_a_recipe_that_does_not_fit_is_refused(override, words):
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(BadInput) as error:
         recipes.load("digits-linf-pgd-at", [OBJECTIVE, override])
-    assert words in str(caught.value)
+    assert words in str(error.value)
     key = override.partition("=")[0]
-    assert not str(caught.value).endswith(f"did you mean {key!r}?")
+    assert not str(error.value).endswith(f"did you mean {key!r}?")

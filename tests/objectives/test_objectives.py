@@ -37,7 +37,7 @@ def accumulate(objective, model, x, y, seed=5, scale=1.0):
 
 
 def naive_atent(objective, model, x, y, seed=5):
-    """As the authors wrote it: K graphs kept, the running average, one backward. Returns the gradient."""
+    """The authors' algorithm: K graphs are kept for the running average and one backward pass. Returns the gradient."""
     model.zero_grad()
     points = walk(objective.kernel, x, input_gradient(model, cross_entropy, y), generator(seed))
     next(points)
@@ -48,8 +48,8 @@ def naive_atent(objective, model, x, y, seed=5):
     return gradient_vector(model)
 
 
-def relative(found, expected):
-    return float((found - expected).norm() / expected.norm())
+def relative(actual, expected):
+    return float((actual - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -60,8 +60,8 @@ def test_atent_is_exact_at_one_more_pass_than_steps(norm, alpha, steps):
     model, (x, y) = small_net(), small_batch()
     expected = naive_atent(objective, model, x, y)
     model.passes = 0
-    found = accumulate(objective, model, x, y)
-    assert relative(found, expected) < 1e-9
+    actual = accumulate(objective, model, x, y)
+    assert relative(actual, expected) < 1e-9
     assert model.passes == steps + 1
     assert objective.terms == steps
     shortened = dataclasses.replace(objective, tolerance=1e-3)
@@ -109,14 +109,14 @@ def test_atent_with_alpha_one_and_pgds_settings_is_pgd_at(norm):
     x, y = small_batch()
     gradients = []
     for objective in (pgd_at, atent):
-        model = small_net(norm=True).train()  # a fresh one each: a pass in train mode moves the running statistics
+        model = small_net(norm=True).train()  # a fresh network: a pass in train mode updates the running statistics
         model.drop.p = 0.0
         gradients.append(accumulate(objective, model, x, y))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("inner_mode", ["train", "eval"])
-def test_atent_goes_on_from_the_hardest_of_its_starts(inner_mode):
+def test_atent_continues_from_the_hardest_of_its_starts(inner_mode):
     objective = ATENT(**COMMON, noise=0.02, tolerance=0.0, starts=5, start="blocks", inner_mode=inner_mode)
     model, (x, y) = small_net(), small_batch()
     draws = generator()
@@ -137,7 +137,7 @@ def test_atent_goes_on_from_the_hardest_of_its_starts(inner_mode):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_the_passes_that_choose_a_start_leave_autocast_no_weights_without_gradient():
+def test_choosing_a_start_leaves_no_weights_without_gradient_in_the_autocast_cache():
     model, (x, y) = small_net(dtype=torch.float32), small_batch(dtype=torch.float32)
     for starts in (1, 3):
         with torch.autocast("cpu", torch.bfloat16):
@@ -146,7 +146,7 @@ def test_the_passes_that_choose_a_start_leave_autocast_no_weights_without_gradie
         assert min(sizes) > 1e-3, sizes
 
 
-def test_collecting_the_terms_first_is_a_named_error():
+def test_collecting_the_terms_first_raises_terms_collected():
     objective = ATENT(**COMMON)
     model, (x, y) = small_net(), small_batch()
     with pytest.raises(TermsCollected, match="for term in objective"):
@@ -156,7 +156,7 @@ def test_collecting_the_terms_first_is_a_named_error():
 
 
 @pytest.mark.parametrize("inner_mode", ["train", "eval"])
-def test_atent_inner_mode_says_where_the_chain_runs(inner_mode):
+def test_atents_inner_mode_is_the_mode_of_the_chain(inner_mode):
     """With `eval` the chain does not see dropout; the terms do."""
     objective = ATENT(**COMMON, start="clean", noise=0.0, inner_mode=inner_mode)
     model, (x, y) = small_net(), small_batch()
@@ -203,10 +203,10 @@ def test_a_generator_decides_every_draw(objective):
         assert not torch.equal(accumulate(objective, model, x, y, seed=2), first)
 
 
-def test_trades_equals_its_formula_at_the_adversary_it_used():
+def test_trades_equals_its_formula_at_its_adversary():
     objective = TRADES(**COMMON, beta=3.0)
     model, (x, y) = small_net(), small_batch()
-    found = accumulate(objective, model, x, y)
+    actual = accumulate(objective, model, x, y)
     model.zero_grad()
     p_clean = F.softmax(model(x), 1)
 
@@ -216,7 +216,7 @@ def test_trades_equals_its_formula_at_the_adversary_it_used():
     adversary = list(walk(objective.kernel, x, input_gradient(model, kl, p_clean.detach()), generator()))[-1]
     divergence = F.kl_div(F.log_softmax(model(adversary), 1), F.softmax(model(x), 1), reduction="batchmean")
     (F.cross_entropy(model(x), y) + 3.0 * divergence).backward()
-    assert relative(found, gradient_vector(model)) < 1e-9
+    assert relative(actual, gradient_vector(model)) < 1e-9
     assert (adversary - x).abs().max() <= 0.25 + 1e-12
 
 
@@ -227,10 +227,10 @@ def test_trades_l2_clamps_then_projects_and_leaves_flat_points():
     assert kernel.start == "near"
 
 
-def test_mart_equals_its_formula_at_the_adversary_it_used():
+def test_mart_equals_its_formula_at_its_adversary():
     objective = MART(**COMMON, beta=5.0)
     model, (x, y) = small_net(), small_batch()
-    found = accumulate(objective, model, x, y)
+    actual = accumulate(objective, model, x, y)
     adversary = list(walk(objective.kernel, x, input_gradient(model, cross_entropy, y), generator()))[-1]
     model.zero_grad()
     rows = torch.arange(len(y))
@@ -240,7 +240,7 @@ def test_mart_equals_its_formula_at_the_adversary_it_used():
     bce = F.cross_entropy(model(adversary), y) + F.nll_loss(torch.log(1.0001 - adv_p + 1e-12), other)
     kl = (p * (p.log() - torch.log(adv_p + 1e-12))).sum(1)
     (bce + 5.0 * (kl * (1.0000001 - p[rows, y])).mean()).backward()
-    assert relative(found, gradient_vector(model)) < 1e-9
+    assert relative(actual, gradient_vector(model)) < 1e-9
 
 
 @pytest.mark.parametrize("method", [TRADES, MART])
@@ -260,41 +260,54 @@ def test_scaling_grows_the_ball_and_the_step():
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "code", "field", "words"),
     [
-        (lambda: PGDAT(eps=-1, steps=1, step_size=0.1), "eps is -1"),
-        (lambda: PGDAT(eps=0.1, steps=0, step_size=0.1), "steps is 0"),
-        (lambda: PGDAT(norm="L7", eps=0.1, steps=1, step_size=0.1), "unknown norm 'L7'"),
-        (lambda: ATENT(**COMMON, alpha=0.0), "alpha is 0.0"),
-        (lambda: ATENT(**COMMON, tolerance=1.0), "tolerance is 1.0"),
-        (lambda: ATENT(**COMMON, noise=float("nan")), "noise is nan"),
-        (lambda: ATENT(**COMMON, starts=0), "starts is 0"),
-        (lambda: ATENT(**COMMON, starts=2, start="clean"), "starts is 2 and the start is 'clean'"),
-        (lambda: TRADES(**COMMON, beta=-1.0), "beta is -1.0"),
-        (lambda: MART(**COMMON, inner_mode="sleep"), "inner_mode is 'sleep'"),
+        (lambda: PGDAT(eps=-1, steps=1, step_size=0.1), "bad-value", "eps", "eps is -1"),
+        (lambda: PGDAT(eps=0.1, steps=0, step_size=0.1), "bad-value", "steps", "steps is 0"),
+        (lambda: PGDAT(norm="L7", eps=0.1, steps=1, step_size=0.1), "unknown-name", "norm", "unknown norm 'L7'"),
+        (lambda: ATENT(**COMMON, alpha=0.0), "bad-value", "alpha", r"alpha is 0.0; it must lie in \(0, 1\]"),
+        (lambda: ATENT(**COMMON, tolerance=1.0), "bad-value", "tolerance", r"tolerance is 1.0; .* lie in \[0, 0.9\]"),
+        (lambda: ATENT(**COMMON, noise=float("nan")), "bad-value", "noise", "noise is nan"),
+        (lambda: ATENT(**COMMON, starts=0), "bad-value", "starts", "starts is 0"),
+        (
+            lambda: ATENT(**COMMON, starts=2, start="clean"),
+            "conflict",
+            "starts",
+            "starts is 2 and the start is 'clean', which is always the same; name another",
+        ),
+        (lambda: TRADES(**COMMON, beta=-1.0), "bad-value", "beta", "beta is -1.0"),
+        (lambda: MART(**COMMON, inner_mode="sleep"), "unknown-name", "inner_mode", "inner_mode is 'sleep'"),
     ],
 )
-def test_nonsense_is_refused_by_name(make, words):
-    with pytest.raises(BadInput, match=words):
+def test_a_bad_value_is_refused_by_name(make, code, field, words):
+    with pytest.raises(BadInput, match=words) as error:
         make()
+    assert (error.value.code, error.value.field) == (code, field)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES[1:], ids=repr)
 def test_images_outside_the_box_and_wrong_labels_are_refused(objective):
     model, (x, y) = small_net(), small_batch()
-    for images, labels, words in (
-        (255 * x, y, "divide them by 255"),
-        ((x - 0.5) / 0.25, y, "normalised"),
-        (x, y[:, None], "one class number per image"),
-        (x, y.double(), "integer class numbers"),
+    for images, labels, code, field in (
+        (255 * x, y, "bad-value", "images"),
+        ((x - 0.5) / 0.25, y, "bad-value", "images"),
+        (x[:0], y[:0], "bad-shape", "images"),
+        (x, y[:, None], "bad-shape", "labels"),
+        (x, y.double(), "bad-type", "labels"),
     ):
-        with pytest.raises(BadInput, match=words):
+        with pytest.raises(BadInput) as error:
             next(objective(model, images, labels))
+        assert (error.value.code, error.value.field) == (code, field)
+
+
+def test_an_empty_batch_is_refused_in_words():
+    with pytest.raises(BadInput, match=r"^the batch is empty; a loss needs at least one image$"):
+        next(Standard()(small_net(), *(part[:0] for part in small_batch())))
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_a_broken_gradient_does_not_look_like_a_point_that_resists(norm):
-    """sign(NaN) is 0 in torch: without care x' would stay where it is, as if the model were robust there."""
+def test_a_nan_gradient_does_not_look_like_robustness(norm):
+    """sign(NaN) is 0 in torch: x' would stay at x, as if the model were robust there."""
 
     def broken(x):
         flat = x.flatten(1)

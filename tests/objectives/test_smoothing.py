@@ -25,22 +25,22 @@ def normal(x, source):
 
 
 def gradient(objective, model, x, y, seed=5):
-    """What a user's own loop accumulates."""
+    """The weight gradient that a training loop accumulates."""
     model.zero_grad()
     for term in objective(model, x, y, generator=generator(seed)):
         term.backward()
     return gradient_vector(model)
 
 
-def of(loss, model):
+def gradient_of(loss, model):
     model.zero_grad()
     loss.backward()
     return gradient_vector(model)
 
 
-def same(found, expected, tolerance=1e-9):
+def assert_same(actual, expected, tolerance=1e-9):
     assert float(expected.norm()) > 0.01
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * float(expected.norm()))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * float(expected.norm()))
 
 
 # ---- Gaussian noise, smoothed TRADES
@@ -51,8 +51,8 @@ def test_gaussian_noise_is_the_loss_at_noisy_images():
     noisy = x + 0.3 * normal(x, generator())
     assert noisy.min() < 0  # the noise is not clamped to the box
     assert noisy.max() > 1
-    expected = of(F.cross_entropy(model(noisy), y), model)
-    same(gradient(GaussianNoise(sigma=0.3), model, x, y), expected)
+    expected = gradient_of(F.cross_entropy(model(noisy), y), model)
+    assert_same(gradient(GaussianNoise(sigma=0.3), model, x, y), expected)
 
 
 @pytest.mark.parametrize("beta", [6.0, 0.7])
@@ -60,23 +60,23 @@ def test_smooth_trades_is_its_formula(beta):
     model, (x, y) = small_net(), small_batch()
     clean, noisy = model(x), model(x + 0.3 * normal(x, generator()))
     divergence = F.kl_div(F.log_softmax(noisy, 1), F.softmax(clean, 1), reduction="batchmean")
-    expected = of(F.cross_entropy(clean, y) + beta * divergence, model)
+    expected = gradient_of(F.cross_entropy(clean, y) + beta * divergence, model)
     objective = SmoothTRADES(sigma=0.3) if beta == 6 else SmoothTRADES(sigma=0.3, beta=beta)
-    same(gradient(objective, model, x, y), expected)
+    assert_same(gradient(objective, model, x, y), expected)
 
 
-def test_without_noise_they_are_plain_training():
+def test_without_noise_they_are_standard_training():
     model, (x, y) = small_net(), small_batch()
-    plain = of(F.cross_entropy(model(x), y), model)
-    same(gradient(GaussianNoise(sigma=0.0), model, x, y), plain)
-    same(gradient(SmoothTRADES(sigma=0.0), model, x, y), plain)
+    plain = gradient_of(F.cross_entropy(model(x), y), model)
+    assert_same(gradient(GaussianNoise(sigma=0.0), model, x, y), plain)
+    assert_same(gradient(SmoothTRADES(sigma=0.0), model, x, y), plain)
 
 
 # ---- SmoothAdv
 
 
 def smooth_adv(objective, model, x, y, seed=5):
-    """Salman et al. 2019, Algorithm 1, written out: (the adversary, the weight gradient)."""
+    """Salman et al. 2019, Algorithm 1, written naively: (the adversary, the weight gradient)."""
     source = generator(seed)
     noises = [objective.sigma * normal(x, source) for _ in range(objective.draws)]
     moving = x.clone()
@@ -92,19 +92,19 @@ def smooth_adv(objective, model, x, y, seed=5):
             delta = delta * (objective.eps / delta.flatten(1).norm(dim=1)).clamp_max(1)[:, None, None, None]
         moving = (x + delta).clamp(0, 1)
     loss = sum(F.cross_entropy(model(moving + noise), y) for noise in noises) / len(noises)
-    return moving, of(loss, model)
+    return moving, gradient_of(loss, model)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("draws", [1, 3])
-def test_smooth_adv_is_the_algorithm_written_out(norm, draws):
+def test_smooth_adv_matches_the_naive_algorithm(norm, draws):
     # Five steps of 0.08 leave the ball of 0.25: the projection has work to do.
     objective = SmoothAdv(norm=norm, eps=0.25, steps=5, step_size=0.08, sigma=0.3, draws=draws)
     model, (x, y) = small_net(), small_batch()
     adversary, expected = smooth_adv(objective, model, x, y)
     assert float(NORMS[norm].size(adversary - x).max()) <= 0.25 + 1e-12
     model.passes = 0
-    same(gradient(objective, model, x, y), expected)
+    assert_same(gradient(objective, model, x, y), expected)
     assert model.passes == (5 + 1) * draws
 
 
@@ -113,7 +113,7 @@ def test_smooth_adv_is_the_algorithm_written_out(norm, draws):
 def test_smooth_adv_without_noise_is_pgd_at_from_the_clean_image(norm, draws):
     model, (x, y) = small_net(), small_batch()
     pgd_at = PGDAT(norm=norm, **COMMON, start="clean")
-    same(
+    assert_same(
         gradient(SmoothAdv(norm=norm, **COMMON, sigma=0.0, draws=draws), model, x, y),
         gradient(pgd_at, model, x, y),
     )
@@ -127,7 +127,7 @@ def test_smooth_adv_is_an_l2_method_of_two_draws_by_default():
     assert (half.eps, half.step_size, half.sigma) == (0.125, 0.04, 0.1)
 
 
-def test_smooth_adv_attacks_a_frozen_model_in_eval_mode_and_learns_in_the_callers():
+def test_smooth_adv_attacks_a_frozen_model_in_eval_mode_and_computes_its_loss_in_the_callers():
     model, (x, y) = small_net(), small_batch()
     modes = []
     model.train().register_forward_pre_hook(
@@ -138,7 +138,7 @@ def test_smooth_adv_attacks_a_frozen_model_in_eval_mode_and_learns_in_the_caller
     assert modes == [(False, False)] * (4 * 2) + [(True, True)] * 2
 
 
-# ---- what they share
+# ---- common properties
 
 
 @pytest.mark.parametrize("objective", NOISY, ids=repr)
@@ -163,38 +163,40 @@ def test_the_model_is_left_as_it_was(objective, training):
 def test_the_generator_decides_every_draw(objective):
     model, (x, y) = small_net(), small_batch()
     state = torch.get_rng_state()
-    one, again, other = (gradient(objective, model, x, y, seed) for seed in (1, 1, 2))
+    first, again, other = (gradient(objective, model, x, y, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
-def test_sigma_is_no_eps():
+def test_sigma_is_not_scaled_like_eps():
     for objective in NOISY[:2]:
         assert objective.scaled(0.1) is objective
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "code", "words"),
     [
-        (lambda: GaussianNoise(sigma=-0.1), "sigma is -0.1"),
-        (lambda: GaussianNoise(sigma=float("nan")), "sigma is nan"),
-        (lambda: SmoothTRADES(sigma=-0.1), "sigma is -0.1"),
-        (lambda: SmoothTRADES(sigma=0.1, beta=-1.0), "beta is -1.0"),
-        (lambda: SmoothAdv(sigma=-0.1, **COMMON), "sigma is -0.1"),
-        (lambda: SmoothAdv(sigma=0.1, draws=0, **COMMON), "draws is 0; it must be a whole number >= 1"),
-        (lambda: SmoothAdv(sigma=0.1, eps=-1, steps=1, step_size=1), "eps is -1"),
-        (lambda: DESGD(eps=0.3, step_size=0.1, steps=0), "steps is 0"),
-        (lambda: ATENT(**COMMON, average="median"), "average is 'median'; known: exponential, uniform"),
+        (lambda: GaussianNoise(sigma=-0.1), "bad-value", "sigma is -0.1"),
+        (lambda: GaussianNoise(sigma=float("nan")), "bad-value", "sigma is nan"),
+        (lambda: SmoothTRADES(sigma=-0.1), "bad-value", "sigma is -0.1"),
+        (lambda: SmoothTRADES(sigma=0.1, beta=-1.0), "bad-value", "beta is -1.0"),
+        (lambda: SmoothAdv(sigma=-0.1, **COMMON), "bad-value", "sigma is -0.1"),
+        (lambda: SmoothAdv(sigma=0.1, draws=0, **COMMON), "bad-value", "draws is 0; it must be a whole number >= 1"),
+        (lambda: SmoothAdv(sigma=0.1, eps=-1, steps=1, step_size=1), "bad-value", "eps is -1"),
+        (lambda: DESGD(eps=0.3, step_size=0.1, steps=0), "bad-value", "steps is 0"),
+        (lambda: ATENT(**COMMON, average="median"), "unknown-name", "average is 'median'; known: exponential, uniform"),
         (
             lambda: PGDAT(**COMMON, start="nowhere"),
+            "unknown-name",
             "start is 'nowhere'; known: uniform, ball, corner, blocks, near, clean",
         ),
     ],
 )
-def test_nonsense_is_refused_by_name(make, words):
-    with pytest.raises(BadInput, match=words):
+def test_a_bad_value_is_refused_by_name(make, code, words):
+    with pytest.raises(BadInput, match=words) as error:
         make()
+    assert (error.value.code, error.value.field) == (code, words.partition(" ")[0])
 
 
 @pytest.mark.parametrize(
@@ -236,9 +238,9 @@ def test_desgd_has_the_gradient_of_the_mean_loss_over_its_iterates(options):
     chain = walk(objective.kernel, x, input_gradient(model, cross_entropy, y), generator())
     _, *points = (point.clone() for point in chain)
     assert len(points) == objective.terms == objective.steps == options.get("steps", 20)
-    expected = of(sum(F.cross_entropy(model(point), y) for point in points) / len(points), model)
+    expected = gradient_of(sum(F.cross_entropy(model(point), y) for point in points) / len(points), model)
     model.passes = 0
-    same(gradient(objective, model, x, y), expected)
+    assert_same(gradient(objective, model, x, y), expected)
     assert model.passes == objective.steps + 1
 
 
@@ -246,15 +248,15 @@ def test_desgd_is_exact_in_float32():
     objective = DESGD(eps=0.3, step_size=0.05, steps=40)
     model, (x, y) = small_net(dtype=torch.float32), small_batch(dtype=torch.float32)
     _, *points = walk(objective.kernel, x, input_gradient(model, cross_entropy, y), generator())
-    expected = of(sum(F.cross_entropy(model(point), y) for point in points) / 40, model)
-    same(gradient(objective, model, x, y), expected, 1e-4)
+    expected = gradient_of(sum(F.cross_entropy(model(point), y) for point in points) / 40, model)
+    assert_same(gradient(objective, model, x, y), expected, 1e-4)
 
 
 @pytest.mark.parametrize(
     ("norm", "direction", "pull", "start"),
     [("L2", "unit", "authors", "ball"), ("Linf", "sign", "coordinate", "corner")],
 )
-def test_desgds_chain_is_the_first_versions(norm, direction, pull, start):
+def test_desgds_chain_is_that_of_v1(norm, direction, pull, start):
     expected = Langevin(
         norm=NORMS[norm],
         eps=3.0,
@@ -285,7 +287,7 @@ def test_desgds_terms_may_be_scaled():
         model.zero_grad()
         for term in objective(model, x, y, generator=generator()):
             (scale * term).backward()
-        same(gradient_vector(model) / scale, usual, 1e-4)
+        assert_same(gradient_vector(model) / scale, usual, 1e-4)
 
 
 def test_one_step_of_pgd_at_from_the_clean_image_is_fgsm():
@@ -294,12 +296,12 @@ def test_one_step_of_pgd_at_from_the_clean_image_is_fgsm():
     leaf = x.clone().requires_grad_()
     (slope,) = torch.autograd.grad(F.cross_entropy(model(leaf), y), leaf)
     adversary = (x + 0.2 * slope.sign()).clamp(0, 1)
-    found = objective.adversary(model, x, y, cross_entropy, None)
-    torch.testing.assert_close(found, adversary, rtol=0, atol=1e-12)
-    same(gradient(objective, model, x, y), of(F.cross_entropy(model(adversary), y), model))
+    actual = objective.adversary(model, x, y, cross_entropy, None)
+    torch.testing.assert_close(actual, adversary, rtol=0, atol=1e-12)
+    assert_same(gradient(objective, model, x, y), gradient_of(F.cross_entropy(model(adversary), y), model))
 
 
 @pytest.mark.parametrize(("norm", "start"), [("Linf", "uniform"), ("L2", "ball")])
-def test_pgd_at_starts_at_random_unless_it_is_told(norm, start):
+def test_pgd_at_starts_at_random_by_default(norm, start):
     assert PGDAT(norm=norm, **COMMON).kernel.start == start
     assert PGDAT(norm=norm, **COMMON, start="corner").kernel.start == "corner"

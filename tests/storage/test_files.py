@@ -27,7 +27,7 @@ NOT_TORCH = (
 
 
 def odd_weights(dtype=torch.float32):
-    """A network whose weights are all that a copy may lose: NaN, infinity, -0, the smallest numbers."""
+    """A network with weights that a copy may change: NaN, infinity, -0, the smallest numbers."""
     model = small_net(dtype=dtype, norm=True)
     odd = [float("nan"), float("inf"), -float("inf"), -0.0, 1e-45, 1e-40, 1 / 3, 3.0e38]
     with torch.no_grad():
@@ -41,8 +41,8 @@ def test_only_a_file_is_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name, kind in (("pipe", "device"), ("folder", "folder")):
-        with pytest.raises(BadInput, match=f"{name} is a {kind}; name a file to write"):
-            files.write(tmp_path / name, "text")
+        message = refusal("exists", files.write, tmp_path / name, "text")
+        assert message.endswith(f"{name} is a {kind}; name a file to write")
     assert (tmp_path / "pipe").is_fifo()
     assert {path.name for path in tmp_path.iterdir()} == {"pipe", "folder"}
 
@@ -51,9 +51,11 @@ def bits(state):
     return {name: (tensor.dtype, tensor.shape, tensor.contiguous().numpy().tobytes()) for name, tensor in state.items()}
 
 
-def refusal(call, *arguments):
+def refusal(code, call, *arguments):
+    """The message of the BadInput that a call raises with this code, about its path."""
     with pytest.raises(BadInput) as error:
         call(*arguments)
+    assert (error.value.code, error.value.field) == (code, "path")
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -109,9 +111,9 @@ def test_the_old_torch_format_is_read_as_well(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", KINDS)
-def test_weights_that_are_not_there_are_refused(tmp_path, suffix):
+def test_missing_weights_are_refused(tmp_path, suffix):
     for path in (tmp_path / f"w{suffix}", tmp_path):
-        assert refusal(weights.load_weights, nn.Linear(2, 2), path) == f"there is no weights file {path}"
+        assert refusal("missing", weights.load_weights, nn.Linear(2, 2), path) == f"there is no weights file {path}"
 
 
 @pytest.mark.parametrize("suffix", KINDS)
@@ -127,7 +129,7 @@ def test_weights_that_are_not_there_are_refused(tmp_path, suffix):
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, suffix, stored, named):
     model, path = nn.Linear(2, 4), tmp_path / f"w{suffix}"
     before = bits(model.state_dict())
-    message = refusal(weights.load_weights, model, save_as(stored, path))
+    message = refusal("bad-shape", weights.load_weights, model, save_as(stored, path))
     head, _, listed = message.rpartition(": ")
     assert head == f"{path} does not fit Linear: missing, unknown or of another shape"
     assert sorted(listed.split(", ")) == sorted(named)
@@ -136,7 +138,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, suffix, stored, n
 
 def test_a_long_list_of_what_does_not_fit_is_cut(tmp_path):
     path = save_as(nn.Sequential(*[nn.Linear(1, 1) for _ in range(9)]), tmp_path / "w.pt")
-    message = refusal(weights.load_weights, nn.Linear(1, 1), path)
+    message = refusal("bad-shape", weights.load_weights, nn.Linear(1, 1), path)
     assert message.endswith(": 0.bias, 0.weight, 1.bias, 1.weight, 2.bias, ...")
 
 
@@ -153,7 +155,7 @@ def test_a_long_list_of_what_does_not_fit_is_cut(tmp_path):
     ],
 )
 def test_a_torch_file_that_is_no_state_dict_is_refused(tmp_path, obj):
-    message = refusal(weights.load_weights, nn.Linear(2, 4), save(obj, tmp_path / "w.pt"))
+    message = refusal("unreadable", weights.load_weights, nn.Linear(2, 4), save(obj, tmp_path / "w.pt"))
     assert str(tmp_path / "w.pt") in message
     assert "plain state dict" in message
 
@@ -163,7 +165,7 @@ def test_a_torch_file_that_is_no_state_dict_is_refused(tmp_path, obj):
 def test_a_file_of_another_kind_is_refused(tmp_path, suffix, content):
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
-    assert str(path) in refusal(weights.load_weights, nn.Linear(2, 4), path)
+    assert str(path) in refusal("unreadable", weights.load_weights, nn.Linear(2, 4), path)
 
 
 @pytest.mark.parametrize("suffix", KINDS)
@@ -172,7 +174,7 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, share):
     path = save_as(nn.Linear(8, 8), tmp_path / f"w{suffix}")
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    assert str(path) in refusal(weights.load_weights, nn.Linear(8, 8), path)
+    assert str(path) in refusal("unreadable", weights.load_weights, nn.Linear(8, 8), path)
 
 
 # ---- nothing in a file is run
@@ -186,10 +188,10 @@ def test_a_pickle_with_code_is_refused_and_runs_nothing(tmp_path, zipped, hidden
     state = dict(model.state_dict())
     evil = {"whole": trap, "value": state | {"weight": trap}, "key": state | {trap: 1}, "last": state | {"z": [trap]}}
     path = save(evil[hidden], tmp_path / "w.pt", zipped)
-    torch.load(path, weights_only=False)  # the trap works, where someone lets it
+    torch.load(path, weights_only=False)  # the trap works where it is allowed to
     made.rmdir()
     for call, arguments in ((weights.load_weights, (model, path)), (files.load_state, (path,))):
-        message = refusal(call, *arguments)
+        message = refusal("unreadable", call, *arguments)
         assert "cannot be read as tensors" in message
         assert "weights_only" not in message  # torch's own advice is to switch the protection off
     assert not made.exists()
@@ -198,8 +200,8 @@ def test_a_pickle_with_code_is_refused_and_runs_nothing(tmp_path, zipped, hidden
 def test_a_bare_pickle_with_code_is_refused_and_runs_nothing(tmp_path):
     path, made = tmp_path / "w.pth", tmp_path / "made"
     path.write_bytes(pickle.dumps(Trap(made), protocol=2))
-    refusal(weights.load_weights, nn.Linear(2, 2), path)
-    refusal(files.load_state, path)
+    refusal("unreadable", weights.load_weights, nn.Linear(2, 2), path)
+    refusal("unreadable", files.load_state, path)
     assert not made.exists()
 
 
@@ -230,7 +232,7 @@ def test_state_comes_back_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize("obj", [[("a", 1)], torch.ones(3, 2), 5, None, "text"])
 def test_a_state_of_another_type_is_refused(tmp_path, obj):
-    message = refusal(files.load_state, save(obj, tmp_path / "state.pt"))
+    message = refusal("unreadable", files.load_state, save(obj, tmp_path / "state.pt"))
     assert f"state.pt holds a {type(obj).__name__}; a training state is needed; --overwrite" in message
 
 
@@ -238,19 +240,19 @@ def test_a_state_of_another_type_is_refused(tmp_path, obj):
 def test_a_file_that_is_no_state_is_refused(tmp_path, content):
     path = tmp_path / "state.pt"
     path.write_bytes(content)
-    message = refusal(files.load_state, path)
+    message = refusal("unreadable", files.load_state, path)
     assert message.startswith(f"{path} cannot be read as tensors (")
     assert message.endswith("; a training state is needed; --overwrite starts the run anew")
 
 
 def test_a_truncated_or_missing_state_is_refused(tmp_path):
     path = tmp_path / "state.pt"
-    assert "No such file" in refusal(files.load_state, path)
+    assert "No such file" in refusal("unreadable", files.load_state, path)
     files.save_state({"a": torch.ones(1000)}, path)
     whole = path.read_bytes()
     for length in (1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        assert str(path) in refusal(files.load_state, path)
+        assert str(path) in refusal("unreadable", files.load_state, path)
 
 
 # ---- whole or not at all

@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, kills and interruptions: what the other commands keep, and what they say."""
+"""Full and read-only disks, kills and interruptions: which files stay, and which message follows."""
 
 import errno
 import json
@@ -92,7 +92,7 @@ def test_what_a_kill_left_of_a_write_is_removed_and_nothing_else(run):
     assert content(run) == before
 
 
-def test_an_overwriting_that_is_killed_leaves_no_state_without_its_weights(tmp_path, monkeypatch):
+def test_a_killed_overwrite_leaves_no_state_without_its_weights(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
     for name in ("state.pt", "metrics.jsonl", "weights.safetensors"):
         (tmp_path / name).touch()
@@ -105,12 +105,15 @@ def test_an_overwriting_that_is_killed_leaves_no_state_without_its_weights(tmp_p
 # ---- read-only
 
 
-def test_a_read_only_folder_is_told_in_one_line(run, tmp_path, monkeypatch):
+def test_a_read_only_folder_is_reported_in_one_line(run, tmp_path, monkeypatch):
     before = content(run)
     monkeypatch.setattr(tempfile, "mkstemp", fails(errno.EROFS))
     done = atent("train", "digits-linf-pgd-at", *TINY, "--out", tmp_path / "run")
     size = len((run / "recipe.yaml").read_bytes())
-    refused(done, f"recipe.yaml cannot be written (Read-only file system); it needs {size} bytes; what lay there")
+    refused(
+        done,
+        f"recipe.yaml cannot be written (Read-only file system); it needs {size} bytes; an earlier file is unchanged",
+    )
     refused(atent("eval", run, *SCORE), "setting.json cannot be written (Read-only file system); it needs ")
     refused(atent(*HISTORY, run, "--out", tmp_path / "h.png"), "h.png cannot be written (Read-only file system)")
     assert content(run) == before
@@ -121,8 +124,8 @@ def test_a_run_in_a_read_only_folder_is_not_touched(run, monkeypatch, how):
     before = content(run)
     monkeypatch.setattr(filelock.FileLock, "acquire", fails(errno.EROFS))
     done = atent("train", "digits-linf-pgd-at", *TINY, "--out", run, how)
-    said = "cannot be written (Read-only file system); make room there, or name another --out"
-    refused(done, f"{run / '.lock'} {said}")
+    message = "cannot be written (Read-only file system); make room there, or name another --out"
+    refused(done, f"{run / '.lock'} {message}")
     assert content(run) == before
 
 
@@ -134,14 +137,14 @@ def test_a_folder_that_becomes_read_only_does_not_hide_the_error(tmp_path, monke
 
     with pytest.raises(NotWritten, match=r"^state\.pt cannot be written$"):
         use()
-    with locks.held(tmp_path, "wait"):  # and it was freed
+    with locks.held(tmp_path, "wait"):  # and it was released
         pass
 
 
 # ---- full
 
 
-def test_a_full_disk_has_no_name_of_the_owner_and_is_held_all_the_same(tmp_path, monkeypatch):
+def test_a_folder_is_locked_on_a_full_disk_without_the_name_of_the_owner(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", lambda path, *_, **__: (path.touch(), fails(errno.ENOSPC)()))
     with locks.held(tmp_path, "wait"):
         assert (tmp_path / ".lock-owner").read_text() == ""
@@ -149,7 +152,7 @@ def test_a_full_disk_has_no_name_of_the_owner_and_is_held_all_the_same(tmp_path,
             pass
 
 
-def test_a_folder_that_is_missing_is_made_or_named(tmp_path):
+def test_a_missing_folder_is_created_or_named(tmp_path):
     files.write(tmp_path / "a" / "b" / "file", "whole")
     assert (tmp_path / "a" / "b" / "file").read_text() == "whole"
     file = tmp_path / "a" / "b" / "file" / "below"
@@ -165,5 +168,5 @@ def test_a_figure_on_a_full_disk_leaves_the_old_one(run, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fails(errno.ENOSPC))
     size = f"{len(before['h.png']):,}"
     done = atent(*HISTORY, run, "--out", tmp_path / "h.png")
-    refused(done, f"h.png cannot be written (No space left on device); it needs {size} bytes; what lay there is unchan")
+    refused(done, f"h.png cannot be written (No space left on device); it needs {size} bytes; an earlier")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

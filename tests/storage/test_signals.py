@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, a second process, a full disk: what was computed is kept, and one line says what to do."""
+"""Ctrl-C, SIGTERM, a second process, a full disk: results are kept, and a one-line message gives the remedy."""
 
 import errno
 import os
@@ -47,7 +47,7 @@ def test_ctrl_c_is_raised_after_the_block_also_if_that_fails():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_other_threads_are_let_alone():
+def test_other_threads_are_not_affected():
     done = []
     thread = threading.Thread(target=lambda: done.append(signals.held_back().__enter__()))
     thread.start()
@@ -91,10 +91,11 @@ def test_a_second_process_on_a_run_folder_is_refused_by_name_of_the_first(tmp_pa
         pass
 
 
-def test_what_is_held_is_refused_and_free_afterwards(tmp_path):
+def test_a_locked_file_is_refused_and_free_afterwards(tmp_path):
     target = tmp_path / "file.json"
     with locks.held(target, "do this"), pytest.raises(BadInput) as error, locks.held(target, "do this"):
         pass
+    assert (error.value.code, error.value.field) == ("in-use", "target")
     assert str(error.value).startswith(f"{target} is in use by process {os.getpid()} on ")
     assert str(error.value).endswith("; do this")
     with pytest.raises(ZeroDivisionError), locks.held(target, "do this"):
@@ -104,7 +105,7 @@ def test_what_is_held_is_refused_and_free_afterwards(tmp_path):
     assert visible(tmp_path) == []
 
 
-def test_an_owner_that_left_no_name_is_another_process(tmp_path):
+def test_an_owner_without_a_name_is_another_process(tmp_path):
     with locks.held(tmp_path, "wait"):
         (tmp_path / ".lock-owner").unlink()
         with pytest.raises(BadInput, match="in use by another process; wait"), locks.held(tmp_path, "wait"):
@@ -112,17 +113,20 @@ def test_an_owner_that_left_no_name_is_another_process(tmp_path):
 
 
 @pytest.mark.parametrize("command", [("train", "digits-linf-sgd"), ("quickstart",)])
-def test_who_overwrote_is_told_to_leave_that_out(tmp_path, monkeypatch, command):
+def test_after_overwrite_the_remedy_is_to_leave_it_out(tmp_path, monkeypatch, command):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("atent_ext.training.loop.fit", interrupted)
     monkeypatch.setattr("atent_ext.experiments.quickstart.fit", interrupted)
-    for given, end in (((), ""), (("--overwrite",), ", without --overwrite")):
-        done = atent(*command, "--out", tmp_path / "out", *given)
+    for options, end in (((), ""), (("--overwrite",), ", without --overwrite")):
+        done = atent(*command, "--out", tmp_path / "out", *options)
         assert done.returncode == 130
-        said = {"train": "go on with the same command and --resume", "quickstart": "the same command goes on from here"}
-        assert done.stderr.strip() == f"atent: {command[0]} was interrupted; {said[command[0]]}{end}"
+        remedy = {
+            "train": "go on with the same command and --resume",
+            "quickstart": "the same command goes on from here",
+        }[command[0]]
+        assert done.stderr.strip() == f"atent: {command[0]} was interrupted; {remedy}{end}"
 
 
 def test_two_evaluations_with_one_out_are_not_mixed(tmp_path):
@@ -147,12 +151,13 @@ def test_on_a_full_disk_the_last_good_file_stays_and_the_error_says_what_is_need
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(NotWritten) as error:
         files.write(path, b"x" * 12_345)
-    said = f"{path} cannot be written (No space left on device); it needs 12,345 bytes; what lay there is unchanged"
-    assert str(error.value) == said
-    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("state.pt", "good")]
+    reason = "No space left on device); it needs 12,345 bytes; an earlier file is unchanged"
+    assert str(error.value) == f"{path} cannot be written ({reason}"
+    assert (error.value.code, error.value.field) == ("not-written", "path")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("state.pt", "good")]
 
 
-def test_the_command_line_tells_it_in_one_line(tmp_path, monkeypatch):
+def test_the_command_line_reports_a_full_disk_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     done = atent("train", "digits-linf-pgd-at", *TINY, "--out", tmp_path / "run")
     refused(done, "recipe.yaml cannot be written (No space left on device)")

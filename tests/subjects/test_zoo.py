@@ -1,12 +1,10 @@
 """Models by name: the weights are those of the card, or there is an error."""
 
-import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import commands
 import pytest
 import torch
 
@@ -17,6 +15,7 @@ from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
+from atent_ext.evaluation.report import Report
 from atent_ext.subjects import zoo
 from atent_ext.submissions import cards
 
@@ -62,12 +61,51 @@ def test_a_file_that_is_not_the_cards_is_refused(copied):
         atent_ext.load(BEST)
 
 
-def test_of_cards_under_several_threat_models_one_is_asked_for(copied, monkeypatch):
+@pytest.fixture
+def no_data(monkeypatch):
+    monkeypatch.setattr(datasets, "load", lambda *_: SimpleNamespace(test=None, name="mnist", note=""))
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_name_that_is_a_model_and_a_path_says_how_to_say_each(no_data, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    for known in (BEST, f"zoo:{BEST}"):
+        assert subjects.load(known).about["name"] == BEST
+    assert "does not exist" in str(refusal(f"./{BEST}"))
+    (tmp_path / BEST).mkdir() if kind == "folder" else (tmp_path / BEST).touch()
+    for both in (BEST, Path(BEST)):
+        error = refusal(both)
+        assert (error.code, error.field) == ("conflict", "subject")
+        assert f"{BEST} is a {kind} here and a model of the zoo; say ./{BEST} for the {kind}, or zoo:{BEST}" in str(
+            error
+        )
+    assert subjects.load(f"zoo:{BEST}").about["name"] == BEST
+    said = "there is no recipe.yaml in it" if kind == "folder" else "a weights file needs --model, --dataset and --eps"
+    for path in (f"./{BEST}", f"{tmp_path}/{BEST}", tmp_path / BEST, *([f"{BEST}/"] if kind == "folder" else [])):
+        assert said in str(refusal(path))
+
+
+def test_a_prefix_names_a_zoo_and_a_separator_a_path(no_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "there is no model 'mnist-linf-atnet' in the zoo" in str(refusal("zoo:mnist-linf-atnet"))
+    assert "drop --model and --dataset" in str(refusal(f"zoo:{BEST}", model="small-cnn"))
+    assert refusal(f"zoo:{BEST}", held_out=True).field == "held_out"
+    for prefix in ("zoo:", "robustbench:"):
+        (tmp_path / f"{prefix}{BEST}").mkdir()
+        assert "there is no recipe.yaml in it" in str(refusal(f"./{prefix}{BEST}"))
+
+
+def refusal(*arguments, **options):
+    with pytest.raises(BadInput) as error:
+        subjects.load(*arguments, **options)
+    return error.value
+
+
+def test_of_cards_under_several_threat_models_one_is_asked_for(copied, no_data):
     (card, *_), _ = zoo.find(BEST)
     threat = Threat(norm="L2", eps=2.0)
     other = card.model_copy(update={"submission": card.submission.model_copy(update={"threat": threat})})
     cards.write_card(other, copied / "card" / other.place)
-    monkeypatch.setattr(datasets, "load", lambda *_: SimpleNamespace(test=None, name="mnist", note=""))
     assert set(map(type, atent_ext.load(BEST).children())) == {torch.nn.Sequential}
     with pytest.raises(BadInput, match=f"^{BEST} has cards under L2 2, Linf 0.3; give --norm and --eps$"):
         subjects.load(Path(BEST))
@@ -96,41 +134,30 @@ def test_a_model_with_a_card_alone_says_so():
 @pytest.mark.parametrize("name", zoo.names())
 def test_the_cards_clean_flags_are_reproduced(name, data_root):
     (card, *_), _ = zoo.find(name)
-    (clean,) = (one for one in card.report["results"] if one["attack"] == "clean")
-    test = datasets.load(card.submission.dataset, data_root).test.take(clean["n"])
-    flags = accuracy.clean_flags(atent_ext.load(name), test)
-    assert "".join("01"[flag] for flag in flags.tolist()) == clean["flags"]
-
-
-def atent(*arguments, cwd):
-    command = [sys.executable, "-m", "atent_ext", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240)
+    test = datasets.load(card.submission.dataset, data_root).test.take(card.report.result("clean").n)
+    assert torch.equal(accuracy.clean_flags(atent_ext.load(name), test), card.report.flags("clean"))
 
 
 @pytest.mark.data
-@pytest.mark.integration
-def test_eval_takes_a_name(tmp_path, data_root):
-    done = atent("eval", BEST, "--protocol", "quick", "--n", "20", "--data-root", str(data_root), cwd=tmp_path)
+def test_eval_takes_a_name(tmp_path, data_root, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = commands.atent("eval", BEST, "--protocol", "quick", "--n", 20, "--data-root", data_root)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob(f"runs/{BEST}-*/eval-quick-Linf-0.3-n20-seed0.json")
-    report, card = json.loads(path.read_text()), zoo.find(BEST)[0][0]
-    assert report["weights_sha256"] == card.weights["sha256"]
-    assert report["results"][0]["flags"] == card.report["results"][0]["flags"][:20]
+    report, card = Report.load(path), zoo.find(BEST)[0][0]
+    assert report.weights_sha256 == card.weights["sha256"]
+    assert torch.equal(report.flags("clean"), card.report.flags("clean")[:20])
 
 
-@pytest.mark.integration
-def test_the_zoo_is_listed_and_names_that_are_not_in_it_are_refused(tmp_path):
-    listed = atent("zoo", cwd=tmp_path)
-    assert listed.returncode == 0
-    assert BEST in listed.stdout
+def test_names_that_are_not_in_the_zoo_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for arguments, said in (
         (["mnist-linf-atnet"], "mnist-linf-atnet does not exist; give a run folder or a weights file; the zoo has:"),
         ([BEST, "--model", "small-cnn"], "drop --model and --dataset"),
         ([BEST, "--held-out"], f"{BEST} is a model of a zoo, and only a run says which images it held out; leave out"),
         (["nowhere", "--held-out"], "nowhere does not exist"),
     ):
-        done = atent("eval", *arguments, cwd=tmp_path)
-        assert done.returncode == 2
-        assert said in " ".join(done.stderr.split())
-    (tmp_path / BEST).mkdir()  # a folder of that name is what the user means
-    assert "recipe.yaml" in atent("eval", BEST, "--held-out", cwd=tmp_path).stderr
+        commands.refused(commands.atent("eval", *arguments), said)
+    (tmp_path / BEST).mkdir()
+    commands.refused(commands.atent("eval", BEST), f"./{BEST} for the folder, or zoo:{BEST} for the model")
+    commands.refused(commands.atent("eval", f"./{BEST}", "--held-out"), "recipe.yaml")

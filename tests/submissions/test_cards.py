@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from reports import report, result
 
 from atent_ext.core.errors import BadInput
 from atent_ext.submissions import cards
@@ -59,7 +60,7 @@ def card(**changes):
         "checks": [{"name": "finite", "passed": None, "said": ""}],
         "signs": [{"name": "zero gradients", "found": False, "evidence": "0 of 500"}],
         "verdicts": [verdict],
-        "report": {"results": [{"attack": "clean", "flags": "101"}]},
+        "report": report(result("clean", 0.5, 2)).model_dump(mode="json"),
         "command": "atent verify X",
         "commit": "",
         "date": "2026-11-26",
@@ -74,8 +75,9 @@ def test_a_submission_that_is_written_reads_back(tmp_path, fields):
     assert cards.read_submission(path) == submission
 
 
-def test_a_card_that_is_written_reads_back(tmp_path):
-    whole = Card.model_validate(card())
+@pytest.mark.parametrize("changes", [{}, {"report": None}])
+def test_a_card_that_is_written_reads_back(tmp_path, changes):
+    whole = Card.model_validate(card(**changes))
     cards.write_card(whole, tmp_path / "cards" / whole.place)
     assert cards.read_card(tmp_path / "cards" / "mnist" / "Linf-0.3" / "a-model.json") == whole
 

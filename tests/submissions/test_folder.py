@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import json
 import os
 import pickle
 import struct
@@ -19,6 +18,7 @@ import safetensors.torch
 import torch
 import yaml
 from problems import tiny_net
+from reports import report, result
 from torch import nn
 
 from atent_ext.core import registry
@@ -994,14 +994,9 @@ def run(tmp_path_factory):
 
 
 def report_of(run, path, **changes):
-    results = [("clean", 0.97), ("PGD-40", 0.85), ("AutoAttack", 0.8125), ("worst case", 0.81)]
-    report = {
-        "weights_sha256": hashlib.sha256((run / "weights.safetensors").read_bytes()).hexdigest(),
-        "threat": {"norm": "Linf", "eps": 0.15},
-        "split": "test, the first 200 of 360",
-        "results": [{"attack": name, "accuracy": accuracy} for name, accuracy in results],
-    }
-    path.write_text(json.dumps(report | changes))
+    found = [("clean", 0.97), ("PGD-40", 0.85), ("AutoAttack", 0.8125), ("worst case", 0.81)]
+    digest = hashlib.sha256((run / "weights.safetensors").read_bytes()).hexdigest()
+    report(*(result(*one) for one in found), **{"weights_sha256": digest} | changes).save(path)
     return path
 
 
@@ -1062,10 +1057,31 @@ def test_a_report_of_something_else_is_refused(run, tmp_path):
         refused(run, out, report=other) == f"{path} is a report of other weights; score the run anew with `atent eval`"
     )
     other = report_of(run, path, threat={"norm": "Linf", "eps": 0.1})
-    assert "is a report under {'norm': 'Linf', 'eps': 0.1}, and the run's threat model is" in refused(
-        run, out, report=other
+    assert f"{path} is a report under norm='Linf' eps=0.1, and the run's threat model is norm='Linf' eps=0.15" in (
+        refused(run, out, report=other)
+    )
+    other = report_of(run, path, part="held out of training")
+    assert f"{path} is a report on images held out of training, the first 200 of 360; claims are of test images" in (
+        refused(run, out, report=other)
     )
     path.write_text("[]")
     assert "is no report of `atent eval`" in refused(run, out, report=path)
-    assert "is no report of `atent eval`" in refused(run, out, report=tmp_path / "nowhere.json")
+    assert f"{tmp_path / 'nowhere.json'} cannot be read" in refused(run, out, report=tmp_path / "nowhere.json")
     assert not out.exists()
+
+
+def test_the_claims_are_of_the_kinds_of_results_and_not_of_their_names(run, tmp_path):
+    digest = hashlib.sha256((run / "weights.safetensors").read_bytes()).hexdigest()
+    named = report(
+        result("none", 0.97, kind="clean"),
+        result("clean", 0.85, kind="attack"),
+        result("all", 0.81, kind="worst_case"),
+        weights_sha256=digest,
+    )
+    named.save(tmp_path / "r.json")
+    submission_folder.new(run, tmp_path / "s", authors="A", license="MIT", report=tmp_path / "r.json")
+    claims = submission_folder.read(tmp_path / "s").submission.claims
+    assert [(one.what, one.percent, one.attack) for one in claims] == [
+        ("clean", 97.0, ""),
+        ("robust", 81.0, "worst case of clean"),
+    ]

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from problems import Wrapped
+from reports import report, result
 from torch import nn
 
 from atent_ext.attacks.accuracy import clean_flags, flags_under
@@ -221,7 +222,7 @@ def test_mcnemars_test_is_exact(weaker, stronger, first, second, p):
 
 def autoattack(before, after, n=500):
     counts = {"clean": n, "apgd-ce": before + 9, "apgd-t": before + 1, "fab-t": before, "square": after}
-    return {"results": [{"attack": "clean", "n": n}, {"attack": "AutoAttack", "n": n, "robust_after": counts}]}
+    return report(result("clean", 1.0, n), result("AutoAttack", after / n, n, robust_after=counts))
 
 
 @pytest.mark.parametrize(("broke", "expected"), [(0, False), (1, False), (4, False), (5, True), (60, True)])
@@ -232,9 +233,9 @@ def test_square_beats_white_box_beyond_chance(broke, expected):
     assert f"of 500 images AutoAttack's gradient attacks left 200, and Square broke {broke} of these" in sign.evidence
 
 
-@pytest.mark.parametrize("report", [{}, {"results": [{"attack": "clean", "n": 5}]}])
-def test_without_square_its_sign_is_not_looked_for(report):
-    sign = masking.black_box(report)
+@pytest.mark.parametrize("counts", [{}, {"clean": 5, "apgd-ce": 4}])
+def test_without_square_its_sign_is_not_looked_for(counts):
+    sign = masking.black_box(report(result("clean", n=5), result("AutoAttack", n=5, robust_after=counts)))
     assert sign.found is None
     assert sign.evidence == "there is no Square in AutoAttack's counts"
 

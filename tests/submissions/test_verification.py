@@ -1,5 +1,4 @@
 import hashlib
-import json
 import subprocess
 from dataclasses import replace
 
@@ -8,12 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from problems import Wrapped
+from reports import report, result
 
 from atent_ext.attacks.accuracy import clean_flags
 from atent_ext.core.errors import BadInput
 from atent_ext.data import datasets
 from atent_ext.evaluation import scoring
 from atent_ext.evaluation.protocol import Protocol, load_protocol
+from atent_ext.evaluation.report import Report
 from atent_ext.leaderboard import ranking
 from atent_ext.models import weights, wrappers
 from atent_ext.subjects import weights_file
@@ -58,6 +59,10 @@ def opened(folder):
     return submission_folder.read(folder)
 
 
+def flags(report):
+    return [(one.attack, one.flags) for one in report.results]
+
+
 def verify(opened, **options):
     return verification.verify(opened, **{"n": N, "protocol": CHEAP} | options)
 
@@ -92,41 +97,39 @@ def test_a_folder_becomes_a_card(card, folder, tmp_path):
     content = (folder / "model.safetensors").read_bytes()
     assert card.submission == submission()
     assert card.weights["file"] == "model.safetensors"
-    assert card.weights["sha256"] == card.report["weights_sha256"] == hashlib.sha256(content).hexdigest()
+    assert card.weights["sha256"] == card.report.weights_sha256 == hashlib.sha256(content).hexdigest()
     assert (card.weights["bytes"], card.weights["parameters"]) == (len(content), 57110)
     assert [one.name for one in card.checks if one.passed] == list(sanity.NAMES)
     assert len(card.signs) == SIGNS
     assert not any(sign.found for sign in card.signs)
     assert card.curve["eps"] == masking.radii(card.submission.threat, (1, 8, 8))
-    assert (card.command, card.report["seed"], card.report["data"]) == ("atent verify plain", 3, "digits")
+    assert (card.command, card.report.seed, card.report.data) == ("atent verify plain", 3, "digits")
     assert card.verdicts == ()
-    assert {"atent-ext", "torch", "pyautoattack"} <= card.report["versions"].keys()
+    assert {"atent-ext", "torch", "pyautoattack"} <= card.report.versions.keys()
     cards.write_card(card, tmp_path / "card.json")
     assert cards.read_card(tmp_path / "card.json") == card
     entry = ranking.measured(card, tmp_path / "card.json")  # what the leaderboard reads of it
     assert set(entry.curve.accuracy) == {"PGD-40", "random noise"}
-    assert entry.worst.attack == "worst case"
+    assert entry.worst.kind == "worst_case"
 
 
 def test_the_scores_are_those_of_an_evaluation(card, opened, digits, folder):
-    results = {one["attack"]: one for one in card.report["results"]}
-    assert list(results) == ["clean", "FGSM", "PGD-5", "worst case"]
-    flags = clean_flags(opened.network, digits.test.take(N))
-    assert results["clean"]["flags"] == "".join("01"[int(flag)] for flag in flags)
+    assert [one.attack for one in card.report.results] == ["clean", "FGSM", "PGD-5", "worst case"]
+    assert torch.equal(card.report.flags("clean"), clean_flags(opened.network, digits.test.take(N)))
     subject = weights_file.from_weights(folder / "model.safetensors", "digits-cnn", "digits", opened.submission.threat)
-    alone = scoring.score(subject, CHEAP, n=N, seed=3)["results"]
-    assert [one["flags"] for one in results.values()] == [one["flags"] for one in alone]
+    alone = scoring.score(subject, CHEAP, n=N, seed=3)
+    assert flags(card.report) == flags(alone)
 
 
 def test_the_hash_of_the_data_is_of_the_images_scored(card, opened, digits, without_signs):
     test = digits.test.take(N)
     expected = hashlib.sha256(test.images.numpy().tobytes() + test.labels.numpy().tobytes()).hexdigest()
-    assert card.report["data_sha256"] == expected
-    assert verify(opened, n=N - 1).report["data_sha256"] != expected
+    assert card.report.data_sha256 == expected
+    assert verify(opened, n=N - 1).report.data_sha256 != expected
 
 
 def test_the_seconds_are_those_of_all_parts(card):
-    scored = sum(one["seconds"] for one in card.report["results"] if one["attack"] != "worst case")
+    scored = sum(one.seconds for one in card.report.results if one.kind != "worst_case")
     assert card.seconds > scored
 
 
@@ -155,15 +158,47 @@ def test_what_cannot_be_scored_is_not(opened, monkeypatch, answer, name):
     monkeypatch.setattr(scoring, "score", lambda *_, **__: pytest.fail("it was scored"))
     card = verify(claiming(answering(opened, answer), ("clean", 99)))
     assert [one.name for one in sanity.fatal(card.checks)] == [name]
-    assert (card.report, card.signs, card.verdicts, card.curve) == ({}, (), (), {})
+    assert (card.report, card.signs, card.verdicts, card.curve) == (None, (), (), {})
     assert card.weights["sha256"] == opened.sha256
+
+
+def test_a_card_of_a_network_that_cannot_be_scored_is_not_one_of_one_that_can(opened, card):
+    broken = answering(opened, lambda net, x: torch.nan * net(x))
+    unscored = verify(broken)
+    assert verify(broken, card=unscored) is unscored
+    with pytest.raises(BadInput) as error:
+        verify(opened, card=unscored)
+    assert (error.value.code, error.value.field) == ("other-content", "fatal.0")
+    assert "the card of plain was made with fatal.0 = 'finite logits', not None; give --overwrite" in str(error.value)
+    with pytest.raises(BadInput, match=r"fatal\.0 = None, not 'finite logits'"):
+        verify(broken, card=card, seed=3)
+
+
+def test_a_card_of_this_setting_is_returned_and_any_other_refused(opened, card, tmp_path, monkeypatch):
+    cards.write_card(card, tmp_path / "card.json")
+    held = cards.read_card(tmp_path / "card.json")
+    monkeypatch.setattr(masking, "signs", lambda *_, **__: pytest.fail("signs were looked for"))
+    assert verify(opened, card=held, seed=3, command="other") is held
+    for change, field in (
+        ({"seed": 4}, "seed"),
+        ({"n": N - 1}, "n"),
+        ({"chunk": 7}, "chunk"),
+        ({"protocol": CHEAP.model_copy(update={"attacks": CHEAP.attacks[:2]})}, "protocol.attacks.2.attack"),
+    ):
+        with pytest.raises(BadInput) as error:
+            verify(opened, card=held, **{"seed": 3} | change)
+        assert (error.value.code, error.value.field) == ("other-content", field)
+    other = replace(opened, sha256="0" * 64)
+    with pytest.raises(BadInput) as error:
+        verify(other, card=held, seed=3)
+    assert error.value.field == "weights_sha256"
 
 
 def test_signs_reach_the_card(opened):
     card = verify(answering(opened, lambda net, x: net((16 * x).round() / 16)))
     assert [one.name for one in card.checks if one.passed is False] == ["nonzero gradient"]
     assert "zero gradients" in [sign.name for sign in card.signs if sign.found]
-    assert card.report["results"]
+    assert card.report.results
 
 
 @pytest.mark.parametrize("declared", [False, True])
@@ -187,8 +222,9 @@ def test_what_changes_for_a_random_network():
     usual = load_protocol("verify")
     other = verification.fitting(usual, True)
     assert verification.fitting(usual, False) == usual
-    assert [spec.keep for spec in usual.attacks] == ["last", "success", "success", "last"]
-    assert [spec.keep for spec in other.attacks] == ["last"] * 4
+    assert [spec.attack for spec in usual.attacks] == ["clean", "pgd", "atent", "autoattack"]
+    assert [spec.keep for spec in usual.attacks[1:3]] == ["success", "success"]
+    assert [spec.keep for spec in other.attacks[1:3]] == ["last", "last"]
     assert (usual.attacks[-1].version, other.attacks[-1].version) == ("standard", "rand")
     plain = {"keep", "version"}
     assert [spec.model_dump(exclude=plain) for spec in other.attacks] == [
@@ -211,8 +247,7 @@ def test_claims_meet_the_measurement(opened, digits, without_signs):
     asked = claiming(opened, ("clean", round(100 * clean / N, 2)), ("robust", 100), ("clean", 0), ("robust", 0))
     found = verify(asked)
     right, lost, easy = found.verdicts  # without AutoAttack, 0 % robust is neither confirmed nor understated
-    worst = found.report["results"][-1]
-    measured = 100 * worst["flags"].count("1") / N
+    measured = 100 * int(found.report.flags("worst_case").sum()) / N
     assert [one.verdict for one in found.verdicts] == ["confirmed", "overstated", "understated"]
     assert (right.attack, lost.attack) == ("clean", "worst case over clean, FGSM, PGD-5")
     assert right.points == pytest.approx(0, abs=0.006)
@@ -230,21 +265,21 @@ def test_a_claim_is_confirmed_inside_the_interval(percent, points, verdict):
     z = 1.959964
     half = z * (0.0009 + z**2 / 40000) ** 0.5
     low, high = ((0.9 + z**2 / 200 + sign * half) / (1 + z**2 / 100) for sign in (-1, 1))
-    report = {"results": [{"attack": "clean", "accuracy": 0.9, "interval95_wilson": [low, high]}]}
-    (found,) = verification.verdicts([claim({"what": "clean", "percent": percent})], report)
+    measured = report(result("clean", 0.9, 100, interval95_wilson=(low, high)))
+    (found,) = verification.verdicts([claim({"what": "clean", "percent": percent})], measured)
     assert (found.points, found.verdict) == (points, verdict)
     assert found.interval == pytest.approx((82.56, 94.48), abs=0.01)
 
 
 def test_no_verdict_on_what_was_not_measured():
-    report = {"results": [{"attack": "clean", "accuracy": 1.0, "interval95_wilson": [0.9, 1.0]}]}
-    assert verification.verdicts([claim({"what": "robust", "percent": 50})], report) == ()
-    assert verification.verdicts([claim({"what": "clean", "percent": 50})], {}) == ()
-    assert verification.verdicts([], report) == ()
+    clean, robust = report(result("clean", 1.0)), report(result("PGD-20", 0.5))
+    assert verification.verdicts([claim({"what": "robust", "percent": 50})], clean) == ()
+    assert verification.verdicts([claim({"what": "clean", "percent": 50})], robust) == ()
+    assert verification.verdicts([], clean) == ()
 
 
-def result(attack, accuracy):
-    return {"attack": attack, "accuracy": accuracy, "interval95_wilson": [accuracy - 0.1, accuracy + 0.1]}
+def around(attack, accuracy):
+    return result(attack, accuracy, interval95_wilson=(accuracy - 0.1, accuracy + 0.1))
 
 
 @pytest.mark.parametrize(
@@ -259,15 +294,15 @@ def result(attack, accuracy):
     ],
 )
 def test_an_upper_bound_can_only_refute(percent, attack, kinds):
-    report = {"results": [result("clean", 0.8), result(attack, 0.5), result("worst case", 0.5)]}
-    found = verification.verdicts([claim({"what": "robust", "percent": percent})], report)
+    measured = report(around("clean", 0.8), around(attack, 0.5), around("worst case", 0.5))
+    found = verification.verdicts([claim({"what": "robust", "percent": percent})], measured)
     assert [one.verdict for one in found] == kinds
 
 
 @pytest.mark.parametrize(("random", "attack", "points"), [(False, "worst case", 30), (True, "AutoAttack", 20)])
 def test_a_random_network_is_judged_by_the_strongest_single_attack(random, attack, points):
-    results = [result("clean", 0.3), result("PGD-5", 0.6), result("AutoAttack", 0.5), result("worst case", 0.4)]
-    (found,) = verification.verdicts([claim({"what": "robust", "percent": 70})], {"results": results}, random)
+    results = [around("clean", 0.3), around("PGD-5", 0.6), around("AutoAttack", 0.5), around("worst case", 0.4)]
+    (found,) = verification.verdicts([claim({"what": "robust", "percent": 70})], report(*results), random)
     assert (found.attack, found.points) == (attack, points)
 
 
@@ -289,8 +324,8 @@ def lossless(digits, tmp_path):
 def test_a_data_set_can_be_loaded_under_another_name(opened, lossless, without_signs):
     card = verify(opened, dataset=f"npz:{lossless}", n=20)
     assert card.submission.dataset == "digits"
-    assert card.report["data"] == "digits (sample.npz)"
-    assert "arrays sample.npz, 1437 training and 360 test images" in card.report["data_note"]
+    assert card.report.data == "digits (sample.npz)"
+    assert "arrays sample.npz, 1437 training and 360 test images" in card.report.data_note
     assert "secret" not in card.model_dump_json()
 
 
@@ -320,9 +355,9 @@ def test_scores_go_on_after_a_kill(opened, tmp_path, without_signs):
     card = verify(opened, out=out, chunk=20, progress=standings.append)
     assert standings[0].done == 2
     undisturbed = verify(opened, chunk=20)
-    assert [one["flags"] for one in card.report["results"]] == [one["flags"] for one in undisturbed.report["results"]]
+    assert flags(card.report) == flags(undisturbed.report)
     assert card.checks == undisturbed.checks
-    assert json.loads(out.read_text())["results"] == json.loads(card.model_dump_json())["report"]["results"]
+    assert Report.load(out) == card.report
 
 
 def test_a_journal_of_another_normalisation_is_refused(opened, tmp_path, without_signs):

@@ -27,8 +27,9 @@ def test_shares_are_contiguous_complete_and_even(processes):
 
 def test_a_batch_must_have_an_example_for_each_process():
     message = r"batch_size is 2, to be shared out among 3 processes; make it at least 3, or start fewer processes"
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(BadInput, match=message) as error:
         Batches(split(10), 2, processes=3)
+    assert (error.value.code, error.value.field) == ("bad-value", "batch_size")
     assert len(Batches(split(10), 3, processes=3)) == 4
 
 
@@ -37,25 +38,25 @@ def test_a_batch_must_have_an_example_for_each_process():
 
 def test_an_epoch_has_every_example_once_and_a_smaller_last_batch():
     data = split(23)
-    every = Batches(data, 5)
-    found = list(every.epoch(1))
-    assert [len(batch.labels) for batch in found] == [5, 5, 5, 5, 3]
-    assert len(every) == 5
-    index = torch.cat([batch.index for batch in found])
+    loader = Batches(data, 5)
+    epoch = list(loader.epoch(1))
+    assert [len(batch.labels) for batch in epoch] == [5, 5, 5, 5, 3]
+    assert len(loader) == 5
+    index = torch.cat([batch.index for batch in epoch])
     assert sorted(index.tolist()) == list(range(23))
-    assert torch.equal(torch.cat([batch.images for batch in found]), data.images[index])
-    assert torch.equal(torch.cat([batch.labels for batch in found]), data.labels[index])
-    assert {batch.weight for batch in found} == {1.0}
-    assert [batch.rows for batch in found] == [range(5)] * 4 + [range(3)]
+    assert torch.equal(torch.cat([batch.images for batch in epoch]), data.images[index])
+    assert torch.equal(torch.cat([batch.labels for batch in epoch]), data.labels[index])
+    assert {batch.weight for batch in epoch} == {1.0}
+    assert [batch.rows for batch in epoch] == [range(5)] * 4 + [range(3)]
 
 
 @pytest.mark.parametrize("augment", ["none", "crop-flip", "shift", "affine"])
-def test_the_seed_of_an_epoch_decides_alone(augment):
-    every, state = Batches(split(23), 5, augment), torch.get_rng_state()
+def test_an_epoch_depends_on_its_seed_alone(augment):
+    loader, state = Batches(split(23), 5, augment), torch.get_rng_state()
 
     def epoch(seed):
-        found = list(every.epoch(seed))
-        return torch.cat([batch.index for batch in found]), torch.cat([batch.images for batch in found])
+        drawn = list(loader.epoch(seed))
+        return torch.cat([batch.index for batch in drawn]), torch.cat([batch.images for batch in drawn])
 
     torch.manual_seed(5)
     first = epoch(1)
@@ -75,7 +76,7 @@ def test_the_processes_shares_make_up_the_batches_of_one(augment, processes, las
     for whole, *parts in zip(alone, *several, strict=True):
         assert sum(part.weight for part in parts) == pytest.approx(processes)
         assert {part.total for part in parts} == {whole.total} == {len(whole.labels)}
-        for part in parts:  # an example that is borrowed is the batch's first
+        for part in parts:  # a borrowed example is the first of the batch
             rows = slice(part.rows.start, part.rows.stop)
             assert torch.equal(part.images, whole.images[rows])
             assert torch.equal(part.labels, whole.labels[rows])
@@ -84,7 +85,7 @@ def test_the_processes_shares_make_up_the_batches_of_one(augment, processes, las
         assert float(sum(means) / processes) == pytest.approx(float(whole.images.double().mean()), rel=1e-12)
 
 
-def test_a_process_without_an_example_borrows_one_that_counts_nothing():
+def test_a_process_without_an_example_borrows_the_first_with_weight_0():
     *_, last = Batches(split(11), 5, process=1, processes=2).epoch(0)
     assert (last.total, last.rows, last.weight, last.images.shape) == (1, range(1), 0.0, (1, 1, 5, 7))
     *_, first = Batches(split(11), 5, process=0, processes=2).epoch(0)
@@ -106,9 +107,9 @@ def test_batches_from_host_memory_are_the_same(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(len(self)) or self)
     expected = list(Batches(split(11), 4, "crop-flip").epoch(3))
     monkeypatch.setattr(batches, "_fits", lambda images, device: False)
-    found = list(Batches(split(11), 4, "crop-flip").epoch(3))
+    actual = list(Batches(split(11), 4, "crop-flip").epoch(3))
     assert pinned == [4, 4, 3]
-    assert all(torch.equal(one.images, other.images) for one, other in zip(found, expected, strict=True))
+    assert all(torch.equal(batch.images, other.images) for batch, other in zip(actual, expected, strict=True))
 
 
 # ---- augmentation
@@ -122,9 +123,9 @@ def test_crop_flip_yields_shifted_or_mirrored_images():
     (batch,) = Batches(alike, 300, "crop-flip").epoch(0)
     assert batch.labels.tolist() == [5] * 300
     mirrored, places = 0, set()
-    for found in batch.images:
-        plain = [k for k, crop in enumerate(crops) if torch.equal(found, crop)]
-        flipped = [k for k, crop in enumerate(crops) if torch.equal(found.flip(-1), crop)]
+    for cropped in batch.images:
+        plain = [k for k, crop in enumerate(crops) if torch.equal(cropped, crop)]
+        flipped = [k for k, crop in enumerate(crops) if torch.equal(cropped.flip(-1), crop)]
         assert plain or flipped
         mirrored += not plain
         places.update(plain or flipped)
@@ -132,22 +133,23 @@ def test_crop_flip_yields_shifted_or_mirrored_images():
     assert len(places) > 70  # of 81; 300 draws meet 79 on average
 
 
-def test_cropped_images_are_laid_out_as_the_others():
+def test_cropped_images_are_contiguous_float32():
     (batch,) = Batches(split(9, channels=3), 9, "crop-flip").epoch(0)
     assert batch.images.shape == (9, 3, 5, 7)
     assert batch.images.is_contiguous()
     assert batch.images.dtype is torch.float32
 
 
-def test_every_batch_is_cropped_anew():
+def test_each_batch_draws_other_crops():
     alike = Split(split(1).images.expand(6, 1, 5, 7), torch.zeros(6, dtype=torch.int64))
     first, second = Batches(alike, 3, "crop-flip").epoch(0)
     assert not torch.equal(first.images, second.images)
 
 
 def test_unknown_augmentation_names_the_nearest():
-    with pytest.raises(BadInput, match="did you mean 'crop-flip'"):
+    with pytest.raises(BadInput, match="did you mean 'crop-flip'") as error:
         Batches(split(4), 2, "cropflip")
+    assert (error.value.code, error.value.field) == ("unknown-name", "augment")
 
 
 # ---- draws by example
@@ -174,13 +176,13 @@ def test_a_process_draws_its_rows_of_what_one_process_would(name):
     expected = [DRAWS[name](x, alone) for _ in range(2)]
     for rows in (range(11), range(6), range(6, 11), range(4, 5)):
         generator = shared(11, rows)
-        for whole in expected:  # the second draw goes on where the first one of all rows ended
-            found = DRAWS[name](x[rows.start : rows.stop], generator)
-            assert torch.equal(found, whole[rows.start : rows.stop])
-            assert found.abs().max() > 0
+        for whole in expected:  # the second draw continues after all rows of the first
+            actual = DRAWS[name](x[rows.start : rows.stop], generator)
+            assert torch.equal(actual, whole[rows.start : rows.stop])
+            assert actual.abs().max() > 0
 
 
-def test_what_is_not_of_the_share_is_drawn_as_ever():
+def test_a_shared_generator_draws_other_shapes_like_any_generator():
     for shape in ((5, 2), (7,), ()):
         parameter = torch.zeros(shape)
         expected = gaussian(parameter, torch.Generator().manual_seed(3))
@@ -188,7 +190,7 @@ def test_what_is_not_of_the_share_is_drawn_as_ever():
     assert torch.equal(torch.rand(4, generator=shared(8, range(4))), torch.rand(4, generator=shared(8, range(2))))
 
 
-def test_a_shared_generator_that_was_told_nothing_is_an_ordinary_one():
+def test_a_shared_generator_without_rows_is_an_ordinary_one():
     generator = SharedGenerator()
     generator.manual_seed(3)
     expected = torch.randn(4, 2, generator=torch.Generator().manual_seed(3))
@@ -207,8 +209,9 @@ def test_shift_moves_images_by_up_to_two_pixels_and_never_mirrors():
 
 
 def sampled_from(monkeypatch, *parts):
-    """Where "affine" takes the centre of 300 images from, in pixels (300, 2), and by how much a pixel's step right and
-    down moves that (300, 2, 2), with all but these parts of it off. Its images say of each pixel where it lies."""
+    """How "affine" samples 300 images with only these parts of it switched on: the displacement of the centre in pixels
+    (300, 2), and the change of the sampled place for a step of a pixel right and down (300, 2, 2). The value of each
+    pixel of the images is its position."""
     for part in {"TURN", "STRETCH", "SHIFT"} - set(parts):
         monkeypatch.setattr(batches, part, 0)
     height, width = 21, 31

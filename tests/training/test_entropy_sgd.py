@@ -21,7 +21,7 @@ def generator(seed=5):
 
 
 class Quadratic:
-    """1/2 w' H w over two parameters that together are w; the closure of an optimizer, and what it counted."""
+    """1/2 w' H w over two parameters that make up w. It is the closure of an optimizer and records its losses."""
 
     def __init__(self, seed=0):
         root = torch.randn(5, 5, generator=generator(seed), dtype=torch.float64)
@@ -57,8 +57,8 @@ def inner(settings):
     return {name: settings[name] for name in ("steps", "gamma", "h", "average")}
 
 
-def close(found, expected, tolerance=1e-12):
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+def close(actual, expected, tolerance=1e-12):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
 # ---- the step
@@ -108,13 +108,13 @@ def test_momentum_and_weight_decay_are_those_of_sgd_on_the_outer_direction():
 
 
 def test_one_inner_step_without_average_is_torchs_sgd():
-    ours, torchs = Quadratic(), Quadratic()
-    entropy = EntropySGD(ours.parameters, lr=0.5, momentum=0.9, steps=1, h=0.2, noise=0.0, average=0.0)
-    sgd = torch.optim.SGD(torchs.parameters, lr=0.1, momentum=0.9)
+    problem, reference = Quadratic(), Quadratic()
+    entropy = EntropySGD(problem.parameters, lr=0.5, momentum=0.9, steps=1, h=0.2, noise=0.0, average=0.0)
+    sgd = torch.optim.SGD(reference.parameters, lr=0.1, momentum=0.9)
     for _ in range(4):
-        entropy.step(ours)
-        sgd.step(torchs)
-        close(ours.w, torchs.w)
+        entropy.step(problem)
+        sgd.step(reference)
+        close(problem.w, reference.w)
 
 
 def test_the_defaults_are_those_of_the_second_version():
@@ -156,7 +156,7 @@ def test_groups_have_their_own_settings():
 
 
 class Flat:
-    """A loss without a slope: what moves is noise alone."""
+    """A constant loss: only the noise moves the weights."""
 
     def __init__(self, count=50_000):
         self.w = nn.Parameter(torch.zeros(count, dtype=torch.float64))
@@ -182,7 +182,7 @@ def test_the_noise_has_variance_2_h_noise_squared():
     assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1].item()) < 4 / math.sqrt(len(first))
 
 
-def test_inner_steps_have_noise_of_their_own():
+def test_each_inner_step_draws_other_noise():
     flat = Flat()
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -192,7 +192,7 @@ def test_inner_steps_have_noise_of_their_own():
     assert flat.w.var().item() == pytest.approx(share * 2 * 0.3 * 0.7**2, rel=4 * math.sqrt(2 / len(flat.w)))
 
 
-def test_parameters_of_one_shape_have_noise_of_their_own():
+def test_parameters_of_the_same_shape_get_different_noise():
     flats = [Flat(10), Flat(10)]
     optimizer = EntropySGD([flat.w for flat in flats], lr=1.0, steps=1, noise=0.7)
     optimizer.step(lambda: sum(flat() for flat in flats))
@@ -200,39 +200,40 @@ def test_parameters_of_one_shape_have_noise_of_their_own():
 
 
 def test_torchs_global_state_decides_the_noise():
-    found = []
+    weights = []
     for seed in (1, 1, 2):
         flat = Flat(10)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             EntropySGD([flat.w], noise=0.7).step(flat)
-        found.append(flat.w.tolist())
-    assert found[0] == found[1] != found[2]
+        weights.append(flat.w.tolist())
+    assert weights[0] == weights[1] != weights[2]
 
 
 def test_all_processes_draw_the_noise_of_the_first(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "broadcast", lambda seed, source: seed.fill_(11 + source))
-    found = []
+    weights = []
     for seed in (1, 2):  # the trainer seeds each process's global state differently
         flat = Flat(10)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             EntropySGD([flat.w], noise=0.7).step(flat)
-        found.append(flat.w.tolist())
-    assert found[0] == found[1]
-    assert any(found[0])
+        weights.append(flat.w.tolist())
+    assert weights[0] == weights[1]
+    assert any(weights[0])
 
 
-# ---- what goes wrong, and what is kept
+# ---- errors, and the state
 
 
 def test_a_step_without_a_closure_is_refused():
     problem = Quadratic()
     problem()
     before = problem.w
-    with pytest.raises(BadInput, match=r"write optimizer.step\(closure\)"):
+    with pytest.raises(BadInput, match=r"write optimizer.step\(closure\)") as error:
         EntropySGD(problem.parameters, **SETTINGS).step()
+    assert (error.value.code, error.value.field) == ("missing", "closure")
     assert torch.equal(problem.w, before)
 
 
@@ -253,60 +254,62 @@ def test_a_closure_that_raises_leaves_the_weights_as_they_were(at):
     assert not optimizer.state
 
 
-def test_the_state_goes_round():
+def test_the_state_is_saved_and_loaded():
     settings = SETTINGS | {"noise": 0.1, "momentum": 0.8}
-    one = Quadratic()
-    optimizer = EntropySGD(one.parameters, **settings)
+    problem = Quadratic()
+    optimizer = EntropySGD(problem.parameters, **settings)
     for _ in range(2):
-        optimizer.step(one)
+        optimizer.step(problem)
     other = Quadratic()
-    for p, q in zip(other.parameters, one.parameters, strict=True):
+    for p, q in zip(other.parameters, problem.parameters, strict=True):
         p.data.copy_(q.data)
-    again = EntropySGD(other.parameters, lr=0.1)  # other settings: those of the state count, the steps among them
+    again = EntropySGD(other.parameters, lr=0.1)  # other settings: the state replaces them, also the steps
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for chosen, problem in ((optimizer, one), (again, other)):
+    for stepped, closure in ((optimizer, problem), (again, other)):
         with torch.random.fork_rng():
             torch.manual_seed(4)
-            chosen.step(problem)
-    assert torch.equal(one.w, other.w)
+            stepped.step(closure)
+    assert torch.equal(problem.w, other.w)
     assert len(other.losses) == 4
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "code", "words"),
     [
-        ({"lr": -1.0}, "lr is -1.0"),
-        ({"steps": 0}, "steps is 0; it must be a whole number >= 1"),
-        ({"steps": 2.0}, "steps is 2.0"),
-        ({"gamma": math.nan}, "gamma is nan"),
-        ({"h": -0.1}, "h is -0.1"),
-        ({"noise": math.inf}, "noise is inf"),
-        ({"noise": "1e-4"}, "noise is '1e-4'"),
-        ({"momentum": -0.1}, "momentum is -0.1"),
-        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
-        ({"average": 1.0}, r"average is 1.0; it must lie in \[0, 1\)"),
-        ({"average": -0.5}, "average is -0.5"),
-        ({"average": None}, "average is None"),
-        ({"average": "high"}, "average is 'high'"),
-        ({"outer": "mine"}, "outer is 'mine'; known: authors, paper"),
+        ({"lr": -1.0}, "bad-value", "lr is -1.0"),
+        ({"steps": 0}, "bad-value", "steps is 0; it must be a whole number >= 1"),
+        ({"steps": 2.0}, "bad-type", "steps is 2.0"),
+        ({"gamma": math.nan}, "bad-value", "gamma is nan"),
+        ({"h": -0.1}, "bad-value", "h is -0.1"),
+        ({"noise": math.inf}, "bad-value", "noise is inf"),
+        ({"noise": "1e-4"}, "bad-type", "noise is '1e-4'"),
+        ({"momentum": -0.1}, "bad-value", "momentum is -0.1"),
+        ({"weight_decay": -0.1}, "bad-value", "weight_decay is -0.1"),
+        ({"average": 1.0}, "bad-value", r"average is 1.0; it must lie in \[0, 1\)"),
+        ({"average": -0.5}, "bad-value", "average is -0.5"),
+        ({"average": None}, "bad-type", "average is None"),
+        ({"average": "high"}, "bad-type", "average is 'high'"),
+        ({"outer": "mine"}, "unknown-name", "outer is 'mine'; known: authors, paper"),
     ],
 )
-def test_nonsense_is_refused_by_name(options, words):
-    with pytest.raises(BadInput, match=words):
+def test_a_bad_value_is_refused_by_name(options, code, words):
+    with pytest.raises(BadInput, match=words) as error:
         EntropySGD(Quadratic().parameters, **options)
+    assert (error.value.code, error.value.field) == (code, next(iter(options)))
 
 
 def test_groups_of_different_steps_are_refused():
     first, second = Quadratic().parameters
     optimizer = EntropySGD([{"params": [first], "steps": 2}, {"params": [second]}], **SETTINGS)
-    with pytest.raises(BadInput, match=r"steps is \[2, 4\] in different parameter groups"):
+    with pytest.raises(BadInput, match=r"steps is \[2, 4\] in different parameter groups") as error:
         optimizer.step(lambda: 0.0)
+    assert (error.value.code, error.value.field) == ("conflict", "steps")
 
 
 # ---- in training
 
 
-def test_training_makes_as_many_gradient_passes_a_step_as_it_says_and_learns(tmp_path, monkeypatch):
+def test_training_makes_as_many_gradient_passes_per_step_as_inner_steps_and_learns(tmp_path, monkeypatch):
     monkeypatch.setitem(registry.MODELS, "tiny-net", "problems:tiny_net")
     digits = datasets.load("digits")
     tiny = DataSet(digits.name, digits.classes, digits.train.take(200), digits.test)
@@ -333,7 +336,7 @@ def test_training_makes_as_many_gradient_passes_a_step_as_it_says_and_learns(tmp
     counts = [entry[1] for entry in seen if isinstance(entry, tuple)]
     assert counts == [3 * step for step in range(1, 5 * 4 + 1)]
     # The passes of one step are at different weights.
-    assert not any(torch.equal(one, other) for one, other in zip(passes[0], passes[1], strict=True))
+    assert not any(torch.equal(p, q) for p, q in zip(passes[0], passes[1], strict=True))
     metrics = [entry for entry in seen if isinstance(entry, dict)]
     assert metrics[-1]["loss"] < 0.6 * metrics[0]["loss"]
     assert metrics[-1]["clean"] > 0.6

@@ -62,14 +62,14 @@ def recipe(method="sgd", *overrides):
 
 
 class Watch(loop.Silent):
-    """Counts calls; may act after a step (counted over the whole run) or an epoch."""
+    """Records all calls. after_step: step of the whole run -> action; after_epoch: an action on its metrics."""
 
     def __init__(self, after_step=None, after_epoch=None):
         self.after_step, self.after_epoch = after_step or {}, after_epoch or (lambda metrics: None)
-        self.begun, self.losses, self.epochs = [], [], []
+        self.starts, self.losses, self.epochs = [], [], []
 
     def begin(self, name, epochs, steps, done):
-        self.begun.append((name, epochs, steps, done))
+        self.starts.append((name, epochs, steps, done))
 
     def step(self, loss):
         self.losses.append(loss)
@@ -93,7 +93,7 @@ def weights(folder):
 
 
 def metrics(folder):
-    """The metrics of each epoch, without the time that they took; every line must be plain JSON."""
+    """The metrics of each epoch without their times; each line must be standard JSON."""
     lines = (folder.path / "metrics.jsonl").read_text().splitlines()
     parsed = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in metrics.jsonl")) for line in lines]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in parsed]
@@ -109,22 +109,24 @@ def flat(value, name=""):
 
 
 def state(folder):
-    """All that --resume goes on from."""
+    """The whole training state, without times."""
     leaves = flat(files.load_state(folder.state))
     return {name: value for name, value in leaves.items() if not name.endswith("/seconds")}
 
 
-def same(one, other):
-    assert weights(one) == weights(other)
-    assert metrics(one) == metrics(other)
-    assert state(one) == state(other)
+def same(run, other):
+    assert weights(run) == weights(other)
+    assert metrics(run) == metrics(other)
+    assert state(run) == state(other)
 
 
-def refusal(call, *arguments, error=BadInput, **options):
-    with pytest.raises(error) as caught:
+def refusal(code, field, call, *arguments, kind=BadInput, **options):
+    """The message of the error that a call raises with this code and field."""
+    with pytest.raises(kind) as error:
         call(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    assert (error.value.code, error.value.field) == (code, field)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 # ---- resume
@@ -136,7 +138,7 @@ CASES = {
     "trades": ("trades",),
     "mart": ("mart",),
     "atent": ("atent",),
-    "atent in ℓ2": ("atent", "objective.norm=L2", "threat.norm=L2"),
+    "atent in ℓ2": ("atent", "objective.norm=L2", "threat.norm=L2", "threat.eps=0.15"),
     "ema": ("pgd-at", "ema=0.9"),
     "adam": ("sgd", "optimizer.name=adam", "optimizer.lr=1e-3"),
     "constant": ("sgd", "schedule.name=constant"),
@@ -161,7 +163,7 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(tmp_path, tiny, case):
     assert [line["epoch"] for line in metrics(resumed)] == [1, 2, 3]
 
 
-def test_the_checkpoint_holds_what_the_objective_remembers(tmp_path, tiny):
+def test_the_checkpoint_holds_the_state_of_the_objective(tmp_path, tiny):
     folder = loop.fit(recipe(*CASES["mma"]), tiny, tmp_path)
     lengths = files.load_state(folder.state)["objective"]["lengths"]
     assert lengths.shape == (160,)
@@ -217,7 +219,7 @@ def test_a_finished_run_is_resumed_to_itself(tmp_path, tiny):
     watch = Watch()
     loop.fit(recipe(), tiny, tmp_path, resume=True, reporter=watch)
     assert {path: path.read_bytes() for path in visible(tmp_path)} == before
-    assert (watch.begun, watch.losses) == ([(recipe().name, 3, STEPS, 3)], [])
+    assert (watch.starts, watch.losses) == ([(recipe().name, 3, STEPS, 3)], [])
     (tmp_path / "metrics.jsonl").unlink()  # as after a kill between the last state and its metrics
     loop.fit(recipe(), tiny, tmp_path, resume=True)
     assert {path: path.read_bytes() for path in visible(tmp_path)} == before
@@ -244,9 +246,9 @@ def test_a_run_killed_in_its_second_epoch_is_resumed_bit_for_bit(tmp_path):
 def test_another_recipe_is_not_resumed(tmp_path, tiny):
     folder = loop.fit(recipe(), tiny, tmp_path)
     before = weights(folder)
-    message = refusal(loop.fit, recipe("sgd", "epochs=4"), tiny, tmp_path, resume=True)
+    message = refusal("other-content", "epochs", loop.fit, recipe("sgd", "epochs=4"), tiny, tmp_path, resume=True)
     assert message.startswith(f"{tmp_path} was trained with epochs = 3, not 4; go on with")
-    message = refusal(loop.fit, recipe("pgd-at"), tiny, tmp_path, resume=True)
+    message = refusal("other-content", "name", loop.fit, recipe("pgd-at"), tiny, tmp_path, resume=True)
     assert "was trained with name = 'digits-linf-sgd', not 'digits-linf-pgd-at'" in message
     assert weights(folder) == before
 
@@ -255,7 +257,7 @@ def test_a_run_is_not_resumed_on_other_images(tmp_path, tiny):
     folder = loop.fit(recipe(), tiny, tmp_path)
     before = weights(folder)
     other = DataSet(tiny.name, tiny.classes, Split(1 - tiny.train.images, tiny.train.labels), tiny.test)
-    message = refusal(loop.fit, recipe(), other, tmp_path, resume=True)
+    message = refusal("other-content", "data", loop.fit, recipe(), other, tmp_path, resume=True)
     assert message == f"{tmp_path} was trained on other images; name those, or give --overwrite"
     assert weights(folder) == before
 
@@ -263,7 +265,8 @@ def test_a_run_is_not_resumed_on_other_images(tmp_path, tiny):
 def test_a_folder_that_holds_a_run_is_refused(tmp_path, tiny):
     loop.fit(recipe(), tiny, tmp_path)
     before = {path: path.read_bytes() for path in visible(tmp_path)}
-    assert "--resume to go on or --overwrite to start anew" in refusal(loop.fit, recipe(), tiny, tmp_path)
+    message = refusal("exists", "out", loop.fit, recipe(), tiny, tmp_path)
+    assert message.endswith("already holds a run; give --resume to go on or --overwrite to start anew")
     assert {path: path.read_bytes() for path in visible(tmp_path)} == before
 
 
@@ -273,7 +276,7 @@ def test_overwrite_starts_anew(tmp_path, tiny):
     (tmp_path / "run" / "notes.txt").write_text("somebody's")
     watch = Watch()
     again = loop.fit(recipe("sgd", "seed=1"), tiny, tmp_path / "run", overwrite=True, reporter=watch)
-    assert watch.begun == [("digits-linf-sgd", 3, STEPS, 0)]
+    assert watch.starts == [("digits-linf-sgd", 3, STEPS, 0)]
     assert not (tmp_path / "run" / "eval-quick.json").exists()
     assert (tmp_path / "run" / "notes.txt").read_text() == "somebody's"
     same(loop.fit(recipe("sgd", "seed=1"), tiny, tmp_path / "new"), again)
@@ -287,20 +290,20 @@ def test_what_lies_in_the_folder(tmp_path, tiny):
 
 
 @pytest.mark.parametrize(
-    ("broken", "part"),
+    ("broken", "code", "field", "part"),
     [
-        (b"hello world", "cannot be read as tensors"),
-        ({"history": []}, "KeyError: 'model'"),
-        ({"model": {"1.weight": torch.ones(1)}}, "RuntimeError"),
+        (b"hello world", "unreadable", "path", "cannot be read as tensors"),
+        ({"history": []}, "other-content", "resume", "KeyError: 'model'"),
+        ({"model": {"1.weight": torch.ones(1)}}, "other-content", "resume", "RuntimeError"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused(tmp_path, tiny, broken, part):
+def test_a_state_that_does_not_fit_is_refused(tmp_path, tiny, broken, code, field, part):
     folder = loop.fit(recipe(), tiny, tmp_path)
     if isinstance(broken, bytes):
         folder.state.write_bytes(broken)
     else:
         files.save_state(broken, folder.state)
-    message = refusal(loop.fit, recipe(), tiny, tmp_path, resume=True)
+    message = refusal(code, field, loop.fit, recipe(), tiny, tmp_path, resume=True)
     assert message.startswith(str(folder.state))
     assert part in message
     assert message.endswith("--overwrite starts the run anew")
@@ -310,18 +313,18 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path, tiny, broken, part):
 
 
 def first_weights(chosen, tiny, out, **options):
-    """The weights that the first step of a run begins with."""
-    found = []
+    """The weights before the first step of a run."""
+    recorded = []
 
     def note(optimizer, *_):
-        found.append([p.detach().clone() for p in optimizer.param_groups[0]["params"]])
+        recorded.append([p.detach().clone() for p in optimizer.param_groups[0]["params"]])
 
     handle = register_optimizer_step_pre_hook(note)
     try:
         loop.fit(chosen, tiny, out, **options)
     finally:
         handle.remove()
-    return found[0]
+    return recorded[0]
 
 
 @pytest.mark.parametrize("source", ["plain", "plain/weights.safetensors"])
@@ -330,13 +333,13 @@ def test_training_starts_from_the_weights_of_another_run(tmp_path, tiny, source)
     chosen = recipe("pgd-at", "epochs=1", f"init_from={tmp_path / source}")
     started = first_weights(chosen, tiny, tmp_path / "tuned")
     expected = [p.detach() for p in plain.load_model(tiny).parameters()]
-    assert all(torch.equal(one, other) for one, other in zip(started, expected, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(started, expected, strict=True))
     assert loop.RunFolder(tmp_path / "tuned").recipe() == chosen
     fresh = first_weights(recipe("pgd-at", "epochs=1"), tiny, tmp_path / "fresh")
     assert not torch.equal(fresh[0], started[0])
 
 
-def test_a_fine_tuned_run_is_resumed_without_what_it_started_from(tmp_path, tiny):
+def test_a_fine_tuned_run_is_resumed_without_its_initial_weights(tmp_path, tiny):
     plain = loop.fit(recipe("sgd", "epochs=1"), tiny, tmp_path / "plain")
     chosen = recipe("pgd-at", "ema=0.9", f"init_from={plain.path}")
     whole = loop.fit(chosen, tiny, tmp_path / "whole")
@@ -347,18 +350,21 @@ def test_a_fine_tuned_run_is_resumed_without_what_it_started_from(tmp_path, tiny
 
 
 @pytest.mark.parametrize(
-    ("name", "part"),
+    ("name", "code", "part"),
     [
-        ("nowhere", "there is no weights file {}"),
-        ("nowhere.pt", "there is no weights file {}"),
-        ("empty", "there is no weights file {}/weights.safetensors"),
-        ("other.pt", "{} does not fit Sequential: missing, unknown or of another shape: "),
+        ("nowhere", "missing", "there is no weights file {}"),
+        ("nowhere.pt", "missing", "there is no weights file {}"),
+        ("empty", "missing", "there is no weights file {}/weights.safetensors"),
+        ("other.pt", "bad-shape", "{} does not fit Sequential: missing, unknown or of another shape: "),
     ],
 )
-def test_weights_that_are_missing_or_do_not_fit_are_refused_before_anything_is_written(tmp_path, tiny, name, part):
+def test_weights_that_are_missing_or_do_not_fit_are_refused_before_anything_is_written(
+    tmp_path, tiny, name, code, part
+):
     (tmp_path / "empty").mkdir()
     torch.save({"weight": torch.ones(1)}, tmp_path / "other.pt")
-    message = refusal(loop.fit, recipe("sgd", f"init_from={tmp_path / name}"), tiny, tmp_path / "run")
+    chosen = recipe("sgd", f"init_from={tmp_path / name}")
+    message = refusal(code, "path", loop.fit, chosen, tiny, tmp_path / "run")
     assert message.startswith(part.format(tmp_path / name))
     assert not (tmp_path / "run").exists()
 
@@ -382,6 +388,10 @@ def breaking(monkeypatch):
     return at
 
 
+def not_finite(*arguments, **options):
+    return refusal("non-finite-loss", "optimizer.lr", loop.fit, *arguments, kind=NonFiniteLoss, **options)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_epoch(tmp_path, tiny, monkeypatch, breaking, value):
     chosen = recipe("sgd", "ema=0.5")
@@ -390,7 +400,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_epoch(tmp_path, tiny
     watch = Watch(after_epoch=lambda _: kept.update((p.name, p.read_bytes()) for p in visible(tmp_path / "cut")))
     random_state = torch.random.get_rng_state()
     breaking(STEPS + 3, value)
-    message = refusal(loop.fit, chosen, tiny, tmp_path / "cut", error=NonFiniteLoss, reporter=watch)
+    message = not_finite(chosen, tiny, tmp_path / "cut", reporter=watch)
     assert message.startswith(
         f"the loss is {value} at epoch 2, step 3; the checkpoint of epoch 1 is kept in {tmp_path}"
     )
@@ -403,7 +413,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_epoch(tmp_path, tiny
 
 def test_a_step_that_is_far_too_large(tmp_path, tiny):
     chosen = recipe("sgd", "optimizer.lr=1e30", "schedule.name=constant", "model.name=digits-cnn")
-    message = refusal(loop.fit, chosen, tiny, tmp_path, error=NonFiniteLoss)
+    message = not_finite(chosen, tiny, tmp_path)
     head, _, remedy = message.rpartition("; ")
     assert head == "the loss is nan at epoch 1, step 2; no epoch was finished"
     assert remedy == "start anew with --overwrite and a smaller optimizer.lr"
@@ -413,13 +423,13 @@ def test_a_step_that_is_far_too_large(tmp_path, tiny):
 def test_a_loss_that_breaks_inside_a_step_of_entropy_sgd_stops_training(tmp_path, tiny, breaking):
     chosen = recipe(*CASES["entropy-sgd"])
     breaking(2 * STEPS + 4)  # two passes a step: in the second epoch, the second pass of its second step
-    message = refusal(loop.fit, chosen, tiny, tmp_path, error=NonFiniteLoss)
+    message = not_finite(chosen, tiny, tmp_path)
     assert message.startswith(f"the loss is nan at epoch 2, step 2; the checkpoint of epoch 1 is kept in {tmp_path}")
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(tmp_path, tiny, epoch):
-    # No loss has seen them yet: without a look at the outputs the broken state would replace the good one.
+    # No loss has been computed from them: without a check of the outputs the broken state would replace the good one.
     def breaks(optimizer, *_):
         steps.append(1)
         if len(steps) == epoch * STEPS:
@@ -429,7 +439,7 @@ def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(tmp_path, 
     watch = Watch(after_epoch=lambda _: kept.update((p.name, p.read_bytes()) for p in visible(tmp_path)))
     handle = register_optimizer_step_post_hook(breaks)
     try:
-        message = refusal(loop.fit, recipe(), tiny, tmp_path, error=NonFiniteLoss, reporter=watch)
+        message = not_finite(recipe(), tiny, tmp_path, reporter=watch)
     finally:
         handle.remove()
     assert message.startswith(f"the network's outputs are not finite after epoch {epoch}, step {STEPS}; ")
@@ -447,19 +457,19 @@ def held_out(chosen, tiny):
 @pytest.mark.parametrize("ema", ["null", "0.7"])
 def test_the_metrics_are_accuracies_on_held_out_training_images(tmp_path, tiny, ema):
     chosen = recipe("pgd-at", "validation.select=last", f"ema={ema}", "optimizer.lr=0.3", "seed=3")
-    found = []
+    accuracies = []
 
-    def judge(_):
+    def measure(_):
         folder = loop.RunFolder(tmp_path)
         model, split = folder.load_model(tiny), held_out(chosen, tiny)
         kernel = pgd(LINF, 0.15, 2, 2.5 * 0.15 / 2)
         robust = robust_flags(model, split, kernel, Setting(chosen.threat, seed=3))
-        found.append((float(clean_flags(model, split).double().mean()), float(robust.double().mean())))
+        accuracies.append((float(clean_flags(model, split).double().mean()), float(robust.double().mean())))
 
-    folder = loop.fit(chosen, tiny, tmp_path, reporter=Watch(after_epoch=judge))
-    assert [(line["clean"], line["robust"]) for line in metrics(folder)] == found
-    assert len(set(found)) > 1
-    assert found[-1][0] > 0.4  # it learns
+    folder = loop.fit(chosen, tiny, tmp_path, reporter=Watch(after_epoch=measure))
+    assert [(line["clean"], line["robust"]) for line in metrics(folder)] == accuracies
+    assert len(set(accuracies)) > 1
+    assert accuracies[-1][0] > 0.4  # it learns
 
 
 @pytest.mark.parametrize(
@@ -487,7 +497,7 @@ def test_the_epoch_of_best_robust_accuracy_is_kept(tmp_path, tiny, monkeypatch, 
     assert [kept[k] != kept[k - 1] for k in range(1, len(kept))] == selected[1:]
 
 
-def test_plain_training_keeps_the_epoch_of_best_clean_accuracy(tmp_path, tiny):
+def test_standard_training_keeps_the_epoch_of_best_clean_accuracy(tmp_path, tiny):
     folder = loop.fit(recipe("sgd", "epochs=6", "optimizer.lr=0.5"), tiny, tmp_path)
     clean = [line["clean"] for line in metrics(folder)]
     assert [line["selected"] for line in metrics(folder)] == [
@@ -497,69 +507,69 @@ def test_plain_training_keeps_the_epoch_of_best_clean_accuracy(tmp_path, tiny):
     assert float(kept.double().mean()) == max(clean)
 
 
-# ---- what the objective is given, and what is done with its terms
+# ---- the calls of the objective, and its terms
 
 
 @pytest.fixture
-def given(monkeypatch):
+def calls(monkeypatch):
     """The arguments of each call of PGD-AT."""
-    calls, call = [], PGDAT.__call__
+    recorded, call = [], PGDAT.__call__
 
     def spy(self, model, x, y, index=None, *, generator=None):
-        calls.append({"x": x, "y": y, "index": index, "seed": generator.initial_seed(), "training": model.training})
+        recorded.append({"x": x, "y": y, "index": index, "seed": generator.initial_seed(), "training": model.training})
         return call(self, model, x, y, index, generator=generator)
 
     monkeypatch.setattr(PGDAT, "__call__", spy)
-    return calls
+    return recorded
 
 
 def epochs_of(calls):
     return [calls[start : start + STEPS] for start in range(0, len(calls), STEPS)]
 
 
-def test_every_image_that_is_not_held_out_is_trained_on_once_an_epoch(tmp_path, tiny, given):
+def test_every_image_that_is_not_held_out_is_trained_on_once_an_epoch(tmp_path, tiny, calls):
     chosen = recipe("pgd-at", "epochs=2")
     loop.fit(chosen, tiny, tmp_path)
     rest, _ = datasets.hold_out(tiny.train, 40, chosen.seed)
-    for epoch in epochs_of(given):
+    for epoch in epochs_of(calls):
         x, y, index = (torch.cat([call[name] for call in epoch]) for name in ("x", "y", "index"))
         assert sorted(index.tolist()) == list(range(160))
         assert torch.equal(x, rest.images[index])
         assert torch.equal(y, rest.labels[index])
-    assert not torch.equal(given[0]["index"], given[STEPS]["index"])  # in another order
-    assert all(call["training"] for call in given)
+    assert not torch.equal(calls[0]["index"], calls[STEPS]["index"])  # in another order
+    assert all(call["training"] for call in calls)
 
 
-def test_a_share_of_the_images_is_the_first_of_those_not_held_out(tmp_path, tiny, given):
+def test_a_share_of_the_images_is_the_first_of_those_not_held_out(tmp_path, tiny, calls):
     loop.fit(recipe("pgd-at", "examples=80", "epochs=2"), tiny, tmp_path / "run")
     rest, _ = datasets.hold_out(tiny.train, 40, 0)
-    assert len(given) == 4  # 2 epochs of 80 images in batches of 40
-    x, index = (torch.cat([call[name] for call in given[:2]]) for name in ("x", "index"))
+    assert len(calls) == 4  # 2 epochs of 80 images in batches of 40
+    x, index = (torch.cat([call[name] for call in calls[:2]]) for name in ("x", "index"))
     assert sorted(index.tolist()) == list(range(80))
     assert torch.equal(x, rest.images[index])
 
 
 def test_a_share_larger_than_the_data_is_refused(tmp_path, tiny):
-    with pytest.raises(BadInput, match="n is 161, but there are only 160"):
-        loop.fit(recipe("sgd", "examples=161"), tiny, tmp_path / "run")
+    message = refusal("bad-value", "n", loop.fit, recipe("sgd", "examples=161"), tiny, tmp_path / "run")
+    assert message.startswith("n is 161, but there are only 160 examples")
 
 
-def test_augmented_images_are_cropped_anew_each_epoch(tmp_path, tiny, given):
+def test_augmented_images_are_cropped_anew_each_epoch(tmp_path, tiny, calls):
     loop.fit(recipe("pgd-at", "epochs=2", "augment=crop-flip"), tiny, tmp_path)
     rest, _ = datasets.hold_out(tiny.train, 40, 0)
     first, second = (
         {int(i): x for call in epoch for i, x in zip(call["index"], call["x"], strict=True)}
-        for epoch in epochs_of(given)
+        for epoch in epochs_of(calls)
     )
     assert first.keys() == second.keys() == set(range(160))
     assert sum(torch.equal(first[i], rest.images[i]) for i in first) < 10
     assert sum(torch.equal(first[i], second[i]) for i in first) < 10
 
 
-def test_each_epoch_has_noise_of_its_own(tmp_path, tiny, given):
+def test_each_epoch_draws_other_noise(tmp_path, tiny, calls):
     loop.fit(recipe("pgd-at"), tiny, tmp_path / "one")
     loop.fit(recipe("pgd-at", "seed=1"), tiny, tmp_path / "other")
-    seeds = [{call["seed"] for call in epoch} for epoch in epochs_of(given)]
+    seeds = [{call["seed"] for call in epoch} for epoch in epochs_of(calls)]
     assert [len(seed) for seed in seeds] == [1] * 6
     assert len(set.union(*seeds)) == 6
 
@@ -585,7 +595,7 @@ def test_the_loss_is_the_sum_of_the_terms(tmp_path, tiny, monkeypatch):
 
 @pytest.fixture
 def steps_taken():
-    """What each optimizer step is made with: the optimizer, its learning rate, the weights afterwards."""
+    """Each optimizer step: the optimizer, its learning rate, the weights after the step."""
     taken = []
 
     def before(optimizer, *_):
@@ -636,7 +646,7 @@ def test_one_cycle(tmp_path, tiny, steps_taken, share):
 
 def test_a_warmup_of_exactly_one_step_is_refused(tmp_path, tiny):
     chosen = recipe("sgd", "epochs=1", "schedule={name: one-cycle, warmup: 0.25}")  # torch would divide by zero
-    message = refusal(loop.fit, chosen, tiny, tmp_path / "run")
+    message = refusal("bad-value", "schedule.warmup", loop.fit, chosen, tiny, tmp_path / "run")
     assert message == "schedule.warmup is 0.25, exactly one of 4 steps; choose another share"
     assert not (tmp_path / "run").exists()
 
@@ -670,7 +680,7 @@ def test_eps_and_step_size_grow_linearly(tmp_path, tiny, monkeypatch, share, len
     assert seen[-1] == (0.15, 0.0375, 3)
 
 
-def test_the_average_of_the_weights_is_the_hand_computed_one(tmp_path, tiny, steps_taken):
+def test_the_average_of_the_weights_matches_a_manual_one(tmp_path, tiny, steps_taken):
     chosen = recipe("sgd", "ema=0.8", "epochs=2", "validation.select=last")
     folder = loop.fit(chosen, tiny, tmp_path)
     average = steps_taken[0]["weights"]  # the first weights are where the average starts
@@ -678,11 +688,11 @@ def test_the_average_of_the_weights_is_the_hand_computed_one(tmp_path, tiny, ste
         average = [0.8 * old + 0.2 * new for old, new in zip(average, step["weights"], strict=True)]
     kept = [p.detach() for p in folder.load_model(tiny).parameters()]
     last = steps_taken[-1]["weights"]
-    assert all(torch.allclose(found, expected, atol=1e-6) for found, expected in zip(kept, average, strict=True))
-    assert max(float((found - end).abs().max()) for found, end in zip(kept, last, strict=True)) > 0.01
+    assert all(torch.allclose(actual, expected, atol=1e-6) for actual, expected in zip(kept, average, strict=True))
+    assert max(float((actual - end).abs().max()) for actual, end in zip(kept, last, strict=True)) > 0.01
 
 
-def test_the_average_takes_the_batchnorm_statistics_along(tmp_path, tiny):
+def test_the_average_includes_the_batchnorm_statistics(tmp_path, tiny):
     chosen = recipe("sgd", "ema=0.8", "epochs=2", "validation.select=last")
     name = "2.running_mean"
     loop.fit(chosen, tiny, tmp_path)
@@ -692,8 +702,8 @@ def test_the_average_takes_the_batchnorm_statistics_along(tmp_path, tiny):
     assert not torch.equal(kept, live)
 
 
-def test_in_mixed_precision_the_average_itself_is_judged(tmp_path, tiny):
-    # Accelerate wraps forward(); a copy that still called the live network would be judged by its weights.
+def test_in_mixed_precision_the_average_itself_is_validated(tmp_path, tiny):
+    # Accelerate wraps forward(); a copy that still called the live network would be validated with its weights.
     chosen = recipe("sgd", "mixed_precision=bf16", "ema=0.97", "validation.select=last", "optimizer.lr=0.3")
     folder = loop.fit(chosen, tiny, tmp_path)
     split, model = held_out(chosen, tiny), folder.load_model(tiny)
@@ -709,9 +719,9 @@ def test_bf16_changes_the_numbers_a_little(tmp_path, tiny):
     full = loop.fit(recipe("atent"), tiny, tmp_path / "full")
     AcceleratorState._reset_state()
     half = loop.fit(recipe("atent", "mixed_precision=bf16"), tiny, tmp_path / "half")
-    one, other = (metrics(folder)[0]["loss"] for folder in (full, half))
-    assert one != other
-    assert one == pytest.approx(other, rel=0.02)
+    full_loss, half_loss = (metrics(folder)[0]["loss"] for folder in (full, half))
+    assert full_loss != half_loss
+    assert full_loss == pytest.approx(half_loss, rel=0.02)
     assert {tensor.dtype for tensor in safetensors.torch.load_file(half.weights).values()} == {
         torch.float32,
         torch.int64,
@@ -720,7 +730,8 @@ def test_bf16_changes_the_numbers_a_little(tmp_path, tiny):
 
 def test_another_precision_in_the_same_process_is_refused(tmp_path, tiny):
     loop.fit(recipe("sgd", "epochs=1"), tiny, tmp_path / "one")
-    message = refusal(loop.fit, recipe("sgd", "mixed_precision=bf16"), tiny, tmp_path / "two")
+    chosen = recipe("sgd", "mixed_precision=bf16")
+    message = refusal("unsupported", "mixed_precision", loop.fit, chosen, tiny, tmp_path / "two")
     assert message.startswith("mixed_precision is 'bf16', which cannot be had here: ")
     assert not (tmp_path / "two").exists()
 
@@ -732,7 +743,7 @@ def test_another_precision_in_the_same_process_is_refused(tmp_path, tiny):
 def test_metrics_are_finite_numbers_for_each_epoch(tmp_path, tiny, method):
     watch = Watch()
     folder = loop.fit(recipe(method), tiny, tmp_path, reporter=watch)
-    assert watch.begun == [(f"digits-linf-{method}", 3, STEPS, 0)]
+    assert watch.starts == [(f"digits-linf-{method}", 3, STEPS, 0)]
     assert len(watch.losses) == 3 * STEPS
     lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
     assert lines == watch.epochs
@@ -746,15 +757,15 @@ def test_metrics_are_finite_numbers_for_each_epoch(tmp_path, tiny, method):
 
 
 def test_the_seed_decides(tmp_path, tiny):
-    one, again, other = (
+    first, again, other = (
         loop.fit(recipe("atent", f"seed={seed}"), tiny, tmp_path / name)
-        for name, seed in (("one", 5), ("again", 5), ("other", 6))
+        for name, seed in (("first", 5), ("again", 5), ("other", 6))
     )
-    same(one, again)
-    assert weights(one) != weights(other)
+    same(first, again)
+    assert weights(first) != weights(other)
 
 
-def test_the_callers_random_state_changes_nothing_and_comes_back(tmp_path, tiny):
+def test_the_callers_random_state_has_no_effect_and_is_restored(tmp_path, tiny):
     states = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -768,66 +779,66 @@ def test_the_callers_random_state_changes_nothing_and_comes_back(tmp_path, tiny)
     assert states[0] == states[1]
 
 
-def test_order_dropout_and_noise_of_every_epoch_have_seeds_of_their_own(tmp_path, tiny, monkeypatch):
-    asked, seed_of = {}, loop._seed
-    monkeypatch.setattr(loop, "_seed", lambda *numbers: asked.setdefault(numbers, seed_of(*numbers)))
+def test_order_dropout_and_noise_of_each_epoch_have_different_seeds(tmp_path, tiny, monkeypatch):
+    seeds, seed_of = {}, loop._seed
+    monkeypatch.setattr(loop, "_seed", lambda *numbers: seeds.setdefault(numbers, seed_of(*numbers)))
     for seed in range(2):
         loop.fit(recipe("sgd", f"seed={seed}"), tiny, tmp_path / str(seed))
-    assert len(asked) == len(set(asked.values())) == 2 * 3 * 3
+    assert len(seeds) == len(set(seeds.values())) == 2 * 3 * 3
     processes = {
         (*start, process, end): seed_of(*start, process, end)
-        for *start, _, end in (numbers for numbers in asked if len(numbers) == 4)
+        for *start, _, end in (numbers for numbers in seeds if len(numbers) == 4)
         for process in range(1, 4)
     }
     assert len(processes) == 36
-    assert len({*asked.values(), *processes.values()}) == 18 + 36
-    assert all(0 <= seed < 2**63 for seed in asked.values())
+    assert len({*seeds.values(), *processes.values()}) == 18 + 36
+    assert all(0 <= seed < 2**63 for seed in seeds.values())
 
 
 def test_the_test_split_is_never_touched(tmp_path, tiny):
-    # The test split of `tiny` holds NaN and labels of -1; with a sound one the run is the same.
-    sound = DataSet(tiny.name, tiny.classes, tiny.train, tiny.train.take(50))
-    same(loop.fit(recipe("pgd-at"), tiny, tmp_path / "a"), loop.fit(recipe("pgd-at"), sound, tmp_path / "b"))
+    # The test split of `tiny` holds NaN and labels of -1; with a valid one the run is the same.
+    valid = DataSet(tiny.name, tiny.classes, tiny.train, tiny.train.take(50))
+    same(loop.fit(recipe("pgd-at"), tiny, tmp_path / "a"), loop.fit(recipe("pgd-at"), valid, tmp_path / "b"))
 
 
 @pytest.mark.parametrize(
-    ("change", "part"),
+    ("change", "code", "field"),
     [
-        (lambda x, y: (255 * x, y), "they look like 0-255 images: divide them by 255"),
-        (lambda x, y: (2 * x - 1, y), "they look normalised"),
-        (lambda x, y: (x / 0, y), "images hold NaN or infinity"),
-        (lambda x, y: ((255 * x).byte(), y), "images are torch.uint8"),
-        (lambda x, y: (x, y + 1), "labels span [1, 10]; they must be at least 0 and at most 9"),
-        (lambda x, y: (x, y[:-1]), "labels have shape (199,)"),
-        (lambda x, y: (x[:45], y[:45]), "cannot hold out 40 of 45 examples"),
+        (lambda x, y: (255 * x, y), "bad-value", "images"),
+        (lambda x, y: (2 * x - 1, y), "bad-value", "images"),
+        (lambda x, y: (x / 0, y), "bad-value", "images"),
+        (lambda x, y: ((255 * x).byte(), y), "bad-type", "images"),
+        (lambda x, y: (x, y + 1), "bad-value", "labels"),
+        (lambda x, y: (x, y[:-1]), "bad-shape", "labels"),
+        (lambda x, y: (x[:45], y[:45]), "bad-value", "count"),
     ],
 )
-def test_data_that_cannot_be_trained_on_is_refused(tmp_path, tiny, change, part):
+def test_data_that_cannot_be_trained_on_is_refused(tmp_path, tiny, change, code, field):
     images, labels = change(tiny.train.images, tiny.train.labels)
     wrong = DataSet(tiny.name, tiny.classes, Split(images, labels), tiny.test)
-    assert part in refusal(loop.fit, recipe(), wrong, tmp_path / "run")
+    refusal(code, field, loop.fit, recipe(), wrong, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_silent_reporter_says_nothing(tmp_path, tiny, capsys):
+def test_a_silent_reporter_prints_nothing(tmp_path, tiny, capsys):
     loop.fit(recipe("sgd", "epochs=1"), tiny, tmp_path)
     assert capsys.readouterr() == ("", "")
 
 
-# ---- how fast the network runs
+# ---- the speed of the network
 
 
 def layouts(seen):
-    """A hook's list of whether each pass of the convolution gave activations with the channels innermost."""
-    return lambda module, given, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
+    """A hook that appends whether the activations of a convolution are in channels-last format."""
+    return lambda module, inputs, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
 
 
 def convolving(*overrides):
     return recipe("pgd-at", "model.name=digits-cnn", "epochs=1", *overrides)
 
 
-@pytest.mark.parametrize(("setting", "innermost"), [("channels-last", True), ("plain", False)])
-def test_the_network_is_trained_with_the_recipes_speed(tiny, tmp_path, monkeypatch, setting, innermost):
+@pytest.mark.parametrize(("setting", "channels_last"), [("channels-last", True), ("plain", False)])
+def test_the_network_is_trained_with_the_recipes_speed(tiny, tmp_path, monkeypatch, setting, channels_last):
     seen = []
     build = loop.build_model
 
@@ -838,13 +849,13 @@ def test_the_network_is_trained_with_the_recipes_speed(tiny, tmp_path, monkeypat
 
     monkeypatch.setattr(loop, "build_model", hooked)
     folder = loop.fit(convolving(f"speed={setting}"), tiny, tmp_path / "run")
-    assert seen[-1] is innermost
+    assert seen[-1] is channels_last
     assert folder.recipe().speed == setting
     stored = safetensors.torch.load_file(folder.weights)
     assert all(tensor.is_contiguous() for tensor in stored.values())
 
 
-def test_what_auto_chose_is_kept_and_resumed(tiny, tmp_path, monkeypatch):
+def test_the_choice_of_auto_is_kept_and_resumed(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.speed, "measure", lambda runs: {name: len(name) for name in runs})
     folder = loop.fit(convolving("speed=auto"), tiny, tmp_path / "run")
     assert folder.recipe().speed == "plain"  # the shorter name
@@ -855,7 +866,7 @@ def test_what_auto_chose_is_kept_and_resumed(tiny, tmp_path, monkeypatch):
     assert weights(longer) == before
 
 
-def test_a_speed_that_cannot_be_had_gives_way_and_says_why(tiny, tmp_path, monkeypatch, caplog):
+def test_a_speed_that_cannot_be_used_falls_back_with_a_warning(tiny, tmp_path, monkeypatch, caplog):
     problem = loop.speed._problem
     monkeypatch.setattr(
         loop.speed, "_problem", lambda m, x, name: "no compiler" if name == "compile" else problem(m, x, name)
@@ -865,5 +876,5 @@ def test_a_speed_that_cannot_be_had_gives_way_and_says_why(tiny, tmp_path, monke
     plain = loop.fit(convolving(), tiny, tmp_path / "channels-last")
     assert weights(fast) == weights(plain)
     caplog.clear()
-    loop.fit(recipe("sgd", "epochs=1"), tiny, tmp_path / "linear")  # no convolutions, and nobody asked
+    loop.fit(recipe("sgd", "epochs=1"), tiny, tmp_path / "linear")  # it has no convolutions
     assert not caplog.records

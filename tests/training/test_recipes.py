@@ -236,6 +236,29 @@ def test_parse_leaves_its_input_alone():
     assert raw["objective"]["step_size"] == "1e-3"
 
 
+# ---- what recipes share
+
+
+def test_recipes_do_not_change_each_other():
+    one, other = (recipes.load("mnist-linf-atent-best") for _ in range(2))
+    copied = one.model_copy(update={"epochs": 3})
+    for recipe in (one, other, copied):
+        for part in (recipe.objective, recipe.model.arguments, recipe.optimizer.arguments):
+            with pytest.raises(TypeError, match="does not change"):
+                part["steps"] = 99
+    assert one == other == recipes.load("mnist-linf-atent-best")
+    assert copied.objective == one.objective
+
+
+def test_checking_a_recipe_changes_nothing_that_was_given():
+    raw = recipes.load("digits-linf-atent").model_dump()
+    raw["objective"] |= {"step_size": "1e-3", "box": [0, 1]}
+    before = recipes.parse(raw, "mine")
+    raw["model"]["arguments"]["dropout"] = raw["objective"]["box"][0] = 0.5
+    assert before.model.arguments == {}
+    assert (before.objective["box"], before.objective["step_size"]) == ((0.0, 1.0), 0.001)
+
+
 # ---- overrides
 
 
@@ -494,3 +517,25 @@ def test_yaml_with_objects_runs_nothing(tmp_path, trap):
 def test_the_error_of_the_registry_where_files_are_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(registry._FOLDERS, "recipe", (tmp_path / "none",))
     assert refusal("digits-linf-atent") == "the installed package lacks its recipe files; reinstall atent-ext"
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "field"),
+    [
+        ("epochs=0", "bad-value", "epochs"),
+        ("epoch=3", "unknown-name", "epoch"),
+        ("optimizer.lr=-1", "bad-value", "optimizer.lr"),
+        ("optimizer.arguments.gamma=1", "unused", "optimizer.arguments.gamma"),
+        ("objective.steps=x", "bad-value", "objective.steps"),
+        ("objective.eps=-1", "bad-value", "objective.eps"),
+        ("objective.stepz=3", "unknown-name", "field"),
+        ("objective={steps: 3}", "missing", "objective.name"),
+        ("model.arguments.classes=3", "unused", "model.arguments.classes"),
+        ("epochs.x=3", "unknown-name", "epochs.x"),
+        ("epochs", "bad-value", "set"),
+    ],
+)
+def test_an_error_gives_the_code_and_the_first_wrong_field(override, code, field):
+    with pytest.raises(BadInput) as error:
+        recipes.load("digits-linf-atent", [override])
+    assert (error.value.code, error.value.field) == (code, field)

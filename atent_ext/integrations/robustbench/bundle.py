@@ -1,4 +1,4 @@
-"""A card of the registry as the bundle that RobustBench's maintainers ask for, and a check by RobustBench alone."""
+"""A bundle for RobustBench's maintainers from a card of the registry, and a check of it without atent_ext."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from atent_ext.core import compat
 from atent_ext.core.errors import BadInput
 from atent_ext.integrations.robustbench import register_file, registration
 from atent_ext.integrations.robustbench.card import form, model_info
-from atent_ext.integrations.robustbench.export import as_they_read
+from atent_ext.integrations.robustbench.export import with_prefix
 from atent_ext.integrations.robustbench.source import Source, normalised, source
 from atent_ext.models import wrappers
 from atent_ext.storage import files
@@ -46,58 +46,63 @@ print(repr(clean_accuracy(model, images, labels)))
 
 
 def bundle(card: Card, weights: Path, out: Path) -> list[Path]:
-    """Write what RobustBench asks for into the new folder `out`; return the files.
+    """Write the files that RobustBench requires to the new folder `out`; return the files.
 
-    model_info/DATASET/THREAT/NAME.json   the card, as RobustBench's functions read it
-    models/DATASET/THREAT/NAME.pt         the weights, as a plain state dict for `load_model(model_dir="models")`
-    register.py                           puts the model into RobustBench's zoo at run time, without atent_ext
-    entry.py.txt                          the same for RobustBench's own model_zoo
-    ARCHITECTURE.py                       the network, where no package that RobustBench needs defines it
-    issue.md, README.md                   the filled form "New Model(s)"; what to do with all this
+    model_info/DATASET/THREAT/NAME.json   the card in RobustBench's format
+    models/DATASET/THREAT/NAME.pt         the weights, a plain state dict for `load_model(model_dir="models")`
+    register.py                           adds the model to RobustBench's zoo at run time, without atent_ext
+    entry.py.txt                          the entry for RobustBench's own model_zoo
+    ARCHITECTURE.py                       the network, if no package that RobustBench needs defines it
+    issue.md, README.md                   the filled form "New Model(s)"; instructions
 
     Raises BadInput if `out` exists; for weights that are not the file of the card or do not fit its network; for a card
     that RobustBench cannot take (a random network, no standard AutoAttack, a name of its own zoo, another package's
-    architecture); and what `submissions.shape` raises. MissingExtra where robustbench is not installed.
+    architecture); and what `folder.shape` raises. MissingExtra if robustbench is not installed.
     """
     compat.robustbench()
     submission = card.submission
     registration.check_name(submission.name)
     if submission.random:
-        raise BadInput(f"{submission.name} is declared random; RobustBench takes deterministic networks only")
+        message = f"{submission.name} is declared random; RobustBench takes deterministic networks only"
+        raise BadInput(message, code="unsupported", field="random")
     if out.exists():
-        raise BadInput(f"{out} exists; name a folder that does not")
+        raise BadInput(f"{out} exists; name a folder that does not", code="exists", field="out")
     _same_file(card, weights)
     texts = _texts(card, _source(submission))
-    state = as_they_read(_network(submission, weights).state_dict())
+    state = with_prefix(_network(submission, weights).state_dict())
     return _write(out, _place("models", submission, "pt"), state, texts)
 
 
 def check(out: Path, images: Tensor, labels: Tensor) -> float:
-    """The clean accuracy, in [0, 1], of the model that RobustBench's `load_model` makes of the bundle `out`.
+    """The clean accuracy, in [0, 1], of the model that RobustBench's `load_model` loads from the bundle `out`.
 
-    images (N, C, H, W) in [0, 1], labels (N,). A Python of its own loads and counts, in which atent_ext cannot be
-    imported. It runs the bundle's register.py: check what `bundle` wrote, and not what a stranger sent.
-    Raises BadInput if `out` is no bundle, and with the last words of that Python if it fails.
+    images: (N, C, H, W) in [0, 1]. labels: (N,). A separate Python process, which cannot import atent_ext, loads the
+    model and counts. It runs the bundle's register.py: only check bundles that `bundle` wrote, not untrusted ones.
+    Raises BadInput if `out` is not a bundle, and with the last line of the process's errors if that fails.
     """
     if not (out / "register.py").is_file() or len(list(out.glob("models/*/*/*.pt"))) != 1:
-        raise BadInput(f"{out} is no bundle: it lacks register.py or the checkpoint below models; write it anew")
+        message = f"{out} is no bundle: it lacks register.py or the checkpoint below models; write it anew"
+        raise BadInput(message, code="missing", field="out")
     with tempfile.TemporaryDirectory() as temporary:
         arrays = Path(temporary, "arrays.npz")
         np.savez(arrays, images=images.numpy(force=True), labels=labels.numpy(force=True))
         command = [sys.executable, "-I", "-B", "-c", _CHECK, str(out.resolve()), str(arrays)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=temporary)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise BadInput(f"RobustBench cannot load the bundle {out}: {said[-1][:300]}; write it anew")
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        message = f"RobustBench cannot load the bundle {out}: {lines[-1][:300]}; write it anew"
+        raise BadInput(message, code="unreadable", field="out")
     return float(done.stdout.splitlines()[-1])
 
 
 def _same_file(card: Card, weights: Path) -> None:
     if not weights.is_file():
-        raise BadInput(f"there is no weights file {weights}")
+        message = f"there is no weights file {weights}; name the file of the card with --weights"
+        raise BadInput(message, code="missing", field="weights")
     digest, named = hashlib.sha256(weights.read_bytes()).hexdigest(), card.weights.get("sha256")
     if digest != named:
-        raise BadInput(f"{weights} has SHA-256 {digest}, but the card is of a file with {named}; give that file")
+        message = f"{weights} has SHA-256 {digest}, but the card is of a file with {named}; give that file"
+        raise BadInput(message, code="other-content", field="weights")
 
 
 def _source(submission: Submission) -> Source:
@@ -108,7 +113,7 @@ def _source(submission: Submission) -> Source:
 
 
 def _network(submission: Submission, weights: Path) -> nn.Module:
-    """The network with the weights as `atent verify` reads them, without what normalises its images."""
+    """The network with the weights as `atent verify` reads them, without its normalisation."""
     network = folder.filled(submission, weights.read_bytes(), weights, [])
     return network.network if isinstance(network, wrappers.Normalised) else network
 
@@ -118,7 +123,7 @@ def _place(folder: str, submission: Submission, suffix: str) -> Path:
 
 
 def _texts(card: Card, network: Source) -> dict[Path, str]:
-    """The files of text, by their place in the bundle."""
+    """The text files, by their path in the bundle."""
     submission = card.submission
     info = json.dumps(model_info(card, network.title), indent=2, ensure_ascii=False)
     own = {Path(f"{network.module}.py"): network.file} if network.file else {}

@@ -1,17 +1,16 @@
-"""A card in RobustBench's words: the JSON of its leaderboard, its form "New Model(s)", and what stands in the way."""
+"""A card in RobustBench's formats: the JSON of its leaderboard, its form "New Model(s)", and obstacles to a listing."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
-
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from typing import Any
 
 from atent_ext.core.errors import BadInput
+from atent_ext.evaluation.report import Result
 from atent_ext.integrations.robustbench import zoo
 from atent_ext.integrations.robustbench.source import Source
-from atent_ext.submissions.cards import Card, explain
+from atent_ext.submissions.cards import Card
 
 _IMAGES = 10_000
-"""What RobustBench's leaderboards score on CIFAR: the whole test split."""
+"""Number of images of RobustBench's leaderboards on CIFAR: the whole test split."""
 
 _FORM = """\
 # [New Model] {name}
@@ -45,39 +44,27 @@ _FORM = """\
 """
 
 
-class Result(BaseModel):
-    """One attack of a card's report, as far as RobustBench asks. accuracy: in [0, 1], of n images; over: of which."""
-
-    attack: str
-    accuracy: Annotated[float, Field(ge=0, le=1)]
-    n: Annotated[int, Field(ge=1)]
-    version: str = ""
-    package: str = ""
-    over: str = ""
-
-    @property
-    def percent(self) -> str:
-        """The accuracy as RobustBench writes it."""
-        return str(round(self.accuracy * 100, 2))
+def percent(result: Result) -> str:
+    """An accuracy as RobustBench writes it."""
+    return str(round(result.accuracy * 100, 2))
 
 
 def autoattack(card: Card) -> Result:
-    """The card's result of standard AutoAttack. Raises BadInput if it has none."""
+    """The card's result of standard AutoAttack. Raises BadInput if there is none."""
     for result in _results(card):
-        if result.attack == "AutoAttack" and result.version == "standard":
+        if result.kind == "autoattack" and result.settings.get("version") == "standard" and not result.changed:
             return result
-    found = ", ".join(result.attack for result in _results(card)) or "nothing was scored"
-    raise BadInput(
-        f"the card of {card.submission.name} has no standard AutoAttack ({found}), by which RobustBench ranks; "
-        "measure it with `atent verify`"
-    )
+    attacks = ", ".join(result.attack for result in _results(card)) or "nothing was scored"
+    message = f"the card of {card.submission.name} has no standard AutoAttack ({attacks}), by which RobustBench "
+    message += "ranks; measure it with `atent verify`"
+    raise BadInput(message, code="missing", field="report")
 
 
 def model_info(card: Card, architecture: str) -> dict[str, Any]:
-    """The fields that RobustBench's leaderboard and tables read; accuracies in percent, as text, as it writes them.
+    """The fields of RobustBench's leaderboard and tables; accuracies are texts in percent, as RobustBench writes them.
 
-    reported: the first robust accuracy that is claimed. external: of all attacks together, where that is lower than
-    AutoAttack's; RobustBench ranks by it then. unreliable: whether a sign of gradient masking was found.
+    reported: the first claimed robust accuracy. external: the worst case over all attacks, if it is lower than
+    AutoAttack; RobustBench then ranks by it. unreliable: whether a sign of gradient masking was found.
     Raises BadInput for a card without clean accuracy or AutoAttack.
     """
     submission, lower = card.submission, _lower(card)
@@ -92,32 +79,32 @@ def model_info(card: Card, architecture: str) -> dict[str, Any]:
         "venue": _line(submission.venue),
         "architecture": architecture,
         "eps": radius(submission.threat.eps),
-        "clean_acc": _clean(card).percent,
+        "clean_acc": percent(_clean(card)),
         "reported": f"{claimed[0]:g}" if claimed else None,
-        "autoattack_acc": autoattack(card).percent,
-        **({"external": lower.percent} if lower else {}),
+        "autoattack_acc": percent(autoattack(card)),
+        **({"external": percent(lower)} if lower else {}),
         "footnote": " ".join(_footnotes(card)),
         "unreliable": any(sign.found for sign in card.signs),
     }
 
 
 def radius(eps: float) -> str:
-    """eps as RobustBench writes it: 8/255 where it is a whole number of 255ths and no short decimal."""
+    """eps as RobustBench writes it: 8/255 for a multiple of 1/255 that is not a short decimal, else a decimal."""
     steps = round(eps * 255)
     short = float(f"{eps:.2g}") == eps
     return f"{eps:g}" if short or not steps or abs(eps * 255 - steps) > 1e-3 else f"{steps}/255"
 
 
-def measured_on(card: Card) -> str:
-    """The images of the card, in words; its data can be a part of the data set."""
-    data = card.report.get("data", card.submission.dataset)
+def scored_images(card: Card) -> str:
+    """The scored images of the card as text; they can be a part of the data set."""
+    data = card.report.data if card.report else card.submission.dataset
     return f"the first {autoattack(card).n} test images of {_line(str(data))}"
 
 
 def form(card: Card, network: Source) -> str:
     """The filled form "New Model(s)", as Markdown."""
     submission, info = card.submission, model_info(card, network.title)
-    method = f"AutoAttack, standard ({autoattack(card).package}), on {measured_on(card)}"
+    method = f"AutoAttack, standard ({autoattack(card).settings.get('package')}), on {scored_images(card)}"
     mit = submission.license.upper() in ("MIT", "MIT LICENSE")
     return _FORM.format(
         **info,
@@ -133,7 +120,7 @@ def form(card: Card, network: Source) -> str:
 
 
 def remarks(card: Card) -> Iterator[str]:
-    """What RobustBench's maintainers would send the bundle back for, one sentence each."""
+    """Reasons for which RobustBench's maintainers may refuse the bundle, one sentence each."""
     submission = card.submission
     place = (submission.dataset, submission.threat.norm)
     usual = zoo.LEADERBOARD_EPS.get(place)
@@ -145,7 +132,7 @@ def remarks(card: Card) -> Iterator[str]:
     elif abs(usual - submission.threat.eps) > 1e-5:
         yield f"eps is {radius(submission.threat.eps)}; the leaderboard is for {radius(usual)}."
     if autoattack(card).n < _IMAGES:
-        yield f"It was measured on {measured_on(card)}; a leaderboard takes all test images, {_IMAGES:,} for CIFAR."
+        yield f"It was measured on {scored_images(card)}; a leaderboard takes all test images, {_IMAGES:,} for CIFAR."
     if not submission.link:
         yield "The card has no link; a paper or a report is needed."
     for sign in card.signs:
@@ -154,36 +141,34 @@ def remarks(card: Card) -> Iterator[str]:
     for check in card.checks:
         if check.passed is False:
             yield f"A check of the network failed: {_line(check.name)} ({_line(check.said)})."
-    for one in card.verdicts:
-        if one.verdict == "overstated":
-            yield f"A claim is overstated: {one.claim.percent:g} % ({one.claim.what}), measured {one.measured:.1f} %."
+    for verdict in card.verdicts:
+        if verdict.verdict == "overstated":
+            claim = f"{verdict.claim.percent:g} % ({verdict.claim.what})"
+            yield f"A claim is overstated: {claim}, measured {verdict.measured:.1f} %."
 
 
-def _results(card: Card) -> list[Result]:
-    try:
-        return TypeAdapter(list[Result]).validate_python(card.report.get("results", []))
-    except ValidationError as error:
-        raise BadInput(
-            f"the report of {card.submission.name} is broken ({explain(error)}); write the card anew, `atent verify`"
-        ) from None
+def _results(card: Card) -> tuple[Result, ...]:
+    return card.report.results if card.report else ()
 
 
 def _clean(card: Card) -> Result:
     for result in _results(card):
-        if result.attack == "clean":
+        if result.kind == "clean":
             return result
-    raise BadInput(f"the card of {card.submission.name} has no clean accuracy; measure it with `atent verify`")
+    message = f"the card of {card.submission.name} has no clean accuracy; measure it with `atent verify`"
+    raise BadInput(message, code="missing", field="report")
 
 
 def _lower(card: Card) -> Result | None:
     """The worst case over all attacks, if it is lower than AutoAttack alone."""
     bound = autoattack(card).accuracy
-    return next((one for one in _results(card) if one.attack == "worst case" and one.accuracy < bound), None)
+    worst = (result for result in _results(card) if result.kind == "worst_case")
+    return next((result for result in worst if result.accuracy < bound), None)
 
 
 def _footnotes(card: Card) -> Iterator[str]:
     if autoattack(card).n < _IMAGES:
-        yield f"Measured on {measured_on(card)}."
+        yield f"Measured on {scored_images(card)}."
     if lower := _lower(card):
         yield f"External: an image counts only if it withstands each of {lower.over}."
 

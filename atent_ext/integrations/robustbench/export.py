@@ -1,4 +1,4 @@
-"""A trained run as RobustBench's `load_model` reads it: a checkpoint, and the entry of the model zoo that names it."""
+"""Exports a trained run for RobustBench's `load_model`: a checkpoint and its model-zoo entry."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +11,13 @@ from atent_ext.core.version import __version__
 from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet
 from atent_ext.integrations.robustbench import registration
-from atent_ext.integrations.robustbench.source import theirs
+from atent_ext.integrations.robustbench.source import robustbench_source
 from atent_ext.storage import files
 from atent_ext.training.recipes import Recipe
 from atent_ext.training.run_folder import RunFolder
 
 MEMBERS = {"cifar10": "cifar_10", "cifar100": "cifar_100"}
-"""Data sets of ours that RobustBench knows: its folder, and the member of its enumeration."""
+"""Our data sets that RobustBench has: name -> member of its enumeration."""
 
 _HEAD = """\
 # RobustBench model-zoo entry of {name}, written by atent-ext {version}.
@@ -59,12 +59,12 @@ def export(
 ) -> tuple[Path, Path]:
     """Write the selected weights of a run folder for `load_model(model_dir=out)`; return (checkpoint, entry).
 
-    `out`/DATASET/THREAT/NAME.pt is a plain state dict. NAME.py.txt beside it is Python text that puts NAME into
-    RobustBench's zoo: by RobustBench's own means where it has data set and network, else by `robustbench.register`.
-    NAME is the recipe's unless `name` is given; the data set, below `data_root`, says how many classes there are.
+    `out`/DATASET/THREAT/NAME.pt is a plain state dict. NAME.py.txt beside it is Python code that adds NAME to
+    RobustBench's zoo: with RobustBench alone if it has the data set and the network, else with `robustbench.register`.
+    name: default the recipe's. data_root: the folder of the data sets, from which the number of classes is read.
 
-    Raises BadInput if the folder holds no run, for a name that RobustBench's own zoo has, and if one of the files
-    exists and `overwrite` is not given; MissingExtra where robustbench is not installed.
+    Raises BadInput if the folder holds no run, for a name that RobustBench's own zoo has, and if a file exists and
+    `overwrite` is False; MissingExtra if robustbench is not installed.
     """
     compat.robustbench()
     folder = RunFolder(run)
@@ -75,16 +75,20 @@ def export(
     entry = weights.with_name(f"{name}.py.txt")
     for path in (weights, entry):
         if path.exists() and not overwrite:
-            raise BadInput(f"{path} exists; give --overwrite to replace it, or another --name")
+            message = f"{path} exists; give --overwrite to replace it, or another --name"
+            raise BadInput(message, code="exists", field="out")
     images = datasets.load(recipe.dataset, data_root)
     state = folder.load_model(images).state_dict()
-    files.save_state(as_they_read(state), weights)
+    files.save_state(with_prefix(state), weights)
     files.write(entry, _entry(name, recipe, images, weights.relative_to(out)))
     return weights, entry
 
 
-def as_they_read(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """load_model cuts off the first letters of every key that has "module." or "model." anywhere; let it cut these."""
+def with_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict with the prefix "module.model." where `load_model` would cut letters off the keys.
+
+    It cuts the first letters off every key that contains "module." or "model." anywhere; so it cuts the prefix.
+    """
     cut = any("module." in key or "model." in key for key in state)
     return {("module.model." if cut else "") + key: tensor for key, tensor in state.items()}
 
@@ -105,7 +109,7 @@ def _entry(name: str, recipe: Recipe, images: DataSet, file: Path) -> str:
         "channels": images.test.images.shape[1],
     }
     head = _HEAD.format(**fields)
-    network = theirs(recipe.model.name, len(images.classes))
+    network = robustbench_source(recipe.model.name, len(images.classes))
     if network is None or recipe.dataset not in MEMBERS:
         return head + _REGISTRATION.format(**fields)
     member = MEMBERS[recipe.dataset]

@@ -1,10 +1,10 @@
-"""The files of a bundle that put its model into RobustBench: a register.py for today, an entry for its model_zoo."""
+"""The text files of a bundle that add its model to RobustBench: register.py, the entry for its model_zoo, README.md."""
 
 import inspect
 
 from atent_ext.core.version import __version__
 from atent_ext.integrations.robustbench import registration, zoo
-from atent_ext.integrations.robustbench.card import measured_on, model_info, radius
+from atent_ext.integrations.robustbench.card import model_info, radius, scored_images
 from atent_ext.integrations.robustbench.card import remarks as remarks_on
 from atent_ext.integrations.robustbench.export import MEMBERS
 from atent_ext.integrations.robustbench.source import Source
@@ -219,7 +219,7 @@ def readme(card: Card, network: Source) -> str:
         version=__version__,
         threat=submission.threat.norm,
         scaled=_scaled(submission),
-        measured=measured_on(card),
+        measured=scored_images(card),
         own=f"| {file} | the network, for RobustBench's `model_zoo/architectures` |\n" if network.file else "",
         member="" if info["dataset"] in MEMBERS else unknown,
         file=f" and {file}" if network.file else "",

@@ -1,4 +1,4 @@
-"""Networks as Python text for RobustBench: its own class where it has one, else a file that imports torch alone."""
+"""Networks as Python source code for RobustBench: its own class if it has one, else a file that imports torch only."""
 
 import ast
 import inspect
@@ -20,11 +20,11 @@ _ARCHITECTURES = "robustbench.model_zoo.architectures"
 
 @dataclass(frozen=True)
 class Source:
-    """A network as text: `base`(`arguments`), after the line `imported`.
+    """A network as source code: the call `base`(`arguments`) after the import line `imported`.
 
-    title: its name on the leaderboard. module, file: where no installed package defines `base`, the name and the text
-    of a module that does, and that has to be added to RobustBench's architectures. wrapper: the text of a class that
-    `base` then is, "" for none.
+    title: its name on the leaderboard. module, file: the name and the text of a module that defines `base` and has to
+    be added to RobustBench's architectures, "" if an installed package defines it. wrapper: the text of a subclass
+    named `base`, "" for none.
     """
 
     title: str
@@ -66,8 +66,8 @@ class LeNet5(nn.Module):
 _RESNET18 = Source(
     "ResNet-18", f"from {_ARCHITECTURES}.resnet import BasicBlock, ResNet", "ResNet", "BasicBlock, [2, 2, 2, 2]"
 )
-# What RobustBench, or torchvision below it, defines. pyautoattack's ResNet-18 has the layers and keys of RobustBench's.
-_THEIRS = {
+# Networks that RobustBench or torchvision defines. pyautoattack's ResNet-18 has the layers and keys of RobustBench's.
+_ROBUSTBENCH = {
     "resnet-18": _RESNET18,
     "resnet-18-pyautoattack": _RESNET18,
     "wrn-34-10": Source(
@@ -80,19 +80,26 @@ _THEIRS = {
         "VGG-11", "from torchvision.models.vgg import VGG, cfgs, make_layers", "VGG", 'make_layers(cfgs["A"])'
     ),
 }
-# Networks of a library that RobustBench does not bring: our own class takes their weights.
-_TWINS: Mapping[str, tuple[type[nn.Module], Mapping[str, Any]]] = {
+# Networks of a library that RobustBench does not depend on: a class of our own takes their weights.
+_REPLACEMENTS: Mapping[str, tuple[type[nn.Module], Mapping[str, Any]]] = {
     "lenet5-advertorch": (LeNet5, {"kernel": 3, "hidden": 200}),
     "lenet5-madry": (LeNet5, {"kernel": 5, "hidden": 1024}),
 }
-# What our definitions use of other modules, and the line that a file of its own has for it.
+# Names that our definitions use, and the lines that define them in an exported file.
 _LINES = {
     "Any": "from typing import Any",
     "torch": "import torch",
     "Tensor": "from torch import Tensor",
     "nn": "from torch import nn",
     "F": "from torch.nn import functional as F",
-    "BadInput": "BadInput = ValueError  # the error that atent-ext has for bad arguments is one",
+    "BadInput": """
+
+class BadInput(ValueError):
+    \"""The error of atent-ext for bad arguments.\"""
+
+    def __init__(self, message, *, code=None, field=None):
+        super().__init__(message)
+        self.code, self.field = code, field""",
 }
 
 _FILE = '''\
@@ -122,38 +129,37 @@ class {kind}({base}):
 '''
 
 
-def theirs(name: str, classes: int) -> Source | None:
-    """The text of a network of the registry that RobustBench or torchvision defines; None for any other."""
-    found = _THEIRS.get(name)
-    return found and replace(found, arguments=f"{found.arguments}, num_classes={classes}")
+def robustbench_source(name: str, classes: int) -> Source | None:
+    """The source of a network of the registry that RobustBench or torchvision defines; None for all others."""
+    entry = _ROBUSTBENCH.get(name)
+    return entry and replace(entry, arguments=f"{entry.arguments}, num_classes={classes}")
 
 
 def source(name: str, classes: int, channels: int, arguments: Mapping[str, Any]) -> Source:
-    """The text of a network of the registry.
+    """The source of a network of the registry with `arguments`, for `classes` classes and `channels` channels.
 
-    Raises BadInput for an unknown name, and for another package's network, which RobustBench has to have first.
+    Raises BadInput for an unknown name, and for another package's network that RobustBench does not have.
     """
-    known = theirs(name, classes)
+    known = robustbench_source(name, classes)
     if known:
         return known
-    kind, given = _TWINS.get(name) or (registry.resolve("model", name), arguments)
+    kind, options = _REPLACEMENTS.get(name) or (registry.resolve("model", name), arguments)
     if not (inspect.isclass(kind) and kind.__module__ in (networks.__name__, __name__)):
-        raise BadInput(
-            f"architecture {name!r} is neither RobustBench's nor ours; contribute its class to RobustBench's "
-            "model_zoo/architectures first, then write the entry by hand"
-        )
+        message = f"architecture {name!r} is neither RobustBench's nor ours; contribute its class to RobustBench's "
+        message += "model_zoo/architectures first, then write the entry by hand"
+        raise BadInput(message, code="unsupported", field="architecture.name")
     module, title = re.sub(r"\W", "_", name), kind.__name__
-    more = "".join(f", {key}={value!r}" for key, value in given.items())
+    more = "".join(f", {key}={value!r}" for key, value in options.items())
     imported = f"from {_ARCHITECTURES}.{module} import {title}"
     return Source(title, imported, title, f"classes={classes}, channels={channels}{more}", module, _file(kind))
 
 
-def normalised(found: Source, name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Source:
-    """The network in a subclass, called after the model, that normalises its images: RobustBench's way to have it."""
+def normalised(network: Source, name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Source:
+    """The network in a subclass NAMENet that normalises its images, which is RobustBench's convention."""
     kind = f"_{name}Net" if name[0].isdigit() else f"{name}Net"
     kind = re.sub(r"\W", "_", kind)
-    text = _WRAPPER.format(kind=kind, base=found.base, arguments=found.arguments, mean=list(mean), std=list(std))
-    return replace(found, base=kind, arguments="", wrapper=text)
+    text = _WRAPPER.format(kind=kind, base=network.base, arguments=network.arguments, mean=list(mean), std=list(std))
+    return replace(network, base=kind, arguments="", wrapper=text)
 
 
 def _file(kind: type[Any]) -> str:
@@ -165,17 +171,17 @@ def _file(kind: type[Any]) -> str:
 
 
 def _parts(kind: type[Any]) -> list[Any]:
-    """The class and what it uses of its module, directly or not, in the order of that module."""
-    around = vars(inspect.getmodule(kind))
-    found: dict[str, Any] = {kind.__name__: kind}
+    """The class and the definitions of its module that it uses, directly or indirectly, in source order."""
+    module = vars(inspect.getmodule(kind))
+    parts: dict[str, Any] = {kind.__name__: kind}
     new: list[Any] = [kind]
     while new:
-        for name in _names(new.pop()) - found.keys():
-            part = around.get(name)
+        for name in _names(new.pop()) - parts.keys():
+            part = module.get(name)
             if getattr(part, "__module__", None) == kind.__module__:
-                found[name] = part
+                parts[name] = part
                 new.append(part)
-    return sorted(found.values(), key=lambda part: inspect.getsourcelines(part)[1])
+    return sorted(parts.values(), key=lambda part: inspect.getsourcelines(part)[1])
 
 
 def _names(part: Any) -> set[str]:

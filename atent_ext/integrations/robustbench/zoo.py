@@ -1,4 +1,4 @@
-"""Models of RobustBench 1.1.1 (Croce et al. 2021, arXiv:2010.09670) for our evaluation; nothing is downloaded."""
+"""Loads models of RobustBench 1.1.1 (Croce et al. 2021, arXiv:2010.09670) for our evaluation, without downloads."""
 
 import io
 from collections.abc import Mapping
@@ -19,43 +19,46 @@ LEADERBOARD_EPS: Mapping[tuple[str, str], float] = {
     ("cifar10", "L2"): 0.5,
     ("cifar100", "Linf"): 8 / 255,
 }
-"""The radii of RobustBench's leaderboards, by data set and threat model."""
+"""eps of RobustBench's leaderboards, by data set and threat model."""
 
 
 def load_zoo(name: str, *, dataset: str, threat_model: str, model_dir: Path | str = "models") -> nn.Module:
-    """A model of RobustBench's zoo, in eval mode, from checkpoints that lie in `model_dir`; nothing is downloaded.
+    """A model of RobustBench's zoo, in eval mode, from the checkpoints in `model_dir`; nothing is downloaded.
 
-    RobustBench's own `load_model` loads it, after it is known that the files hold tensors and no code.
-    Raises BadInput for an unknown name, data set or threat model, for a missing file (with its path), for one that
-    holds more than tensors or does not fit; MissingExtra where robustbench is not installed.
+    RobustBench's own `load_model` loads it, after a check that the files contain tensors only and no code.
+    Raises BadInput for an unknown name, data set or threat model, and for a file that is missing, contains anything but
+    tensors or does not fit the network; MissingExtra if robustbench is not installed.
     """
     for path in zoo_files(name, dataset=dataset, threat_model=threat_model, model_dir=model_dir):
         files.tensors(path)
     from robustbench.utils import load_model
 
     try:
-        with redirect_stdout(io.StringIO()), seeded(0):  # it says what it does, and draws weights that it replaces
+        with redirect_stdout(io.StringIO()), seeded(0):  # it prints, and draws weights that it replaces
             network: nn.Module = load_model(name, Path(model_dir), dataset, threat_model)
     except BadInput:
         raise
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise BadInput(f"RobustBench cannot make its model {name!r} of the file in {model_dir}: {reason}") from None
+        message = f"RobustBench cannot make its model {name!r} of the file in {model_dir}: {reason}"
+        raise BadInput(message, code="unreadable", field="model_dir") from None
     return network
 
 
 def zoo_files(name: str, *, dataset: str, threat_model: str, model_dir: Path | str = "models") -> list[Path]:
-    """The checkpoints that RobustBench reads for a model of its zoo. Raises BadInput if one is not there."""
+    """The checkpoints that RobustBench reads for a model of its zoo. Raises BadInput if a file is missing."""
     entry, member = _zoo_entry(name, dataset, threat_model)
     file = Path(model_dir) / member.value / threat_model / f"{name}.pt"
     source = entry.get("gdrive_id")
     if source is None or (member.value == "imagenet" and "Standard" in name):
-        raise BadInput(f"RobustBench reads {name!r} from no model_dir: another package downloads it; choose another")
+        message = f"RobustBench reads {name!r} from no model_dir: another package downloads it; choose another"
+        raise BadInput(message, code="unsupported", field="name")
     parts = range(len(source)) if isinstance(source, list) else None
     files = [file] if parts is None else [file.with_name(f"{file.name}_m{part}.pt") for part in parts]
     for path in files:
         if not path.is_file():
-            raise BadInput(f"there is no checkpoint {path}; put it there, or name the model_dir that has it")
+            message = f"there is no checkpoint {path}; put it there, or name the model_dir that has it"
+            raise BadInput(message, code="missing", field="model_dir")
     return files
 
 
@@ -70,7 +73,8 @@ def _zoo_entry(name: str, dataset: str, threat_model: str) -> tuple[Mapping[str,
         raise registry.nearest("data set of RobustBench", dataset, known)
     zoo = model_dicts[known[dataset]].get(ThreatModel(threat_model), {})
     if not zoo:
-        raise BadInput(f"RobustBench has no {threat_model} models for {dataset}; choose another norm or data set")
+        message = f"RobustBench has no {threat_model} models for {dataset}; choose another norm or data set"
+        raise BadInput(message, code="missing", field="threat_model")
     if name not in zoo:
         raise registry.nearest(f"{threat_model} model of RobustBench for {dataset}", name, zoo)
     return zoo[name], known[dataset]

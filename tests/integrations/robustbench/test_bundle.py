@@ -8,8 +8,10 @@ import runpy
 import numpy as np
 import pytest
 import torch
+from reports import report, result
 from torch import nn
 
+from atent_ext.attacks.spec import Note
 from atent_ext.core import compat, registry
 from atent_ext.core.errors import BadInput
 from atent_ext.data import datasets
@@ -31,6 +33,7 @@ from atent_ext.models import weights  # noqa: E402
 
 NAME = "Tester2026Bundle"
 LINF = model_dicts[BenchmarkDataset.cifar_10][ThreatModel.Linf]
+CHANGED = Note(kind="changed", text="not standard AutoAttack: the model has 3 classes")
 SCALE = {"mean": [0.25, 0.5, 0.375], "std": [0.5, 0.25, 0.125]}
 
 
@@ -40,12 +43,13 @@ def forget():
     LINF.pop(NAME, None)
 
 
-def row(attack, right, n, **more):
-    return {"attack": attack, "correct": right, "n": n, "accuracy": right / n, **more}
+def row(attack, right, n, **settings):
+    return result(attack, right / n, n, settings=settings)
 
 
-def autoattack(right, n):
-    return row("AutoAttack", right, n, version="standard", package="pyautoattack 0.2.0")
+def autoattack(right, n, version="standard", **more):
+    settings = {"version": version, "package": "pyautoattack 0.2.0"}
+    return result("AutoAttack", right / n, n, settings=settings, **more)
 
 
 def card(weights, results=None, signs=(), **changes):
@@ -60,7 +64,7 @@ def card(weights, results=None, signs=(), **changes):
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     results = results or [row("clean", 9, 10), autoattack(4, 10)]
     fields = {"submission": submission, "weights": {"file": weights.name, "sha256": digest}, "signs": signs}
-    fields |= {"checks": (), "verdicts": (), "report": {"data": submission["dataset"], "results": results}}
+    fields |= {"checks": (), "verdicts": (), "report": report(*results, data=submission["dataset"])}
     return Card.model_validate(fields | {"command": "", "commit": "", "date": "2026-11-26", "seconds": 1.0})
 
 
@@ -355,6 +359,14 @@ def test_a_network_in_a_file_of_its_own_is_the_network(name, channels, side, arg
         assert [layer.p for layer in same.modules() if isinstance(layer, nn.Dropout)] == [0.25]
 
 
+def test_a_network_in_a_file_of_its_own_refuses_bad_arguments_as_it_does_here():
+    space = {}
+    exec(source("small-cnn", 10, 1, {}).file, space)
+    with pytest.raises(ValueError, match="width is 99") as error:
+        space["SmallCNN"](width=99)
+    assert (error.value.code, error.value.field) == ("bad-value", "width")
+
+
 def elsewhere(name, classes):
     """The network as RobustBench's classes, or torchvision's, make it."""
     text = source(name, classes, 3, {})
@@ -404,9 +416,10 @@ def test_another_packages_network_has_to_be_robustbenchs_first(foreign, monkeypa
         ({"dataset": "digit"}, "'digits'"),
         ({"results": [row("clean", 1, 2)]}, "no standard AutoAttack (clean)"),
         ({"results": [row("clean", 1, 2), row("AutoAttack, changed", 1, 2)]}, "no standard AutoAttack"),
-        ({"results": [autoattack(1, 2) | {"version": "rand"}]}, "no standard AutoAttack"),
+        ({"results": [row("clean", 1, 2), autoattack(1, 2, notes=[CHANGED])]}, "no standard AutoAttack"),
+        ({"results": [row("clean", 1, 2), autoattack(1, 2, kind="attack")]}, "no standard AutoAttack"),
+        ({"results": [row("clean", 1, 2), autoattack(1, 2, version="rand")]}, "no standard AutoAttack"),
         ({"results": [autoattack(1, 2)]}, "no clean accuracy"),
-        ({"results": [{"attack": "clean"}]}, "is broken"),
     ],
 )
 def test_what_robustbench_cannot_take_is_refused_and_nothing_written(changes, words, small, tmp_path):

@@ -15,17 +15,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from problems import attack_spec
 from torch import nn
 
 from atent_ext.attacks.accuracy import clean_flags
-from atent_ext.attacks.spec import AttackSpec, Setting
+from atent_ext.attacks.spec import Setting
 from atent_ext.core import compat
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
 from atent_ext.evaluation import scoring
 from atent_ext.evaluation.protocol import Protocol
-from atent_ext.evaluation.run import evaluate
+from atent_ext.evaluation.run import run_protocol
 from atent_ext.integrations import robustbench as ours
 from atent_ext.integrations.robustbench.export import export
 from atent_ext.models import networks
@@ -50,7 +51,7 @@ from atent_ext.models import weights  # noqa: E402
 SEED = 7
 N = 16
 AUTOATTACK = Protocol(
-    name="clean and AutoAttack", description="", attacks=(AttackSpec(attack="clean"), AttackSpec(attack="autoattack"))
+    name="clean and AutoAttack", description="", attacks=(attack_spec("clean"), attack_spec("autoattack"))
 )
 ZOO = "Addepalli2022Efficient_RN18"
 
@@ -161,7 +162,7 @@ def compared(monkeypatch, model, dataset, threat, eps):
     (clean, robust), clean_right, robust_right = benchmarked(monkeypatch, model, dataset, threat, eps=eps)
     split = datasets.load(dataset).test.take(N)
     setting = Setting(Threat(norm=threat, eps=eps), seed=SEED, batch_size=N)
-    ours_clean, ours_robust, _ = evaluate(model, split, AUTOATTACK, setting)
+    ours_clean, ours_robust, _ = run_protocol(model, split, AUTOATTACK, setting)
     assert torch.equal(clean_right, clean_flags(model, split))
     assert torch.equal(clean_right, ours_clean.flags)
     assert torch.equal(robust_right, ours_robust.flags)
@@ -426,10 +427,10 @@ def test_a_model_of_the_zoo_is_loaded_and_scored(tmp_path, monkeypatch, capsys):
     subject = subjects.load(Path(f"robustbench:{ZOO}"), dataset="cifar10", model_dir=Path("z"))
     assert subject.threat == Threat(norm="Linf", eps=8 / 255)
     assert same_weights(subject.model, network)
-    assert subject.about["name"] == ZOO
-    assert subject.about["model"] == "robustbench 1.1.1"
-    assert subject.about["weights_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-    protocol = Protocol(name="clean", description="", attacks=(AttackSpec(attack="clean"),))
+    assert subject.about.name == ZOO
+    assert subject.about.model == "robustbench 1.1.1"
+    assert subject.about.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    protocol = Protocol(name="clean", description="", attacks=(attack_spec("clean"),))
     path = scoring.default_path(Path(f"robustbench:{ZOO}"), subject, protocol, 2, 0)
     assert path.parts[0] == "runs"
     assert path.parts[1].startswith(ZOO)

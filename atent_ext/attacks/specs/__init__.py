@@ -1,0 +1,1 @@
+"""The attacks of protocols that this package defines; `core.registry` lists them."""

@@ -1,0 +1,104 @@
+"""Gradient attacks of protocols: settings of the Langevin kernel, with restarts."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import nn
+
+from atent_ext.attacks.accuracy import robust_flags
+from atent_ext.attacks.langevin import Langevin, atent, fgsm, pgd
+from atent_ext.attacks.restarts import Keep
+from atent_ext.attacks.spec import AttackSpec, Outcome, Setting
+from atent_ext.core.norms import norm
+from atent_ext.core.schema import Count, Positive
+from atent_ext.data.datasets import Split
+
+
+class FGSMSpec(AttackSpec):
+    """One step of size eps from the clean image (Goodfellow et al. 2015)."""
+
+    attack: Literal["fgsm"] = "fgsm"
+
+    def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
+        """Attack all images with one step."""
+        kernel = fgsm(norm(setting.threat.norm), setting.threat.eps)
+        return Outcome("attack", "FGSM", {}, robust_flags(model, split, kernel, setting))
+
+
+class _Chain(AttackSpec):
+    """Base of attacks of several steps; their display names contain steps and restarts."""
+
+    steps: Count = 40
+
+    def outcome(
+        self,
+        name: str,
+        kernel: Langevin,
+        model: nn.Module,
+        split: Split,
+        setting: Setting,
+        restarts: int = 1,
+        keep: Keep = "last",
+        **more: Any,
+    ) -> Outcome:
+        """Run the chains of `kernel`; `more` are additional settings for the report."""
+        settings = {"steps": self.steps, "step_size": kernel.step_size, "restarts": restarts, **more}
+        name += f"-{self.steps}" + (f" x {restarts}" if restarts > 1 else "")
+        if keep == "success":
+            settings["keep"], name = keep, f"{name}, every iterate"
+        return Outcome("attack", name, settings, robust_flags(model, split, kernel, setting, restarts, keep))
+
+
+class IFGSMSpec(_Chain):
+    """Steps of size eps / steps from the clean image (Kurakin et al. 2017)."""
+
+    attack: Literal["ifgsm"] = "ifgsm"
+
+    def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
+        """Attack all images with one chain."""
+        eps = setting.threat.eps
+        kernel = pgd(norm(setting.threat.norm), eps, self.steps, eps / self.steps, start="clean")
+        return self.outcome("IFGSM", kernel, model, split, setting)
+
+
+class _Restarted(_Chain):
+    """Chains with restarts.
+
+    step_size: None is 2.5 eps / steps. keep: "last" checks the last iterate of a chain, "success" every iterate.
+    """
+
+    restarts: Count = 1
+    step_size: Positive | None = None
+    keep: Keep = "last"
+
+    def for_random_network(self) -> AttackSpec:
+        """keep="last": with random outputs, an iterate that succeeds once may fail the next time."""
+        return self.model_copy(update={"keep": "last"})
+
+
+class PGDSpec(_Restarted):
+    """Projected gradient ascent from random starts (Madry et al. 2018)."""
+
+    attack: Literal["pgd"] = "pgd"
+
+    def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
+        """Attack all images with `restarts` chains each."""
+        kernel = pgd(norm(setting.threat.norm), setting.threat.eps, self.steps, self.step_size)
+        return self.outcome("PGD", kernel, model, split, setting, self.restarts, self.keep)
+
+
+class ATENTSpec(_Restarted):
+    """ATENT's chain as an attack (Jagatap et al. 2022, section 4). noise and project: as in `langevin.atent`."""
+
+    attack: Literal["atent"] = "atent"
+    noise: Annotated[float, Field(ge=0)] = 1e-3
+    project: Literal["last", "every"] | None = None
+
+    def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
+        """Attack all images with `restarts` chains each."""
+        threat = setting.threat
+        kernel = atent(
+            norm(threat.norm), threat.eps, self.steps, self.step_size, noise=self.noise, project=self.project
+        )
+        more = {"noise": kernel.noise, "project": kernel.project}
+        return self.outcome("ATENT", kernel, model, split, setting, self.restarts, self.keep, **more)

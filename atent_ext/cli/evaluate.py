@@ -1,0 +1,148 @@
+"""The commands that take a trained model: eval, certify, export."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atent_ext.cli.options import DataRoot, Download, Seed, console, print_line, print_notes, print_table
+from atent_ext.core.errors import BadInput
+from atent_ext.core.fraction import fraction
+
+
+def add(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("eval")(evaluate)
+    app.command()(certify)
+    app.command()(export)
+
+
+def _number(text: str) -> float:
+    """Parse a radius: 0.031, 1e-2 or 8/255."""
+    value = fraction(text, "--eps")
+    return float(text) if value is None else value
+
+
+def evaluate(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            help="A run folder, a weights file (.safetensors, .pt, .pth), a name of `atent ls zoo`, robustbench:NAME. "
+            "Where a folder is called like a model: ./NAME is the folder, zoo:NAME the model."
+        ),
+    ],
+    protocol: Annotated[str, typer.Option(help="autoattack, autoattack+atent, zoo, pgd, quick, clean.")] = "autoattack",
+    n: Annotated[int | None, typer.Option("--n", help="Score on the first N test images [default: all].")] = None,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Score on the images that the run held out of training instead.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Score anew where --out is there, of this setting or of another one.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="For a weights file: the network's registry name.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="For a weights file or robustbench:NAME: the data set.")] = None,
+    norm: Annotated[str | None, typer.Option(help="Linf or L2 [default for a run: its recipe's].")] = None,
+    eps: Annotated[
+        float | None,
+        typer.Option(parser=_number, metavar="NUMBER", help="Radius, such as 8/255 [default for a run: its recipe's]."),
+    ] = None,
+    seed: Seed = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch; the random draws follow it.")] = 250,
+    chunk: Annotated[
+        int | None, typer.Option(min=1, help="Images that are scored and kept together [default: 100, on a GPU 250].")
+    ] = None,
+    speed: Annotated[str, typer.Option(help="plain, channels-last, compile, graphs or auto.")] = "channels-last",
+    data_root: DataRoot = None,
+    download: Download = False,
+    model_dir: Annotated[
+        Path | None, typer.Option("--model-dir", help="For robustbench:NAME: its model_dir [default: models].")
+    ] = None,
+) -> None:
+    """Score a trained model on test images: clean accuracy, attacks, and their worst case.
+
+    The same command goes on with an interrupted evaluation and shows a finished one; torchrun's processes share one.
+    """
+    from atent_ext import subjects
+    from atent_ext.cli.console import ScoringBar
+    from atent_ext.evaluation import scoring
+    from atent_ext.evaluation.protocol import load_protocol
+
+    chosen = load_protocol(protocol)
+    loaded = subjects.load(subject, model, dataset, norm, eps, data_root, download, model_dir, held_out)
+    target = out or scoring.default_path(Path(subject), loaded, chosen, n, seed or 0)
+    if target.is_dir():
+        raise BadInput(f"--out {target} is a folder; name the JSON file to write", code="bad-value", field="out")
+    finished = target.exists() and not overwrite  # `score` returns it, or raises BadInput if its setting differs
+    with ScoringBar(console) as bar:
+        report = scoring.score(
+            loaded,
+            chosen,
+            n=n,
+            seed=seed or 0,
+            batch_size=batch_size,
+            chunk=chunk,
+            speed=speed,
+            path=target,
+            overwrite=overwrite,
+            busy=bar.busy,
+            progress=bar.progress_to,
+        )
+    print_table(report.table())
+    print_notes([report])
+    written = "written earlier, and nothing was scored (--overwrite scores anew)" if finished else "written"
+    print_line(f"{written}: {target}")
+
+
+def certify(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    sigma: Annotated[float, typer.Option(help="Standard deviation of the noise.")],
+    images: Annotated[int, typer.Option(min=1, help="Certify the first IMAGES test images.")] = 100,
+    n: Annotated[int, typer.Option("--n", min=1, help="Draws that bound the probability.")] = 100_000,
+    n0: Annotated[int, typer.Option(min=1, help="Draws that choose the class.")] = 100,
+    alpha: Annotated[float, typer.Option(help="One minus the confidence.")] = 0.001,
+    radius: Annotated[float, typer.Option(min=0, help="Refuse an n that cannot reach this ℓ2 radius.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Noisy images in one pass.")] = 1000,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="JSON file to write; an interrupted one is continued.")
+    ] = None,
+    seed: Seed = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Certify a model by randomized smoothing: certified accuracy at each ℓ2 radius, image by image, resumable."""
+    from rich.progress import Progress
+
+    from atent_ext.certification.smoothing import Smoothing
+    from atent_ext.cli.console import certified_table
+    from atent_ext.evaluation import certificates
+    from atent_ext.subjects import run_folder
+
+    smoothing = Smoothing(sigma=sigma, n0=n0, n=n, alpha=alpha, batch_size=batch_size)
+    smoothing.require(radius)
+    subject = run_folder.from_run(run, data_root)
+    target = out or run / f"certify-sigma{sigma:g}-n{n}-seed{seed or 0}.json"
+    with Progress(console=console) as bar:
+        task = bar.add_task("certifying", total=images)
+        report = certificates.certify(
+            subject, smoothing, target, images, seed or 0, lambda count: bar.update(task, completed=count)
+        )
+    print_table(certified_table(report))
+    print_line(f"written: {target}")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to: the library's folder of models.")],
+    to: Annotated[str, typer.Option("--to", help="The library: robustbench.")] = "robustbench",
+    name: Annotated[str | None, typer.Option("--name", help="The model's name there [default: the recipe's].")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model of that name in --out.")] = False,
+    data_root: DataRoot = None,
+) -> None:
+    """Write a trained model as another library loads it."""
+    from atent_ext.core.registry import nearest
+    from atent_ext.integrations.robustbench.export import export as write
+
+    if to != "robustbench":
+        raise nearest("library to export to", to, ["robustbench"])
+    weights, entry = write(run, out, name, data_root=data_root, overwrite=overwrite)
+    print_line(f"written: {weights}; how RobustBench finds it: {entry}")

@@ -1,0 +1,321 @@
+"""The report: the results of a model under a protocol, with the images and settings.
+
+One typed, versioned record. Evaluations write it; cards, the leaderboard, papers, bundles and pages read it.
+"""
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from rich.console import Console
+from torch import Tensor
+
+from atent_ext.attacks.spec import Kind, Note, NoteKind, Outcome
+from atent_ext.core.errors import BadInput
+from atent_ext.core.registry import nearest
+from atent_ext.core.schema import Section, Threat, explain
+from atent_ext.core.statistics import interval
+from atent_ext.core.tables import Table
+from atent_ext.storage import files
+
+VERSION = 2
+_MOST = 100_000_000
+"""The most test images of a report."""
+_SPLIT = re.compile(r"(?P<part>.+), the first (?P<n>\d+) of (?P<total>\d+)")
+
+
+# Numbers are numbers, no texts that look like one: a card is a stranger's.
+Images = Annotated[int, Field(gt=0, le=_MOST, strict=True)]
+Counted = Annotated[int, Field(ge=0, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+
+
+def _in_one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"{text!r} holds characters that are not printable")
+    return text
+
+
+class Result(Section):
+    """The result of one attack, or of the worst case: counts, accuracy in [0, 1], 95 % Wilson interval, flags.
+
+    kind: what it measures. attack: its display name. settings: of the attack. flags: a string of n digits, 1 for an
+    image that is classified correctly under the attack. robust_after: for AutoAttack, the correct images before any
+    attack and after each. seconds: the total of all processes.
+    """
+
+    kind: Kind
+    attack: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_in_one_line)]
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    correct: Counted
+    n: Images
+    accuracy: Share
+    interval95_wilson: tuple[Share, Share]
+    robust_after: dict[str, Counted] = Field(default_factory=dict)
+    seconds: Annotated[float, Field(ge=0, strict=True)] = 0.0
+    notes: tuple[Note, ...] = ()
+    flags: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_version(cls, raw: Any) -> Any:
+        return _migrated_result(raw) if isinstance(raw, Mapping) and "kind" not in raw and "attack" in raw else raw
+
+    @classmethod
+    def of_cell(cls, cell: Mapping[str, Any]) -> "Result":
+        """The result in a cell of a study, which holds settings beside figures, as version 1 did."""
+        return cls.model_validate(_migrated_result(cell))
+
+    @property
+    def over(self) -> str:
+        """The names of the attacks of a worst case."""
+        return str(self.settings.get("over", ""))
+
+    @property
+    def changed(self) -> bool:
+        """Whether AutoAttack ran otherwise than as published."""
+        return any(note.kind == "changed" for note in self.notes)
+
+    def robust(self) -> Tensor:
+        """Which images stayed right, (n,) bool. Raises BadInput where the flags are not n digits 0 or 1."""
+        if len(self.flags) != self.n or self.flags.strip("01"):
+            message = f"{self.attack} has {len(self.flags)} flags, and {self.n} digits 0 or 1 are needed; score it anew"
+            raise BadInput(message, code="bad-shape", field="flags")
+        return torch.tensor([flag == "1" for flag in self.flags], dtype=torch.bool)
+
+
+class About(Section):
+    """Where a model and its images come from.
+
+    weights_sha256, data_sha256: of the weights file, and of the images and labels; None where there is none. recipe:
+    of a training run.
+    """
+
+    name: str
+    model: str
+    weights_sha256: str | None = None
+    data: str
+    data_note: str = ""
+    data_sha256: str | None = None
+    recipe: dict[str, JsonValue] | None = None
+
+
+class Report(About):
+    """The results of one model under one protocol.
+
+    part, n, total: the first `n` of the `total` images of this part of the data set. smaller_batches: chunk number ->
+    batch size, for chunks that ran out of memory. prepared: what was changed to run the model faster.
+    protocol_attacks: the fields of the protocol's attacks. content_sha256: of weights, images and labels. Reports of
+    older versions lack some fields.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    version: Literal[2] = 2
+    part: str
+    n: Images
+    total: Images
+    protocol: str
+    threat: Threat
+    seed: int
+    batch_size: int
+    chunk: int | None = None
+    protocol_attacks: tuple[dict[str, JsonValue], ...] | None = None
+    content_sha256: str | None = None
+    versions: dict[str, str | None] = Field(default_factory=dict)
+    smaller_batches: dict[str, int] = Field(default_factory=dict)
+    speed: str | None = None
+    folded: bool | None = None
+    prepared: tuple[str, ...] = ()
+    processes: int = 1
+    machine: dict[str, JsonValue] = Field(default_factory=dict)
+    results: Annotated[tuple[Result, ...], Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_version(cls, raw: Any) -> Any:
+        return _migrated(raw) if isinstance(raw, Mapping) and "version" not in raw and "split" in raw else raw
+
+    @property
+    def split(self) -> str:
+        """A description of the images."""
+        return f"{self.part}, the first {self.n} of {self.total}"
+
+    def of_kind(self, kind: Kind) -> Result | None:
+        """The first result of a kind, None if there is none."""
+        return next((result for result in self.results if result.kind == kind), None)
+
+    def result(self, name: str) -> Result:
+        """The result of the kind `name` ("clean", "autoattack", "worst_case"), or whose attack is called `name`.
+
+        The kind comes first: no attack hides another by the name it has. Raises BadInput with the nearest name.
+        """
+        found = [result for result in self.results if result.kind == name != "attack"]
+        found += [result for result in self.results if result.attack == name]
+        if not found:
+            raise nearest("attack of the report", name, [result.attack for result in self.results])
+        return found[0]
+
+    def accuracy(self, name: str) -> float:
+        """The accuracy in [0, 1] under an attack; `name` as in `result`."""
+        return self.result(name).accuracy
+
+    def flags(self, name: str) -> Tensor:
+        """Which images stayed right under an attack, (n,) bool. Raises BadInput as `result` and `Result.robust` do."""
+        return self.result(name).robust()
+
+    @property
+    def attacks(self) -> tuple[Result, ...]:
+        """The single attacks: neither clean accuracy nor the worst case."""
+        return tuple(result for result in self.results if result.kind not in ("clean", "worst_case"))
+
+    @property
+    def worst_case(self) -> float:
+        """The worst-case accuracy in [0, 1]: an image counts if it is classified correctly under every attack."""
+        return self.worst.accuracy
+
+    @property
+    def worst(self) -> Result:
+        """The result of the worst case; of a protocol of one attack, that attack's."""
+        return self.of_kind("worst_case") or self.results[-1]
+
+    @property
+    def autoattack(self) -> Result | None:
+        """AutoAttack, also a changed one, unless it was not run."""
+        return self.of_kind("autoattack")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The texts of all notes, without duplicates."""
+        return tuple(dict.fromkeys(note.text for result in self.results for note in result.notes))
+
+    def to_json(self) -> str:
+        """The report as JSON text, which `load` reads back."""
+        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+
+    def save(self, path: Path | str) -> None:
+        """Write the report as a JSON file, atomically. Raises NotWritten if that fails."""
+        files.write(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Report":
+        """The report in a JSON file, also of an older version. Raises BadInput if it is missing or not a report."""
+        try:
+            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            message = f"{path} cannot be read ({error.strerror}); name a report"
+            raise BadInput(message, code="missing", field="path") from None
+        except (ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            message = f"{path} is no report of `atent eval` ({reason})"
+            raise BadInput(message, code="unreadable", field="path") from None
+        return cls.parse(raw, str(path))
+
+    @classmethod
+    def parse(cls, raw: Any, source: str) -> "Report":
+        """The report in plain data. source: its name in errors. Raises BadInput for data that are not a report."""
+        if not isinstance(raw, Mapping):
+            raise BadInput(f"{source} is no report of `atent eval`: it holds no fields", code="unreadable")
+        try:
+            return cls.model_validate(dict(raw))
+        except ValidationError as error:
+            message = f"{source} is no report of `atent eval`: {explain(error, cls)}"
+            raise BadInput(" ".join(message.split())[:1000], code="unreadable") from None
+
+    def table(self) -> Table:
+        """One row per attack: correct, accuracy, 95 % interval, total seconds of all processes."""
+        title = (
+            f"{self.name} on {self.data}, {self.split}; {self.threat.norm} eps {self.threat.eps:g}, "
+            f"protocol {self.protocol}, seed {self.seed}"
+        )
+        seconds = "seconds" if self.processes == 1 else "process seconds"
+        table = Table("attack", "correct", "accuracy", "95 % interval", seconds, title=title, figures=4)
+        for result in self.results:
+            low, high = result.interval95_wilson
+            counts = f"{result.correct}/{result.n}", f"{result.accuracy:.2%}", f"{low:.1%} - {high:.1%}"
+            table.add(result.attack, *counts, f"{result.seconds:.1f}")
+        return table
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def __str__(self) -> str:
+        return self._shown().export_text().rstrip()
+
+    def _repr_html_(self) -> str:
+        return self._shown().export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+    def _shown(self) -> Console:
+        """A console that has recorded the table and the notes, and has shown them nowhere."""
+        console = Console(width=100, record=True, file=io.StringIO(), force_terminal=False, force_jupyter=False)
+        console.print(self.table())
+        for note in self.notes:
+            console.print(f"note: {note}", markup=False, highlight=False)
+        return console
+
+
+def result_of(outcome: Outcome) -> Result:
+    """An outcome as a result, with counts, accuracy and interval."""
+    right, count = int(outcome.flags.sum()), len(outcome.flags)
+    return Result(
+        kind=outcome.kind,
+        attack=outcome.attack,
+        settings=dict(outcome.settings),
+        correct=right,
+        n=count,
+        accuracy=right / count,
+        interval95_wilson=interval(right, count),
+        robust_after=dict(outcome.robust_after),
+        seconds=round(outcome.seconds, 1),
+        notes=outcome.notes,
+        flags="".join("01"[int(flag)] for flag in outcome.flags),
+    )
+
+
+# ---- reports of version 1: settings were next to the counts, notes were plain texts
+
+_FIELDS = {"attack", "correct", "n", "accuracy", "interval95_wilson", "robust_after", "seconds", "notes", "flags"}
+_KINDS: Mapping[str, Kind] = {"clean": "clean", "worst case": "worst_case", "certified": "certified"}
+_NOTES: Mapping[str, NoteKind] = {
+    r"not standard AutoAttack": "changed",
+    r"AutoAttack warns": "warning",
+    r"\d+ images are answered otherwise": "boundary",
+    r"\d+ adversaries left": "outside",
+    r"memory ran out": "memory",
+    r"eps is 0|no images": "no-attack",
+}
+_OF_CHUNKS = r"(in \d+ of \d+ chunks; first: )?"
+
+
+def _migrated_result(raw: Mapping[str, Any]) -> dict[str, Any]:
+    name, texts = str(raw["attack"]), raw.get("notes", ())
+    kind = raw.get("kind") or _KINDS.get(name, "autoattack" if name.startswith("AutoAttack") else "attack")
+    kept = {key: value for key, value in raw.items() if key in _FIELDS}
+    settings = {key: value for key, value in raw.items() if key not in (*_FIELDS, "kind")}
+    notes = _migrated_notes(name, kind, texts) if isinstance(texts, list | tuple) else texts
+    return kept | {"kind": kind, "settings": settings, "notes": notes}
+
+
+def _migrated_notes(name: str, kind: Kind, texts: Sequence[Any]) -> list[dict[str, Any]]:
+    notes = [_migrated_note(text) for text in texts]
+    if kind != "autoattack" or name == "AutoAttack" or any(note["kind"] == "changed" for note in notes):
+        return notes
+    return [{"kind": "changed", "text": f"not standard AutoAttack: the report calls it {name!r}"}, *notes]
+
+
+def _migrated_note(text: Any) -> dict[str, Any]:
+    kinds = (kind for start, kind in _NOTES.items() if re.match(f"{_OF_CHUNKS}({start})", str(text)))
+    return {"kind": next(kinds, "other"), "text": text}
+
+
+def _migrated(raw: Mapping[str, Any]) -> dict[str, Any]:
+    split = _SPLIT.fullmatch(str(raw["split"]))
+    if split is None:
+        raise ValueError(f"split is {str(raw['split'])[:100]!r}; it reads 'test, the first 100 of 360'")
+    images = {"part": split["part"], "n": int(split["n"]), "total": int(split["total"])}
+    return {"version": VERSION, **{key: value for key, value in raw.items() if key != "split"}, **images}
