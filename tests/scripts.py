@@ -11,6 +11,7 @@ from pathlib import Path
 from signal import Signals
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -30,7 +31,8 @@ def module(name: str) -> ModuleType:
 def run(name: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
     """A script in this process: its exit code and what it printed."""
     script, out, err = module(name), io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+    # A script may set variables for the processes that it starts.
+    with mock.patch.dict(os.environ), pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", [name, *map(str, arguments)])
         try:
             exit.run(script.app)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import reports
 
 from atent_ext.core.errors import BadInput
 
@@ -163,7 +164,7 @@ def test_chunks_of_a_stopped_evaluation_are_joined_in_order(pages, tmp_path, mon
     folder.mkdir()
     setting = {"data": "digits", "test_images": 9, "threat": {"norm": "Linf", "eps": 0.15}, "device": "cpu"}
     setting |= {"seed": 0, "chunk": 2, "speed": "plain", "versions": {"torch": "2"}}
-    (folder / "a.json").write_text(json.dumps(report("01")))
+    (folder / "a.json").write_text(reports.report(reports.result("AutoAttack")).model_dump_json())
     (folder / "a-zoo-setting.json").write_text(json.dumps(setting))
     for start, flags in ((10, "00"), (0, "11"), (2, "10000000")):
         (folder / f"a-zoo-{start}-{start + len(flags) - 1}.json").write_text(json.dumps(chunk(start, flags)))

@@ -1,15 +1,18 @@
 """The script that trains the zoo, and the tables of docs/zoo.md."""
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
 import pytest
+import reports
 import scripts
 from commands import atent
 
 from atent_ext.core import statistics
 from atent_ext.core.errors import BadInput
+from atent_ext.evaluation.report import Report
 from atent_ext.submissions import cards
 from atent_ext.training import recipes
 
@@ -113,7 +116,8 @@ def test_an_entry_that_was_trained_and_not_scored_shows_its_training(page, tmp_p
 def test_a_report_of_another_recipe_is_refused(page, tmp_path, monkeypatch):
     monkeypatch.setattr(page.measured, "REPORTS", tmp_path)
     (tmp_path / "search").mkdir()
-    (tmp_path / "search" / "one.json").write_text(json.dumps(scored("01")[0]))
+    scored = reports.report(reports.result("clean"), recipe=dumped("digits-linf-atent", 0))
+    (tmp_path / "search" / "one.json").write_text(scored.model_dump_json())
     entry = page.Entry(recipe="digits-linf-atent")
     assert len(page.measured.reports({("search", "one"): entry})["one"]) == 1
     with pytest.raises(BadInput, match=r"one\.json is of another recipe than the entry one; score it anew"):
@@ -140,25 +144,25 @@ def test_entries_that_do_not_fit_are_refused(page, tmp_path, text, said):
         page.measured.entries(file)
 
 
-def test_what_an_entry_starts_from_is_trained_before_it(page, zoo, tmp_path, monkeypatch):
+def test_what_an_entry_starts_from_is_trained_before_it(zoo, tmp_path):
     trained = []
-    monkeypatch.setattr(zoo, "fit", lambda recipe, data, folder, resume: trained.append(folder.name))
-    base = page.Entry(recipe="digits-linf-sgd", set=("epochs=1",))
-    tuned = page.Entry(recipe="digits-linf-sgd", set=(f"init_from=zoo/runs/{zoo.digest(base.load())}",))
+    runner = SimpleNamespace(out=tmp_path, train=lambda recipe, name: trained.append(name))
+    base = zoo.Entry(recipe="digits-linf-sgd", set=("epochs=1",))
+    tuned = zoo.Entry(recipe="digits-linf-sgd", set=(f"init_from=zoo/runs/{zoo.digest(base.load())}",))
     known = {("search", "tuned"): tuned, ("search", "other"): tuned, ("search", "base"): base}
-    zoo.train(tuned.load(), known, tmp_path)
-    assert trained == [zoo.digest(base.load()), zoo.digest(tuned.load())]
+    zoo.train(tuned.load(), known, runner)
+    assert trained == [f"runs/{zoo.digest(entry.load())}" for entry in (base, tuned)]
 
 
 @pytest.mark.integration
 def test_the_zoo_is_trained_and_scored_by_its_entries(zoo, tmp_path, monkeypatch):
-    scored = []
+    verified = []
 
-    def here(command, env):
-        """The commands that it starts, in this process."""
-        assert command[:3] == [sys.executable, "-m", "atent_ext"]
-        assert env["NVIDIA_TF32_OVERRIDE"] == "0"
-        scored.append(command[3])
+    def here(command):
+        """The command that it starts, in this process."""
+        assert command[:4] == [sys.executable, "-m", "atent_ext", "verify"]
+        assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
+        verified.append(command[4])
         return atent(*command[3:])
 
     monkeypatch.setattr(zoo, "subprocess", SimpleNamespace(run=here))
@@ -167,15 +171,16 @@ def test_the_zoo_is_trained_and_scored_by_its_entries(zoo, tmp_path, monkeypatch
     for _ in range(2):  # the second time there is nothing to do
         done = scripts.run("experiments/zoo", "--file", tmp_path / "zoo.yaml", "--out", tmp_path / "zoo")
         assert done.returncode == 0, done.stderr
-    assert scored == ["verify", "eval"]
+    assert len(verified) == 1
     card = cards.read_card(tmp_path / "zoo" / "models" / "one.card.json")
     assert card.submission.training.endswith("Recipe: digits-linf-sgd.")
-    searched = json.loads((tmp_path / "zoo" / "search" / "two.json").read_text())
-    assert searched["split"] == "held out of training, the first 4 of 50"
-    assert searched["weights_sha256"] == card.weights["sha256"]  # one training served both
+    searched = Report.load(tmp_path / "zoo" / "search" / "two.json")
+    assert searched.split == "held out of training, the first 4 of 50"
+    assert searched.weights_sha256 == card.weights["sha256"]  # one training served both
     (run,) = (tmp_path / "zoo" / "runs").iterdir()
     done = scripts.run("experiments/zoo", "three")
     assert done.returncode == 2
     assert done.stderr.startswith("atent: three is no entry of zoo.yaml; it has: mnist-linf-atent, ")
-    with pytest.raises(BadInput, match=r"two\.json is not of 5 images and the weights in .*; move it away"):
-        zoo.score("search", "two", 5, run, tmp_path / "zoo", 250, "plain")
+    for group, name in (("models", "one"), ("search", "two")):
+        with pytest.raises(BadInput):
+            zoo.score(group, name, 5, zoo.RunFolder(run), zoo.Runner(tmp_path / "zoo"), 250, "channels-last")
