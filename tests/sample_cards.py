@@ -100,7 +100,7 @@ def _report(submission: Submission, clean: float, robust: float, n: int) -> Repo
     results = [_result(attack, images, n) for attack, images in flags.items()]
     results[-1]["settings"] = {"over": ", ".join(attack for attack in flags if attack != "worst case")}
     after = {"apgd-ce": results[3]["correct"] + 4, "apgd-t": results[3]["correct"]}
-    results[3] |= {"settings": {"version": "standard"}, "robust_after": after}
+    results[3] |= {"settings": {"version": "standard", "package": "pyautoattack 0.2.0"}, "robust_after": after}
     whole = {
         "name": submission.name,
         "model": submission.architecture.name,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput, Code
-from atent_ext.core.schema import Section, Threat, explain
+from atent_ext.core.schema import Readable, Section, Threat, explain
 from atent_ext.data.datasets import Split
 
 Kind = Literal["clean", "attack", "autoattack", "worst_case", "certified"]
@@ -29,7 +29,7 @@ class Note(Section):
     """A remark on a result, for readers."""
 
     kind: NoteKind
-    text: str
+    text: Readable
 
 
 @dataclass(frozen=True)

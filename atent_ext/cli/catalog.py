@@ -74,11 +74,16 @@ def _registered(kind: str) -> list[Entry]:
 
 def protocols() -> list[Entry]:
     """The protocols of `--protocol`: description, and the names of their attacks."""
-    contents = ((name, protocol(name)) for name in registry.files("protocol"))
-    return [
-        {"name": name, "description": fields["description"], "attacks": [spec["attack"] for spec in fields["attacks"]]}
-        for name, fields in contents
-    ]
+    return [{"name": name, **_described(name)} for name in registry.files("protocol")]
+
+
+def _described(name: str) -> Entry:
+    try:
+        fields = protocol(name)
+        return {"description": fields["description"], "attacks": [spec["attack"] for spec in fields["attacks"]]}
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        message = f"{registry.files('protocol')[name]} is not a valid protocol; `atent show {name}` says more"
+        return {"description": "", "attacks": [], "fault": message}
 
 
 def protocol(name: str) -> Entry:
@@ -129,9 +134,13 @@ def _card(path: Path) -> Entry:
     return {"name": path.stem, **about, "loads": loads(path.stem), "file": place}
 
 
+_OLDER = {"clean": "clean", "worst case": "worst_case"}
+"""Kinds of results by their attack, for cards of older versions, which lack kinds."""
+
+
 def _measured(content: Mapping[str, Any]) -> Entry:
     submission, results = content["submission"], content["report"]["results"]
-    accuracy = {result["kind"]: result["accuracy"] for result in results}
+    accuracy = {result.get("kind", _OLDER.get(result["attack"])): result["accuracy"] for result in results}
     return {
         "recipe": recipe_of(content),
         "dataset": submission["dataset"],
@@ -149,7 +158,7 @@ def loads(name: str) -> bool:
 
 def recipe_of(content: Mapping[str, Any]) -> str | None:
     """The recipe of a card: that of its report, or NAME of "Recipe: NAME." at the end of its `training` text."""
-    recipe = content["report"].get("recipe")
+    recipe = (content["report"] or {}).get("recipe")
     if recipe:
         return str(recipe["name"])
     match = re.search(r"(?:^|\s)Recipe: (\S+)\.$", content["submission"].get("training", ""))

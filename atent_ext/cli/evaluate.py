@@ -31,7 +31,7 @@ def evaluate(
             "Where a folder is called like a model: ./NAME is the folder, zoo:NAME the model."
         ),
     ],
-    protocol: Annotated[str, typer.Option(help="autoattack, autoattack+atent, zoo, pgd, quick, clean.")] = "autoattack",
+    protocol: Annotated[str, typer.Option(help="A name of `atent ls protocols`, or a YAML file.")] = "autoattack",
     n: Annotated[int | None, typer.Option("--n", help="Score on the first N test images [default: all].")] = None,
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Score on the images that the run held out of training instead.")

@@ -23,7 +23,7 @@ Changes = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.")]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Folder with the data sets [default: $ATENT_DATA].")]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision fetch missing data.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of every random draw.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**64 - 1, help="Seed of every random draw.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 
 

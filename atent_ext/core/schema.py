@@ -1,15 +1,35 @@
 """Pydantic models and field types that recipes, protocols, cards and reports share."""
 
+import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
 from atent_ext.core import registry, validate
 from atent_ext.core.immutable import frozen
 from atent_ext.core.norms import NormName
 
+_BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Bidirectional control characters, which can make a text look like another one."""
+
+
+def readable(text: str) -> str:
+    """`text`, if it can be printed to terminals and pages: no escape sequences and no bidirectional controls."""
+    for character in text:
+        if (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t") or character in _BIDI:
+            raise ValueError(f"the control character {character!r} is in it; remove it")
+    return text
+
+
+def escaped(text: str) -> str:
+    """The text with line breaks and control characters escaped."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+Readable = Annotated[str, AfterValidator(readable)]
+"""A text without control characters, for texts of strangers."""
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]

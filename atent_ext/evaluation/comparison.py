@@ -12,7 +12,8 @@ from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Section
 from atent_ext.core.statistics import holm, paired
 from atent_ext.core.tables import Table
-from atent_ext.evaluation.report import Report
+from atent_ext.data import datasets
+from atent_ext.evaluation.report import Report, Result
 
 LEVEL = 0.05
 """Significance level: the family-wise error rate over all pairs."""
@@ -84,20 +85,20 @@ def compare(*reports: Report | Path | str, attack: str = "worst_case") -> Compar
     first, *others = read
     for other in others:
         _same_images(first, other, attack)
-    results = [report.result(attack) for report in read]
+    results = [_result(report, attack) for report in read]
     names = _names(read)
+    flags = [result.robust() for result in results]
     tests = [paired(a.flags, b.flags) for a, b in combinations(results, 2)]
     corrected = holm([p for _, _, p in tests])
-    correct = [result.correct for result, _ in combinations(results, 2)]
-    rows = zip(combinations(names, 2), correct, tests, corrected, strict=True)
+    both = [int((a & b).sum()) for a, b in combinations(flags, 2)]
+    rows = zip(combinations(names, 2), both, tests, corrected, strict=True)
     pairs = [_pair(a, b, (right, first.n), test, p_holm) for (a, b), right, test, p_holm in rows]
     label = results[0].attack if len({result.attack for result in results}) == 1 else attack
     return Comparison(attack=label, n=first.n, pairs=tuple(pairs), notes=tuple(_differences(read, attack)))
 
 
 def _pair(a: str, b: str, right: tuple[int, int], test: tuple[int, int, float], p_holm: float) -> Pair:
-    (correct, n), (a_alone, b_alone, p) = right, test
-    both = correct - a_alone
+    (both, n), (a_alone, b_alone, p) = right, test
     better: Literal["win", "loss"] = "win" if a_alone > b_alone else "loss"
     return Pair(
         a=a,
@@ -112,8 +113,22 @@ def _pair(a: str, b: str, right: tuple[int, int], test: tuple[int, int, float], 
     )
 
 
+def _result(report: Report, attack: str) -> Result:
+    """The result called `attack`; the worst case of a protocol of one attack is that attack's."""
+    return report.worst if attack == "worst_case" else report.result(attack)
+
+
 def _same_images(a: Report, b: Report, attack: str) -> None:
-    fields = ["n", "part", *(["data_sha256"] if a.data_sha256 and b.data_sha256 else ["data"])]
+    """Raise BadInput unless both reports are of the same images in the same order, and of one threat model.
+
+    Without the hash of the images in both, their data set, part and number must agree. That does not tell which images
+    two runs held out of training.
+    """
+    hashed = bool(a.data_sha256 and b.data_sha256)
+    if not hashed and a.part != datasets.TEST:
+        message = f"{a.name} or {b.name} does not say which images it is of, and {a.part} may differ; score them anew"
+        raise BadInput(message, code="missing", field="data_sha256")
+    fields = ["n", "part", *(["data_sha256"] if hashed else ["data", "total"])]
     if attack != "clean":
         fields.append("threat")
     for field in fields:
@@ -121,10 +136,6 @@ def _same_images(a: Report, b: Report, attack: str) -> None:
         if mine != theirs:
             message = f"{a.name} has {field} {mine} and {b.name} {theirs}; only reports of the same images compare"
             raise BadInput(message, code="conflict", field=field)
-    lengths = {len(result.flags) for report in (a, b) for result in report.results}
-    if lengths != {a.n}:
-        message = f"{a.name} and {b.name} lack flags of some of their {a.n} images; score them anew"
-        raise BadInput(message, code="conflict", field="flags")
 
 
 def _names(reports: Sequence[Report]) -> list[str]:
@@ -140,6 +151,9 @@ def _differences(reports: Sequence[Report], attack: str) -> list[str]:
         values = [getattr(report, field) for report in reports]
         if any(value != getattr(first, field) for value in values):
             notes.append(f"{field} differs: {', '.join(dict.fromkeys(map(str, values)))}")
-    if attack == "worst_case" and len({report.worst.over for report in reports}) > 1:
-        notes.append("the worst cases are of different attacks")
+    results = [_result(report, attack) for report in reports]
+    if len({json.dumps(result.model_dump(mode="json", include={"attack", "settings"})) for result in results}) > 1:
+        notes.append("the settings of the attack differ")
+    if len({result.changed for result in results}) > 1:
+        notes.append("AutoAttack was changed in some of the reports")
     return notes

@@ -9,11 +9,12 @@ from atent_ext.core.errors import BadInput
 from atent_ext.evaluation.journal import Difference, differences
 from atent_ext.evaluation.report import Report
 
-_CONTENT = "content_sha256"
+_IMAGES, _CONTENT = "data_sha256", "content_sha256"
 _SETTING = {
     "weights_sha256",
     "model",
     "data",
+    _IMAGES,
     "n",
     "threat",
     "seed",
@@ -40,9 +41,13 @@ def read(path: Path) -> Report | None:
 
 
 def setting(report: Report) -> dict[str, Any]:
-    """The setting of a report, with the keys of the facts in `scoring`; None for what an older report lacks."""
+    """The setting of a report, with the keys of the facts in `scoring`; None for what an older report lacks.
+
+    An older report may lack the hash of the images, which is then left out: `content_sha256` covers them, too.
+    """
+    known = report.model_dump(mode="json", include=_SETTING)
     return {
-        **report.model_dump(mode="json", include=_SETTING),
+        **{name: value for name, value in known.items() if (name, value) != (_IMAGES, None)},
         "protocol": {"name": report.protocol, "attacks": report.protocol_attacks},
         "device": report.machine.get("device"),
         _CONTENT: report.content_sha256,
@@ -54,15 +59,15 @@ def require(before: Mapping[str, Any], facts: Mapping[str, Any], source: str) ->
 
     Keys that `facts` lack, such as a speed that is not chosen yet, are not compared.
     """
-    expected = {key: facts[key] for key in before if key in facts}
+    expected = {key: facts[key] for key in facts if key in before}
     expected["protocol"] = {key: facts["protocol"][key] for key in before["protocol"]}
     plain = json.loads(json.dumps([{key: before[key] for key in expected}, expected]))
     refuse(differences(*plain), source)
 
 
 def refuse(changes: Sequence[Difference], source: str) -> None:
-    """Raise BadInput if there are changes; it names the first ones, and the content hash only if it alone changed."""
-    named = [change for change in changes if change.name != _CONTENT] or changes
+    """Raise BadInput if there are changes; it names the first ones, and a hash only if nothing else changed."""
+    named = [change for change in changes if change.name not in (_IMAGES, _CONTENT)] or changes
     if named:
         more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
         raise BadInput(

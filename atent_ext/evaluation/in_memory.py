@@ -12,7 +12,6 @@ from atent_ext.core import model_state, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import norm as norm_called
 from atent_ext.core.schema import Threat
-from atent_ext.data import datasets
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation.journal import Progress
 from atent_ext.evaluation.protocol import Protocol, load_protocol
@@ -29,7 +28,7 @@ def evaluate(
     *,
     norm: str,
     eps: float,
-    protocol: str | Protocol = "autoattack",
+    protocol: str | Path | Protocol = "autoattack",
     n: int | None = None,
     seed: int = 0,
     batch_size: int = 250,
@@ -37,35 +36,38 @@ def evaluate(
     speed: str = "channels-last",
     device: torch.device | str | None = None,
     out: Path | str | None = None,
+    overwrite: bool = False,
     classes: int | Sequence[str] | None = None,
     name: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Score a model under a protocol: clean accuracy, attacks, and their worst case, with a flag for every image.
 
-    model: maps images (N, ...) in [0, 1] to logits (N, classes); a normalisation must be part of it. images: (N, ...),
-    a tensor or an array of floats in [0, 1]. labels: (N,) whole numbers in [0, classes). norm: "Linf" or "L2". eps:
-    the radius in units of the images, for example 8/255. protocol: a name of `atent ls protocols`, a YAML file, or a
-    `Protocol`. n: the first n images (None: all). chunk: images per chunk (None: 100, on a GPU 250); chunk k has the
-    seed `seed + k`. speed: as in `models.speed`. device: where to compute (None: where the model is). out: a JSON file
-    to write; the same call then resumes after an interruption. classes: the number of classes, or their names, checked
-    against labels and logits. name: the name of the model in the report. progress: called after each chunk.
+    model: a module that maps images (N, ...) in [0, 1] to logits (N, classes); a normalisation must be part of it.
+    images: (N, ...), a tensor or an array of floats in [0, 1]. labels: (N,) whole numbers in [0, classes). norm: "Linf"
+    or "L2". eps: the radius in units of the images, for example 8/255. protocol: a name of `atent ls protocols`, a YAML
+    file, or a `Protocol`. n: the first n images (None: all). chunk: images per chunk (None: 100, on a GPU 250); chunk k
+    has the seed `seed + k`. speed: as in `models.speed`. device: where to compute (None: where the model is). out: a
+    JSON file to write; the same call then resumes after an interruption. overwrite: replace a report of another
+    setting. classes: the number of classes, or their names, checked against labels and logits. name: the name of the
+    model in the report. progress: called while it runs, with the number of finished chunks.
 
     The mode, requires_grad, gradients, device and dtype of the model are restored afterwards.
-    Raises BadInput for images outside [0, 1], for labels of another type, range or length, for an eps that looks like
-    0-255, for logits of another shape, and for an `out` of other weights, images, protocol, seed or settings.
+    Raises BadInput for a model that is no torch module or is in half precision, for images outside [0, 1], for labels
+    of another type, range or length, for an eps that looks like 0-255, for logits of another shape, and for an `out` of
+    other weights, images, protocol, seed or settings.
     """
     test = _split(images, labels, _dtype(model))
-    plan = load_protocol(protocol) if isinstance(protocol, str) else protocol
+    plan = protocol if isinstance(protocol, Protocol) else load_protocol(str(protocol))
     threat = _threat(norm, eps, test)
-    place = model_state.device_of(model) if device is None else torch.device(device)
-    with _restored(model, place):
+    validate.steps("batch_size", batch_size)
+    place = model_state.device_of(model) if device is None else _device(device)
+    with _restored(model):
         _check_logits(model, test, place, classes)
         about = About(
             name=name or type(model).__name__,
             model=type(model).__name__,
             data=f"{len(test)} images in memory",
-            data_sha256=datasets.digest(*(part[: len(test.take(n))] for part in (test.images, test.labels))),
         )
         return score(
             Subject(model, test, threat, about),
@@ -77,23 +79,24 @@ def evaluate(
             speed=speed,
             device=place,
             path=None if out is None else Path(out),
+            overwrite=overwrite,
             progress=progress or (lambda current: None),
         )
 
 
 @contextmanager
-def _restored(model: nn.Module, device: torch.device) -> Iterator[None]:
+def _restored(model: nn.Module) -> Iterator[None]:
     before = model_state.device_of(model)
     with model_state.kept(model):
         try:
             yield
         finally:
-            if before != device:
+            if model_state.device_of(model) != before:
                 model.to(before)
 
 
 def _split(images: Array, labels: Array, dtype: torch.dtype) -> Split:
-    x, y = (torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in (images, labels))
+    x, y = _tensor("images", images), _tensor("labels", labels)
     if isinstance(x, Tensor) and x.dtype is torch.uint8:
         raise BadInput("images are uint8, 0-255; divide them by 255", code="bad-type", field="images")
     validate.images(x, 0.0, 1.0)
@@ -103,11 +106,34 @@ def _split(images: Array, labels: Array, dtype: torch.dtype) -> Split:
     return Split(x.detach().to("cpu", dtype), y.detach().to("cpu", torch.long))
 
 
+def _tensor(name: str, value: Array) -> Tensor:
+    if not isinstance(value, np.ndarray):
+        return value
+    try:
+        return torch.from_numpy(np.ascontiguousarray(value))  # torch takes no negative strides
+    except TypeError:
+        message = f"{name} are an array of {value.dtype}; floats for images and whole numbers for labels are needed"
+        raise BadInput(message, code="bad-type", field=name) from None
+
+
 def _dtype(model: nn.Module) -> torch.dtype:
     """The dtype of the computation: float64 for a model in float64, else float32."""
-    tensors = (*model.parameters(), *model.buffers())
-    double = any(tensor.dtype is torch.float64 for tensor in tensors)
-    return torch.float64 if double else torch.float32
+    if not isinstance(model, nn.Module):
+        message = f"model is a {type(model).__name__}; a torch.nn.Module that returns logits is needed"
+        raise BadInput(message, code="bad-type", field="model")
+    dtypes = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
+    if dtypes & {torch.float16, torch.bfloat16}:
+        message = "model is in half precision, which rounds small perturbations away; pass model.float()"
+        raise BadInput(message, code="bad-type", field="model")
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        message = f"device is {str(device)!r}, which cannot be used ({' '.join(str(error).split())[:100]})"
+        raise BadInput(f'{message}; give "cpu" or a GPU of this machine', code="bad-value", field="device") from None
 
 
 def _threat(norm: str, eps: float, test: Split) -> Threat:

@@ -14,11 +14,12 @@ import torch
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from rich.console import Console
 from torch import Tensor
+from typing_extensions import Self
 
 from atent_ext.attacks.spec import Kind, Note, NoteKind, Outcome
 from atent_ext.core.errors import BadInput
 from atent_ext.core.registry import nearest
-from atent_ext.core.schema import Section, Threat, explain
+from atent_ext.core.schema import Readable, Section, Threat, explain
 from atent_ext.core.statistics import interval
 from atent_ext.core.tables import Table
 from atent_ext.storage import files
@@ -92,15 +93,15 @@ class Result(Section):
 class About(Section):
     """Where a model and its images come from.
 
-    weights_sha256, data_sha256: of the weights file, and of the images and labels; None where there is none. recipe:
-    of a training run.
+    weights_sha256: of the weights file. data_sha256: of the scored images and labels. None where unknown. recipe: of a
+    training run.
     """
 
-    name: str
-    model: str
+    name: Readable
+    model: Readable
     weights_sha256: str | None = None
-    data: str
-    data_note: str = ""
+    data: Readable
+    data_note: Readable = ""
     data_sha256: str | None = None
     recipe: dict[str, JsonValue] | None = None
 
@@ -135,6 +136,15 @@ class Report(About):
     processes: int = 1
     machine: dict[str, JsonValue] = Field(default_factory=dict)
     results: Annotated[tuple[Result, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _of_the_same_images(self) -> Self:
+        if self.n > self.total:
+            raise ValueError(f"n is {self.n}, and total {self.total}; n is at most total")
+        for result in self.results:
+            if result.n != self.n:
+                raise ValueError(f"{result.attack} is of {result.n} images, and the report of {self.n}")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -297,7 +307,7 @@ def _migrated_result(raw: Mapping[str, Any]) -> dict[str, Any]:
     kind = raw.get("kind") or _KINDS.get(name, "autoattack" if name.startswith("AutoAttack") else "attack")
     kept = {key: value for key, value in raw.items() if key in _FIELDS}
     settings = {key: value for key, value in raw.items() if key not in (*_FIELDS, "kind")}
-    notes = _migrated_notes(name, kind, texts) if isinstance(texts, list | tuple) else texts
+    notes = _migrated_notes(name, kind, texts) if isinstance(texts, list | tuple) and "kind" not in raw else texts
     return kept | {"kind": kind, "settings": settings, "notes": notes}
 
 

@@ -27,7 +27,7 @@ def run_protocol(
     """Run a protocol: one outcome per attack, then their worst case if there are several.
 
     Raises BadInput for images outside [0, 1], for labels that the model has no logit for, for an empty split, and for
-    an attack that does not return one flag an image.
+    an attack that does not return one flag per image or returns a result of another kind.
     """
     with seeded(setting.seed):  # for networks that draw random numbers
         _check(model, split)
@@ -52,7 +52,14 @@ def worst_case(outcomes: list[Outcome]) -> Outcome:
 
 
 def _of_the_images(outcome: Outcome, attack: str, count: int) -> Outcome:
-    """The outcome of an attack, which may be another package's, if its flags are (count,) bool."""
+    """The outcome of an attack, which may be another package's, if its kind is its own and its flags are (count,) bool.
+
+    Only the attack "clean" has the kind "clean", and only "autoattack" the kind "autoattack".
+    """
+    kind = attack if attack in ("clean", "autoattack") else "attack"
+    if outcome.kind != kind:
+        message = f"attack {attack!r} returned a result of kind {outcome.kind!r}; {kind!r} is needed"
+        raise BadInput(message, code="bad-value", field="attack")
     flags = outcome.flags
     if flags.shape != (count,) or flags.dtype is not torch.bool:
         message = f"attack {attack!r} returned flags {tuple(flags.shape)} of {flags.dtype}; ({count},) bool is needed"

@@ -22,7 +22,7 @@ from atent_ext.data import datasets
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation import chunks, earlier, engine
 from atent_ext.evaluation.chunks import Chunk
-from atent_ext.evaluation.journal import Journal, Progress, Record, outcomes, smaller_batches
+from atent_ext.evaluation.journal import Journal, Progress, Record, differences, outcomes, smaller_batches
 from atent_ext.evaluation.protocol import Protocol
 from atent_ext.evaluation.report import About, Report, result_of
 from atent_ext.models.speed import Prepared, prepare
@@ -131,12 +131,8 @@ class _Plan:
     split: Split
     chunks: list[Chunk]
     setting: Setting
+    device: torch.device
     facts: Facts
-
-    @property
-    def device(self) -> str:
-        """The device type to score on."""
-        return str(self.facts["device"])
 
     @property
     def sample(self) -> Tensor:
@@ -161,7 +157,8 @@ def _plan(
     size = _CHUNK.get(device.type, _CHUNK["cpu"]) if chunk is None else chunk
     pieces = chunks.cut(len(split), size, seed)
     setting = Setting(subject.threat, seed, min(batch_size, size), busy)
-    return _Plan(split, pieces, setting, _facts(subject, split, protocol, setting, size) | {"device": device.type})
+    facts = _facts(subject, split, protocol, setting, size) | {"device": device.type}
+    return _Plan(split, pieces, setting, device, facts)
 
 
 def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting, chunk: int) -> Facts:
@@ -174,6 +171,7 @@ def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting,
         **subject.about.model_dump(include={"weights_sha256", "model", "data"}),
         "test_images": len(subject.test),
         "n": len(split),
+        "data_sha256": datasets.digest(split.images, split.labels),
         "content_sha256": datasets.digest(*weights, split.images, split.labels),
         "threat": subject.threat.model_dump(),
         "protocol": protocol.model_dump(mode="json"),
@@ -218,7 +216,9 @@ def _begin(
         theirs, missing = processes.from_main(team, (plan.facts, list[Chunk]()))
         prepared = prepare(model, plan.sample, theirs["speed"], theirs["folded"])
         return _same(plan.facts | _choice(prepared), theirs, team.process_index, prepared), missing
-    before = journal.setting(overwrite) or {"speed": speed, "folded": None}
+    before = journal.setting(overwrite)
+    if before is None or (overwrite and differences({key: before.get(key) for key in plan.facts}, plan.facts)):
+        before = {"speed": speed, "folded": None}
     prepared = prepare(model, plan.sample, before["speed"] if speed == "auto" else speed, before["folded"])
     facts = plan.facts | _choice(prepared)
     journal.claim(facts, overwrite)
@@ -249,7 +249,8 @@ def _report(
     same = {key: facts[key] for key in ("content_sha256", "threat", "seed", "batch_size", "chunk", "versions")}
     threads = torch.get_num_threads()
     return Report(
-        **subject.about.model_dump(),
+        **subject.about.model_dump(exclude={"data_sha256"}),
+        data_sha256=facts["data_sha256"],
         part=subject.part,
         n=facts["n"],
         total=facts["test_images"],

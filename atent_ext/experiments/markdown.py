@@ -138,8 +138,9 @@ def _remarks(result: Result) -> Iterator[tuple[str, str]]:
             yield row["name"], row["quoted"] or row["note"]
         notes: dict[str, list[str]] = {}
         for column, cell in row.get("cells", {}).items():
-            for note in (cell.get("skipped"), *cell.get("notes", ())):
-                notes.setdefault(note or "", []).append(column)
+            texts = [note.text for note in Measured.of_cell(cell).notes] if "attack" in cell else [cell.get("skipped")]
+            for text in texts:
+                notes.setdefault(text or "", []).append(column)
         yield from ((f"{row['name']}, {', '.join(columns)}", note) for note, columns in notes.items() if note)
 
 

@@ -7,12 +7,15 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
+from atent_ext.core.schema import escaped
 from atent_ext.core.statistics import interval
+from atent_ext.data import datasets
 from atent_ext.evaluation.report import Result
 from atent_ext.leaderboard import site
 from atent_ext.leaderboard.ranking import Entry, measured
@@ -42,12 +45,7 @@ def check(root: Path) -> list[str]:
     problems += _names(entries)
     problems += _recipes(root / "recipes")
     # The tables can be compared only if all cards can be read.
-    return [_in_one_line(problem) for problem in problems or _page(root)]
-
-
-def _in_one_line(text: str) -> str:
-    """The text with line breaks and control characters escaped: cards are untrusted input."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    return [escaped(problem) for problem in problems or _page(root)]
 
 
 def _files(folder: Path, entries: list[Entry]) -> Iterator[str]:
@@ -118,6 +116,8 @@ def _origin(entry: Entry, weights: Path) -> Iterator[str]:
         if not lacking and not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
             yield f"{name} is {digest!r}, and a SHA-256 has 64 digits 0 to f; score it anew"
     declared, scored = card.weights.get("sha256"), entry.report.weights_sha256
+    if entry.report.part != datasets.TEST:
+        yield f"report.part is {entry.report.part!r}; cards are of {datasets.TEST!r} images, so score it anew"
     if declared is None or declared != scored:
         yield f"weights.sha256 is {declared}, and the report is of {scored}; score these weights"
     file = weights / f"{card.submission.name}.safetensors"
@@ -142,6 +142,8 @@ def _hashes(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def _counts(result: Result, n: int) -> Iterator[str]:
     """Counts, accuracy and interval that do not agree with the flags."""
     right = result.flags.count("1")
+    if (result.kind == "autoattack") != ("package" in result.settings):
+        yield f"kind is {result.kind!r}, and only AutoAttack has a package in its settings; score it anew"
     if result.n != n:
         yield f"it is of {result.n} images, and clean accuracy of {n}; score all attacks on the same"
     if len(result.flags) != result.n or result.flags.strip("01"):
@@ -185,9 +187,12 @@ def _checks(entry: Entry) -> Iterator[str]:
 def _autoattack(entry: Entry) -> Iterator[str]:
     """AutoAttack's counts that do not agree with its flags, or the sign "black box" with the counts."""
     result = entry.autoattack
-    left = list(result.robust_after.values())[-1:] if result else []
-    if result and left and left != [result.flags.count("1")]:
-        yield f"{result.attack}: robust_after ends with {left[0]}, which the flags do not say; score it anew"
+    left = list(result.robust_after.values()) if result else []
+    if result and left and left[-1] != result.flags.count("1"):
+        yield f"{result.attack}: robust_after ends with {left[-1]}, which the flags do not say; score it anew"
+    if result and any(after > before for before, after in pairwise([result.n, *left])):
+        yield f"{result.attack}: robust_after rises ({', '.join(map(str, left))} of {result.n}); score it anew"
+        return
     expected = masking.black_box(entry.report)
     if [sign for sign in entry.card.signs if sign.name == expected.name] != [expected]:
         yield f"the sign {expected.name!r} is not what AutoAttack's counts say: {expected.evidence}; score it anew"

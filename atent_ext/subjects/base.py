@@ -7,7 +7,7 @@ from pathlib import Path
 from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import norm as norm_called
-from atent_ext.core.schema import Threat
+from atent_ext.core.schema import Threat, escaped
 from atent_ext.data import datasets
 from atent_ext.evaluation.report import About
 from atent_ext.evaluation.scoring import Subject
@@ -39,4 +39,6 @@ def about(name: str, model: str, weights: list[Path], images: datasets.DataSet) 
     """
     complete = bool(weights) and all(path.is_file() for path in weights)
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest() if complete else None
-    return About(name=name, model=model, weights_sha256=digest, data=images.name, data_note=images.note)
+    return About(
+        name=escaped(name), model=model, weights_sha256=digest, data=escaped(images.name), data_note=images.note
+    )

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -11,7 +10,7 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from atent_ext.core.errors import BadInput
-from atent_ext.core.schema import Network, Section, Threat
+from atent_ext.core.schema import Network, Readable, Section, Threat, readable
 from atent_ext.evaluation.report import Report
 from atent_ext.storage import files, untrusted
 
@@ -20,21 +19,11 @@ _LARGEST = 100_000
 """Bytes of a card.yaml, at most."""
 _LARGEST_CARD = 50_000_000
 """Bytes of a card of the registry, at most; its report has a flag per image and attack."""
-_BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Bidirectional control characters, which can make a text look like another one."""
-
-
-def _readable(text: str) -> str:
-    """`text`, if it can be printed to terminals and pages: no escape sequences and no bidirectional controls."""
-    for character in text:
-        if (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t") or character in _BIDI:
-            raise ValueError(f"the control character {character!r} is in it; remove it")
-    return text
 
 
 Percent = Annotated[float, Field(ge=0, le=100)]
-Text = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(_readable)]
-Paragraph = Annotated[str, Field(max_length=2000), AfterValidator(_readable)]
+Text = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(readable)]
+Paragraph = Annotated[str, Field(max_length=2000), AfterValidator(readable)]
 
 
 _MOST = 1_000_000
@@ -142,7 +131,7 @@ class Submission(Section):
     @field_validator("architecture")
     @classmethod
     def _has_plain_arguments(cls, network: Network) -> Network:
-        _readable(network.name)
+        readable(network.name)
         for argument, value in network.arguments.items():
             if not all(map(_plain, value if isinstance(value, list) else [value])):
                 raise ValueError(f"argument {argument!r} is no plain value; numbers up to {_MOST:,} and words are")
@@ -154,7 +143,7 @@ class Check(Section):
 
     name: str
     passed: bool | None
-    said: str
+    said: Readable
 
 
 class Sign(Section):
@@ -162,7 +151,7 @@ class Sign(Section):
 
     name: str
     found: bool | None
-    evidence: str
+    evidence: Readable
 
 
 class Verdict(Section):
@@ -191,7 +180,7 @@ class Card(Section):
     verdicts: tuple[Verdict, ...]
     report: Report | None
     curve: Annotated[dict[str, Any], Field(default_factory=dict)]
-    command: str
+    command: Readable
     commit: str
     date: str
     seconds: float

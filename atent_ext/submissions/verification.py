@@ -202,7 +202,6 @@ def _subject(opened: Opened, images: DataSet, test: Split) -> Subject:
         # Paths of this machine stay out of reports.
         data=images.name if ":" not in images.name else f"{submission.dataset} ({_file(images.name)})",
         data_note=images.note,
-        data_sha256=datasets.digest(test.images, test.labels),
     )
     return Subject(opened.network, images.test, submission.threat, about)
 

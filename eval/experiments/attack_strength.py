@@ -31,6 +31,7 @@ from atent_ext.core.norms import LINF
 from atent_ext.core.schema import Threat
 from atent_ext.core.statistics import paired
 from atent_ext.core.version import __version__
+from atent_ext.evaluation.report import result_of
 from atent_ext.experiments.rows import cell
 from atent_ext.storage import files
 from atent_ext.subjects import weights_file
@@ -136,7 +137,8 @@ def main(
         setting = Setting(Threat(norm="Linf", eps=eps), seed, batch_size)
         flags = robust_flags(subject.model, split, kernel, setting)
         settings = {"eps": text, "start": start, "step_size": kernel.step_size}
-        cells.append(cell(Outcome("attack", name, settings, flags, time.perf_counter() - began)))
+        outcome = Outcome("attack", name, settings, flags, time.perf_counter() - began)
+        cells.append(cell(result_of(outcome)))
         files.write(target, json.dumps(about | {"pairs": pairs(cells), "cells": cells}, indent=1) + "\n")
 
 

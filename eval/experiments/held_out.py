@@ -15,6 +15,7 @@ from atent_ext.attacks import autoattack
 from atent_ext.attacks.spec import Outcome
 from atent_ext.cli import exit
 from atent_ext.data import datasets
+from atent_ext.evaluation.report import result_of
 from atent_ext.experiments.rows import cell
 from atent_ext.storage import files
 from atent_ext.subjects import run_folder
@@ -55,7 +56,7 @@ def main(
         "images": f"the first {len(images)} {part} images",
         "data": subject.about.data,
         "threat": threat.model_dump(),
-        **cell(outcome),
+        **cell(result_of(outcome)),
     }
     files.write(out, json.dumps(result, indent=2) + "\n")
     print(f"{attack}: {int(found.robust.sum())} of {len(images)} {part} images left; written: {out}")

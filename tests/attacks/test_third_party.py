@@ -172,7 +172,7 @@ def test_flags_that_are_not_one_an_image_are_refused(package, network, tmp_path,
     monkeypatch.syspath_prepend(tmp_path)
     protocol = Protocol(name="x", description="", attacks=({"attack": "brighter"},))
     with pytest.raises(BadInput, match=f"attack 'brighter' {said}") as error:
-        run.evaluate(network, datasets.load("digits").test.take(N), protocol, Setting(Threat(norm="Linf", eps=EPS)))
+        run.run_protocol(network, datasets.load("digits").test.take(N), protocol, Setting(Threat(norm="Linf", eps=EPS)))
     assert (error.value.code, error.value.field) == ("bad-shape", "attack")
     forget()
 

@@ -25,7 +25,7 @@ def scored(name, attacks=ATTACKS):
         | {"interval95_wilson": (0.98, 0.99), "seconds": 12345.6}
         for attack in attacks
     ]
-    about = {"name": name, "model": "net", "data": "mnist", "part": "test", "n": 1000, "total": 10000, "seed": 0}
+    about = {"name": name, "model": "net", "data": "mnist", "part": "test", "n": 10000, "total": 10000, "seed": 0}
     setting = {"protocol": "zoo", "threat": {"norm": "Linf", "eps": 0.3}, "batch_size": 250, "processes": 2}
     return Report.model_validate(about | setting | {"results": results})
 

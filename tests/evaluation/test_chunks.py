@@ -356,7 +356,7 @@ def test_a_record_says_what_was_done(tmp_path):
         ({"subject": replace(subject(), threat=Threat(norm="Linf", eps=0.2))}, "threat.eps = 0.1, not 0.2"),
         ({"subject": subject(weights_sha256="2e")}, "weights_sha256 = '1f', not '2e'"),
         ({"subject": subject(data="white")}, "data = 'gray', not 'white'"),
-        ({"subject": subject(split=Split(gray(20).images + 0.01, gray(20).labels))}, "content_sha256 = "),
+        ({"subject": subject(split=Split(gray(20).images + 0.01, gray(20).labels))}, "data_sha256 = "),
     ],
 )
 def test_chunks_of_another_setting_are_refused(tmp_path, change, words):

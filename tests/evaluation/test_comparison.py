@@ -6,6 +6,7 @@ import pytest
 from scipy.stats import binomtest
 
 import atent_ext
+from atent_ext.attacks.spec import Note
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Threat
 from atent_ext.core.statistics import holm, interval
@@ -125,3 +126,32 @@ def test_what_else_differs_is_said(tmp_path):
     report("b", "10", seed=1, chunk=50).save(tmp_path / "b.json")
     comparison = atent_ext.compare(tmp_path / "a.json", str(tmp_path / "b.json"))
     assert comparison.notes == ("seed differs: 0, 1", "chunk differs: None, 50")
+
+
+def test_held_out_images_compare_only_by_their_hash():
+    held_out = {"part": "held out of training"}
+    with pytest.raises(BadInput) as error:
+        atent_ext.compare(report("a", "11", **held_out), report("b", "10", **held_out))
+    assert (error.value.code, error.value.field) == ("missing", "data_sha256")
+    same = {"data_sha256": "a" * 64, **held_out}
+    assert atent_ext.compare(report("a", "11", **same), report("b", "10", **same)).pairs[0].both == 1
+
+
+def test_without_a_hash_the_size_of_the_data_set_counts_too():
+    with pytest.raises(BadInput) as error:
+        atent_ext.compare(report("a", "11"), report("b", "10", total=1797))
+    assert (error.value.code, error.value.field) == ("conflict", "total")
+
+
+def test_the_worst_case_of_one_attack_is_that_attacks():
+    single = report("a", "11").model_copy(update={"results": (result("autoattack", "AutoAttack", "11"),)})
+    assert atent_ext.compare(single, report("b", "10")).pairs[0].a_alone == 1
+
+
+def test_a_changed_autoattack_is_told_from_the_standard_one():
+    plain = report("b", "10")
+    note = {"kind": "changed", "text": "without Square"}
+    changed = plain.results[1].model_copy(update={"notes": (Note(**note),), "settings": {"attacks": ["apgd-ce"]}})
+    other = plain.model_copy(update={"results": (plain.results[0], changed, plain.results[2])})
+    notes = atent_ext.compare(report("a", "11"), other, attack="autoattack").notes
+    assert notes == ("the settings of the attack differ", "AutoAttack was changed in some of the reports")

@@ -14,6 +14,7 @@ from atent_ext.data.datasets import Split
 from atent_ext.evaluation import earlier, engine, scoring
 from atent_ext.evaluation.journal import Difference, differences
 from atent_ext.evaluation.protocol import Protocol
+from atent_ext.evaluation.report import About, Report
 from atent_ext.evaluation.scoring import Subject
 
 THREAT = Threat(norm="Linf", eps=0.1)
@@ -34,9 +35,8 @@ def subject(seed=0, shift=0.0, **about):
     split = Split(
         torch.rand(20, 1, 6, 6, generator=torch.Generator().manual_seed(1)) * 0.9 + shift, torch.arange(20) % 3
     )
-    return Subject(
-        network(seed), split, THREAT, {"name": "n", "model": "net", "weights_sha256": "1f", "data": "d"} | about
-    )
+    known = {"name": "n", "model": "net", "weights_sha256": "1f", "data": "d"} | about
+    return Subject(network(seed), split, THREAT, About(**known))
 
 
 @pytest.fixture
@@ -62,12 +62,12 @@ def test_the_same_setting_gives_the_finished_report_and_nothing_is_scored(same, 
     stamp = same["path"].stat().st_mtime_ns
     again = scoring.score(**same | {"subject": subject(), "protocol": protocol(1, description="in other words")})
     assert scored == [0, 1]
-    assert again == json.loads(json.dumps(first)) == json.loads(same["path"].read_text())
+    assert again == first == Report.load(same["path"])
     assert same["path"].stat().st_mtime_ns == stamp
     assert names(tmp_path) == ["r.json"]
     anew = scoring.score(**same, overwrite=True)
     assert scored == [0, 1, 0, 1]
-    assert [one["flags"] for one in anew["results"]] == [one["flags"] for one in first["results"]]
+    assert [one.flags for one in anew.results] == [one.flags for one in first.results]
     assert same["path"].stat().st_mtime_ns > stamp
 
 
@@ -101,16 +101,15 @@ def test_a_report_of_another_setting_stays_and_what_differs_is_named(same, score
     assert scored == [0, 1]
     assert names(tmp_path) == ["r.json"]
     other = scoring.score(**same | change, overwrite=True)
-    assert json.loads(same["path"].read_text())["results"] == json.loads(json.dumps(other["results"]))
-    assert scoring.score(**same | change) == json.loads(same["path"].read_text())
+    assert scoring.score(**same | change) == other == Report.load(same["path"])
 
 
 def test_other_images_or_weights_under_the_same_names_are_other_content(same):
     scoring.score(**same)
-    for other in (subject(shift=0.05), subject(seed=1)):
+    for other, field in ((subject(shift=0.05), "data_sha256"), (subject(seed=1), "content_sha256")):
         with pytest.raises(BadInput) as error:
             scoring.score(**same | {"subject": other})
-        assert (error.value.code, error.value.field) == ("other-content", "content_sha256")
+        assert (error.value.code, error.value.field) == ("other-content", field)
 
 
 def test_another_version_is_another_setting(same, monkeypatch):
@@ -125,8 +124,8 @@ def test_a_speed_that_was_measured_is_not_measured_again(same, scored, monkeypat
     asked, prepare = [], scoring.prepare
     monkeypatch.setattr(scoring, "prepare", lambda *given: (asked.append(given[2:]), prepare(*given))[1])
     report = scoring.score(**same, speed="auto")
-    assert scoring.score(**same, speed="auto")["speed"] == report["speed"]
-    assert asked == [("auto", None), (report["speed"], report["folded"])]
+    assert scoring.score(**same, speed="auto").speed == report.speed
+    assert asked == [("auto", None), (report.speed, report.folded)]
     assert scored == [0, 1]
 
 
@@ -146,8 +145,10 @@ def test_a_file_that_is_no_report_stays(same, scored, text):
 
 def test_a_report_that_does_not_say_its_attacks_or_content_is_not_taken_for_this_one(same):
     report = scoring.score(**same)
+    report.model_copy(update={"data_sha256": None}).save(same["path"])  # as older versions wrote it
+    assert scoring.score(**same).data_sha256 is None
     for key in ("protocol_attacks", "content_sha256"):
-        same["path"].write_text(json.dumps({name: value for name, value in report.items() if name != key}))
+        report.model_copy(update={key: None}).save(same["path"])
         with pytest.raises(BadInput) as error:
             scoring.score(**same)
         assert error.value.code == "other-content"
@@ -173,9 +174,9 @@ def test_an_overwriting_that_was_interrupted_goes_on(same, scored, tmp_path):
     interrupted(same, **other)
     assert same["path"].read_bytes() == before
     assert scored == [0, 1, 0]
-    assert scoring.score(**same | {"overwrite": False}) == json.loads(before)  # the old report is still there
+    assert scoring.score(**same | {"overwrite": False}) == Report.parse(json.loads(before), "it")  # the old report is still there
     assert names(tmp_path) == ["r.json", "r.json.chunks"]
-    assert scoring.score(**same | other)["seed"] == 5
+    assert scoring.score(**same | other).seed == 5
     assert scored == [0, 1, 0, 1]
     assert names(tmp_path) == ["r.json"]
 
@@ -230,3 +231,11 @@ def test_a_report_at_hand_is_compared_in_the_same_way(same):
     scoring.require_same(report, "the card", **asked, speed="auto")
     with pytest.raises(BadInput, match=r"^the card was made with seed = 0, not 1; give --overwrite"):
         scoring.require_same(report, "the card", **asked, seed=1)
+
+
+def test_overwriting_prepares_the_model_anew_and_not_as_the_chunks_of_another_setting(same, monkeypatch):
+    interrupted(same, speed="plain")
+    asked, prepare = [], scoring.prepare
+    monkeypatch.setattr(scoring, "prepare", lambda *given: (asked.append(given[2:]), prepare(*given))[1])
+    scoring.score(**same, seed=7, overwrite=True)
+    assert asked == [("channels-last", None)]

@@ -154,6 +154,35 @@ def test_an_out_of_another_evaluation_is_refused(problem, tmp_path, monkeypatch,
         atent_ext.evaluate(network, x, y, **options)
 
 
+def test_a_finished_out_is_replaced_only_when_asked(problem, tmp_path):
+    network, x, y = problem
+    options = {"norm": "Linf", "protocol": PGD, "out": tmp_path / "r.json"}
+    atent_ext.evaluate(network, x, y, eps=0.05, **options)
+    message = refused("other-content", "threat.eps", network, x, y, **options)
+    assert "threat.eps = 0.05, not 0.1" in message
+    assert refused("other-content", "data_sha256", network, x.flip(0), y, eps=0.05, **options)
+    report = atent_ext.evaluate(network, x, y, eps=0.1, overwrite=True, **options)
+    assert Report.load(tmp_path / "r.json") == report
+
+
+def test_a_protocol_file_and_an_array_of_any_strides(problem, tmp_path):
+    network, x, y = problem
+    (tmp_path / "mine.yaml").write_text("{name: mine, description: '', attacks: [{attack: clean}]}")
+    images = np.flip(x.numpy(), 3)
+    report = atent_ext.evaluate(network, images, y, norm="Linf", eps=0.1, protocol=tmp_path / "mine.yaml")
+    assert report.protocol == "mine"
+    assert report.accuracy("clean") == float((network(x.flip(3)).argmax(1) == y).double().mean())
+
+
+def test_what_cannot_be_scored_is_refused_by_name(problem):
+    network, x, y = problem
+    refused("bad-type", "model", network.forward, x, y)
+    refused("bad-type", "model", copy.deepcopy(network).half(), x, y)
+    refused("bad-value", "batch_size", network, x, y, batch_size=0)
+    refused("bad-value", "device", network, x, y, device="nowhere")
+    refused("bad-type", "labels", network, x, np.array(["a"] * len(y), dtype=object))
+
+
 def test_a_report_on_disk_is_the_one_returned(problem, tmp_path):
     network, x, y = problem
     report = atent_ext.evaluate(

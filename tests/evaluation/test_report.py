@@ -191,7 +191,7 @@ def test_the_worst_case_of_one_attack_is_its_own():
 
 @pytest.mark.parametrize("name", ["clean", "worst_case", "autoattack"])
 def test_no_attack_hides_another_by_its_name(name):
-    hidden = reports.report(result(name, 0.99, 100, kind="attack"), *sample().results)
+    hidden = reports.report(result(name, 0.9, 10, kind="attack"), *sample().results)
     assert hidden.result(name) == sample().result(name)
     assert hidden.worst_case == 0.4
 

@@ -111,6 +111,16 @@ CHANGES = {
         lambda held: first(held, "AutoAttack")["robust_after"].update({"apgd-t": 7}),
         "AutoAttack: robust_after ends with 7",
     ),
+    "counts that rise": (
+        lambda held: first(held, "AutoAttack")["robust_after"].update(clean=10**6),
+        "AutoAttack: robust_after rises",
+    ),
+    "held-out images": (lambda held: held["report"].update(part="held out"), "report.part is 'held out'"),
+    "an attack called AutoAttack": (
+        lambda held: first(held, "AutoAttack")["settings"].pop("package"),
+        "AutoAttack: kind is 'autoattack', and only AutoAttack has a package",
+    ),
+    "other images": (lambda held: first(held, "clean").update(n=7), "clean is of 7 images, and the report of 200"),
     "sign that was denied": (
         lambda held: held["signs"][-1].update(evidence="none"),
         "the sign 'black box beats white box' is not what AutoAttack's counts say",
