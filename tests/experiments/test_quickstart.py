@@ -71,7 +71,8 @@ def test_scores_of_another_setting_stay(result, monkeypatch, tmp_path):
     before = (out / "results.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("atent_ext.evaluation.engine.score", lambda *_: pytest.fail("it was scored again"))
-        assert quickstart(out, n=40, overrides=TINY) == json.loads(before)
+        again = quickstart(out, n=40, overrides=TINY)
+        assert again == [Report.parse(one, "results.json") for one in json.loads(before)]
         with pytest.raises(BadInput) as error:
             quickstart(out, n=30, overrides=TINY)
     assert (error.value.code, error.value.field) == ("other-content", "n")
@@ -85,9 +86,7 @@ def test_scores_of_another_setting_stay(result, monkeypatch, tmp_path):
 
 def test_what_an_override_carries_along_is_heard(monkeypatch, tmp_path):
     heard = []
-    monkeypatch.setattr(
-        "atent_ext.experiments.quickstart.fit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
+    monkeypatch.setattr("atent_ext.experiments.runner.fit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         quickstart(tmp_path, overrides=("threat.eps=0.1",), notice=heard.append)
     assert [text.partition(" ")[0] for text in heard] == ["threat.eps"]  # SGD comes first, which has no eps of its own

@@ -118,7 +118,7 @@ def test_after_overwrite_the_remedy_is_to_leave_it_out(tmp_path, monkeypatch, co
         raise KeyboardInterrupt
 
     monkeypatch.setattr("atent_ext.training.loop.fit", interrupted)
-    monkeypatch.setattr("atent_ext.experiments.quickstart.fit", interrupted)
+    monkeypatch.setattr("atent_ext.experiments.runner.fit", interrupted)
     for options, end in (((), ""), (("--overwrite",), ", without --overwrite")):
         done = atent(*command, "--out", tmp_path / "out", *options)
         assert done.returncode == 130
