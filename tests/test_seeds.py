@@ -22,6 +22,7 @@ from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
 from atent_ext.evaluation import certificates, chunks, in_memory, run, scoring
 from atent_ext.evaluation.protocol import Protocol
+from atent_ext.evaluation.report import About
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.experiments import drawing, quickstart
 from atent_ext.figures import density, gallery, landscape, plane, plots, probabilities
@@ -40,7 +41,7 @@ FEW = DIGITS.test.take(6)
 POINTS = datasets.Split(torch.linspace(-1, 1, 40).reshape(20, 2), torch.arange(20) % 2)
 with model_state.seeded(0):
     NETWORK = tiny_net().eval()
-SUBJECT = Subject(NETWORK, FEW, LINF_THREAT, {"name": "tiny", "weights_sha256": "1f", "data": "digits"})
+SUBJECT = Subject(NETWORK, FEW, LINF_THREAT, About(name="tiny", model="tiny", weights_sha256="1f", data="digits"))
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def _card(entry: Entry, root: Path) -> Iterator[str]:
     yield from _known(entry)
     yield from _origin(entry, root / "weights")
     for result in entry.results:
-        yield from (f"{result.attack}: {problem}" for problem in _counts(result, entry.clean.n))
+        yield from (f"{result.attack}: {problem}" for problem in _counts(result))
     yield from _worst(entry)
     yield from _claims(entry)
     yield from _checks(entry)
@@ -139,13 +139,11 @@ def _hashes(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from _hashes(child, full)
 
 
-def _counts(result: Result, n: int) -> Iterator[str]:
+def _counts(result: Result) -> Iterator[str]:
     """Counts, accuracy and interval that do not agree with the flags."""
     right = result.flags.count("1")
     if (result.kind == "autoattack") != ("package" in result.settings):
         yield f"kind is {result.kind!r}, and only AutoAttack has a package in its settings; score it anew"
-    if result.n != n:
-        yield f"it is of {result.n} images, and clean accuracy of {n}; score all attacks on the same"
     if len(result.flags) != result.n or result.flags.strip("01"):
         yield f"flags need {result.n} digits 0 or 1, and have {len(result.flags)}; score it anew"
     if result.correct != right:

@@ -114,7 +114,7 @@ class _Job:
     @property
     def subject(self) -> Subject:
         """The subject that is scored."""
-        return _subject(self.opened, self.images, self.test)
+        return _subject(self.opened, self.images)
 
     def fitting(self, random: bool) -> Protocol:
         """The protocol for a random or a deterministic network."""
@@ -193,7 +193,7 @@ def _checks(opened: Opened, test: Split, seed: int) -> tuple[Check, ...]:
     return sanity.check(opened.network, shown.images, shown.labels, seed, opened.submission.random)
 
 
-def _subject(opened: Opened, images: DataSet, test: Split) -> Subject:
+def _subject(opened: Opened, images: DataSet) -> Subject:
     submission = opened.submission
     about = About(
         name=submission.name,

@@ -10,7 +10,7 @@ import scripts
 from commands import TINY, atent, refused, shell
 
 from atent_ext.attacks import accuracy
-from atent_ext.attacks.spec import AttackSpec
+from atent_ext.cli import catalog
 from atent_ext.core.version import __version__
 from atent_ext.data import datasets
 from atent_ext.evaluation import engine
@@ -163,14 +163,12 @@ def test_what_several_processes_cannot_share_is_refused_by_the_first(tmp_path, m
     assert atent("--version").returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("rank", "said"), [("0", "atent: recipes was interrupted; nothing of it was kept\n"), ("1", "")]
-)
+@pytest.mark.parametrize(("rank", "said"), [("0", "atent: ls was interrupted; nothing of it was kept\n"), ("1", "")])
 def test_of_several_processes_that_a_launcher_ends_the_first_says_so(monkeypatch, rank, said):
     for name, value in (LAUNCHED | {"RANK": rank}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("atent_ext.training.recipes.names", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
-    done = atent("recipes")
+    monkeypatch.setitem(catalog.KINDS, "recipes", (lambda: (_ for _ in ()).throw(KeyboardInterrupt), ""))
+    done = atent("ls", "recipes")
     assert (done.returncode, done.stderr) == (130, said)
 
 
@@ -307,7 +305,7 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(tmp_path, monkeypatch):
 
 
 def test_quickstart_prints_the_table(tmp_path, monkeypatch):
-    short = Protocol(name="short", description="", attacks=(AttackSpec(attack="clean"), AttackSpec(attack="fgsm")))
+    short = Protocol(name="short", description="", attacks=({"attack": "clean"}, {"attack": "fgsm"}))
     monkeypatch.setattr("atent_ext.experiments.quickstart.load_protocol", lambda name: short)
     tiny = ["--set", "epochs=1", "--set", "validation.count=50", "--set", "validation.steps=1", "--n", 10]
     done = atent("quickstart", "--out", tmp_path / "q", *tiny)

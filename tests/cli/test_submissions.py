@@ -74,7 +74,7 @@ def test_a_finished_card_is_shown_and_another_one_stays(home, tmp_path, monkeypa
     (tmp_path / "sent.card.json").write_text("mine", encoding="utf-8")
     refused(atent(*command), "there is no room for the card", "is not a card in JSON", "--overwrite")
     assert atent(*command[:3], 2, *command[4:], "--overwrite").returncode == 0
-    assert cards.read_card(tmp_path / "sent.card.json").report["results"][0]["n"] == 2
+    assert cards.read_card(tmp_path / "sent.card.json").report.n == 2
 
 
 def test_the_card_is_a_row_and_a_page_of_the_board(home, tmp_path):

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-import reports
 
 from atent_ext.core.errors import BadInput
 
@@ -164,7 +163,11 @@ def test_chunks_of_a_stopped_evaluation_are_joined_in_order(pages, tmp_path, mon
     folder.mkdir()
     setting = {"data": "digits", "test_images": 9, "threat": {"norm": "Linf", "eps": 0.15}, "device": "cpu"}
     setting |= {"seed": 0, "chunk": 2, "speed": "plain", "versions": {"torch": "2"}}
-    (folder / "a.json").write_text(reports.report(reports.result("AutoAttack")).model_dump_json())
+    about = {"name": "a", "model": "net", "protocol": "zoo", "batch_size": 2, "seed": 0}
+    counts = {"correct": 1, "n": 2, "interval95_wilson": [0.1, 0.9]}
+    one = report("01") | about | {"split": "test, the first 2 of 9"}
+    one["results"] = [result | counts for result in one["results"]]
+    (folder / "a.json").write_text(json.dumps(one))
     (folder / "a-zoo-setting.json").write_text(json.dumps(setting))
     for start, flags in ((10, "00"), (0, "11"), (2, "10000000")):
         (folder / f"a-zoo-{start}-{start + len(flags) - 1}.json").write_text(json.dumps(chunk(start, flags)))

@@ -174,9 +174,8 @@ def test_an_overwriting_that_was_interrupted_goes_on(same, scored, tmp_path):
     interrupted(same, **other)
     assert same["path"].read_bytes() == before
     assert scored == [0, 1, 0]
-    assert scoring.score(**same | {"overwrite": False}) == Report.parse(
-        json.loads(before), "it"
-    )  # the old report is still there
+    still_there = Report.parse(json.loads(before), "it")
+    assert scoring.score(**same | {"overwrite": False}) == still_there
     assert names(tmp_path) == ["r.json", "r.json.chunks"]
     assert scoring.score(**same | other).seed == 5
     assert scored == [0, 1, 0, 1]

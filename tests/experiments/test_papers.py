@@ -11,6 +11,7 @@ from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
 from atent_ext.experiments import markdown, reproduce, rows, study
 from atent_ext.experiments.rows import Context
+from atent_ext.experiments.runner import Runner
 from atent_ext.experiments.study import Certify, Column, CurveAxis, Row, Scale
 from atent_ext.training import loop
 
@@ -212,8 +213,9 @@ def test_a_second_call_measures_nothing_anew(made, monkeypatch):
         raise AssertionError("measured or trained again")
 
     monkeypatch.setattr(reproduce, "measure", fail)
-    monkeypatch.setattr(rows, "fit", fail)
-    again = reproduce.reproduce(tiny(), Context("smoke", out / "runs"), out / "tiny.json")
+    reporter = loop.Silent()
+    reporter.step = fail
+    again = reproduce.reproduce(tiny(), Context("smoke", out / "runs", reporter=reporter), out / "tiny.json")
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(result))
 
 
@@ -321,14 +323,15 @@ def test_a_certificate_counts_only_right_answers_within_its_radius(made):
     for radius in (0.0, 0.005, 0.011):
         column = Column(name="c", certify=Certify(sigma=0.05, radius=radius))
         setting = Scale(recipes="", n=60, certificates=200)
-        cell = rows.measure(subject, column, Row(name="r", quoted="x"), setting, 0, {})
+        cell = rows.measure(subject, column, Row(name="r", quoted="x"), setting, 0, {}, Runner(out), "c")
         assert cell["l2_radius"] == pytest.approx(8 * radius)  # sqrt(64) pixels
         flags[radius] = cell["flags"]
     assert all(a >= b >= c for a, b, c in zip(*flags.values(), strict=True))
     assert flags[0.0].count("1") > flags[0.011].count("1")
     column = Column(name="c", certify=Certify(sigma=0.05, norm="L2", radius=0.1))
+    setting = Scale(recipes="", n=60, certificates=200)
     with pytest.raises(BadInput, match=r"no radius above 0\.09128 can be certified"):
-        rows.measure(subject, column, Row(name="r", quoted="x"), Scale(recipes="", n=60, certificates=200), 0, {})
+        rows.measure(subject, column, Row(name="r", quoted="x"), setting, 0, {}, Runner(out), "c")
 
 
 # ---- what is written of it

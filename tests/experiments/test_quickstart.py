@@ -68,20 +68,21 @@ def test_it_goes_on_where_it_stopped_and_does_not_overwrite_in_silence(result, t
 def test_scores_of_another_setting_stay(result, monkeypatch, tmp_path):
     out, _, _ = result
     monkeypatch.setattr("atent_ext.experiments.quickstart.load_protocol", lambda name: SHORT)
-    before = (out / "results.json").read_bytes()
+    scores = out / "scores" / "digits-linf-sgd.json"
+    before = scores.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("atent_ext.evaluation.engine.score", lambda *_: pytest.fail("it was scored again"))
-        again = quickstart(out, n=40, overrides=TINY)
-        assert again == [Report.parse(one, "results.json") for one in json.loads(before)]
+        assert quickstart(out, n=40, overrides=TINY) == result[1]
         with pytest.raises(BadInput) as error:
             quickstart(out, n=30, overrides=TINY)
     assert (error.value.code, error.value.field) == ("other-content", "n")
-    assert f"{out / 'results.json'} was made with n = 40, not 30" in str(error.value)
-    assert (out / "results.json").read_bytes() == before
-    (tmp_path / "results.json").write_text("[3]")
+    assert f"{scores} was made with n = 40, not 30" in str(error.value)
+    assert scores.read_bytes() == before
+    scores.write_text("[3]")
     with pytest.raises(BadInput, match="is there and no report") as error:
-        quickstart(tmp_path, n=30, overrides=TINY)
+        quickstart(out, n=40, overrides=TINY)
     assert error.value.code == "exists"
+    scores.write_bytes(before)
 
 
 def test_what_an_override_carries_along_is_heard(monkeypatch, tmp_path):

@@ -112,7 +112,7 @@ CHANGES = {
         "AutoAttack: robust_after ends with 7",
     ),
     "counts that rise": (
-        lambda held: first(held, "AutoAttack")["robust_after"].update(clean=10**6),
+        lambda held: first(held, "AutoAttack").update(robust_after={"apgd-ce": 99, "apgd-t": 100}),
         "AutoAttack: robust_after rises",
     ),
     "held-out images": (lambda held: held["report"].update(part="held out"), "report.part is 'held out'"),
@@ -163,11 +163,6 @@ def test_flags_that_the_counts_contradict_are_said_in_each_figure(root):
         "clean: accuracy",
         "clean: interval95_wilson",
     ]
-
-
-def test_images_are_the_same_for_all_attacks(root):
-    raw(root / "cards" / card("one").place, lambda held: first(held, "AutoAttack").update(n=100))
-    assert any("AutoAttack: it is of 100 images, and clean accuracy of 200" in one for one in check.check(root))
 
 
 def test_a_card_lies_where_it_belongs(root):

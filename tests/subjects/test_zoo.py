@@ -70,7 +70,7 @@ def no_data(monkeypatch):
 def test_a_name_that_is_a_model_and_a_path_says_how_to_say_each(no_data, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     for known in (BEST, f"zoo:{BEST}"):
-        assert subjects.load(known).about["name"] == BEST
+        assert subjects.load(known).about.name == BEST
     assert "does not exist" in str(refusal(f"./{BEST}"))
     (tmp_path / BEST).mkdir() if kind == "folder" else (tmp_path / BEST).touch()
     for both in (BEST, Path(BEST)):
@@ -79,7 +79,7 @@ def test_a_name_that_is_a_model_and_a_path_says_how_to_say_each(no_data, tmp_pat
         assert f"{BEST} is a {kind} here and a model of the zoo; say ./{BEST} for the {kind}, or zoo:{BEST}" in str(
             error
         )
-    assert subjects.load(f"zoo:{BEST}").about["name"] == BEST
+    assert subjects.load(f"zoo:{BEST}").about.name == BEST
     said = "there is no recipe.yaml in it" if kind == "folder" else "a weights file needs --model, --dataset and --eps"
     for path in (f"./{BEST}", f"{tmp_path}/{BEST}", tmp_path / BEST, *([f"{BEST}/"] if kind == "folder" else [])):
         assert said in str(refusal(path))

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
-from atent_ext.training import recipe_files, recipes
+from atent_ext.training import overrides, recipe_files, recipes
 
 
 def takes_text(annotation):
@@ -37,7 +37,7 @@ def test_the_fields_in_which_a_fraction_is_a_text_are_all_of_a_recipe_that_take_
     found = {name for name, field in recipes.Recipe.model_fields.items() if takes_text(field.annotation)}
     for section in (recipes.Optimizer, recipes.Schedule, recipes.Validation, recipes.Threat, recipes.Network):
         found |= {name for name, field in section.model_fields.items() if takes_text(field.annotation)}
-    assert found == set(recipe_files._TEXTS)
+    assert found == set(overrides._TEXTS)
     for name in registry.OBJECTIVES:
         objective = registry.resolve("objective", name)
         assert is_dataclass(objective)
