@@ -141,6 +141,12 @@ def test_the_commands_are_the_readmes():
     assert commands() == list(SMALLER)
 
 
+def test_ci_runs_the_tests_as_the_readme_says():
+    root = Path(__file__).parent.parent
+    found = [(root / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", ".ci/run")]
+    assert len({re.search(r"-m pytest (-n \d+ --dist \w+)", text)[1] for text in found}) == 1
+
+
 @pytest.mark.parametrize("command", SMALLER)
 def test_every_command_runs(folder, ran, command):
     if "model.safetensors" in command:
