@@ -1,15 +1,21 @@
 """The scripts of `eval/` for tests, as modules of this process, and `atent` in a process that signals come to."""
 
 import importlib
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from signal import Signals
 from types import ModuleType
 from typing import Any
+from unittest import mock
+
+import pytest
+
+from atent_ext.cli import exit
 
 EVAL = Path(__file__).resolve().parents[1] / "eval"
 
@@ -20,6 +26,20 @@ def module(name: str) -> ModuleType:
     if str(EVAL / folder) not in sys.path:
         sys.path.append(str(EVAL / folder))
     return importlib.import_module(stem)
+
+
+def run(name: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    """A script in this process: its exit code and what it printed."""
+    script, out, err = module(name), io.StringIO(), io.StringIO()
+    # A script may set variables for the processes that it starts.
+    with mock.patch.dict(os.environ), pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        try:
+            exit.run(script.app)
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def started(number: Signals, events: Mapping[str, int], *arguments: object, **options: Any) -> subprocess.Popen[str]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from commands import atent
@@ -127,7 +128,7 @@ def ran(folder):
         text = f"{command} {SMALLER[command]}".replace("DATA", "data").replace("--download", "")
         program, *arguments = shlex.split(text)
         if program == "torchrun":
-            return process(folder, "-m", "torch.distributed.run", *arguments)
+            return process(folder, forked.__file__, *arguments)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             patch.setenv("ATENT_DATA", "data")
@@ -138,6 +139,12 @@ def ran(folder):
 
 def test_the_commands_are_the_readmes():
     assert commands() == list(SMALLER)
+
+
+def test_ci_runs_the_tests_as_the_readme_says():
+    root = Path(__file__).parent.parent
+    found = [(root / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", ".ci/run")]
+    assert len({re.search(r"-m pytest (-n \d+ --dist \w+)", text)[1] for text in found}) == 1
 
 
 @pytest.mark.parametrize("command", SMALLER)

@@ -2,16 +2,15 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import scripts
 import torch
+from forked import forked
 from problems import visible
 from torch import nn
 
@@ -77,25 +76,6 @@ def digits(dtype=torch.float64):
     return DataSet("digits", loaded.classes, Split(train.images.to(dtype), train.labels), loaded.test)
 
 
-def torchrun(*arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    return finished(command)
-
-
-def two(program, folder):
-    """One of the programs at the end of this file in two processes, as torchrun starts them, with one import for both.
-
-    The exit codes of both are what the program prints.
-    """
-    return finished([sys.executable, __file__, program, str(folder)])
-
-
-def finished(command):
-    """A process that hangs is an error."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # two processes leave no core for a second thread
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-
-
 def lines(folder):
     parsed = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in parsed]
@@ -110,12 +90,27 @@ def distance(first, other):
 
 
 @pytest.fixture(scope="module")
-def distributed(tmp_path_factory):
+def ran(tmp_path_factory):
+    """What two processes made of the programs at the end of this file: a folder each, exit codes, and their errors."""
+    place = tmp_path_factory.mktemp("several")
+    done = python(__file__, place)
+    assert done.returncode == 0, done.stderr
+    return place, json.loads((place / "codes.json").read_text()), done.stderr
+
+
+def python(*arguments):
+    """A process that hangs is an error."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # two processes leave no core for a second thread
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+
+
+@pytest.fixture(scope="module")
+def distributed(ran):
     """What two processes made of all the recipes above."""
-    folder = tmp_path_factory.mktemp("together")
-    done = two("everything", folder)
-    assert done.stdout.splitlines()[-1] == "[0, 0]", done.stderr
-    return folder
+    place, codes, errors = ran
+    assert codes["everything"] == [0, 0], errors
+    return place / "everything"
 
 
 # ---- the same training
@@ -205,23 +200,25 @@ def test_what_was_restored_is_what_all_remember():
 # ---- the command, and what goes wrong
 
 
-def test_the_command_writes_one_run_that_may_be_killed_and_resumed(distributed, tmp_path):
-    done = two("killed", tmp_path / "run")
-    assert done.stdout.splitlines()[-1] == "[-9, -9]", done.stderr
-    assert len(lines(tmp_path / "run")) == 1
-    done = torchrun("-m", "atent_ext", *command(tmp_path / "run"), "--resume")
+def test_the_command_writes_one_run_that_may_be_killed_and_resumed(ran, distributed):
+    place, codes, errors = ran
+    run = place / "killed"
+    assert codes["killed"] == [-9, -9], errors
+    assert len(lines(run)) == 1
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "atent_ext")
+    done = python(*torchrun, *command(run), "--resume")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained: ") == 1
-    assert len(lines(tmp_path / "run")) == 3
-    assert flat(weights(tmp_path / "run")) == flat(weights(distributed / "command"))
-    assert lines(tmp_path / "run") == lines(distributed / "command")
+    assert len(lines(run)) == 3
+    assert flat(weights(run)) == flat(weights(distributed / "command"))
+    assert lines(run) == lines(distributed / "command")
 
 
-def test_a_loss_that_breaks_in_one_process_ends_both(tmp_path):
-    done = two("broken", tmp_path)
-    assert done.stdout.splitlines()[-1] == "[1, 1]", done.stderr
-    assert "NonFiniteLoss: the loss is nan at epoch 1, step 3; no epoch was finished" in done.stderr
-    assert [path.name for path in visible(tmp_path / "run")] == ["recipe.yaml"]
+def test_a_loss_that_breaks_in_one_process_ends_both(ran):
+    place, codes, errors = ran
+    assert codes["broken"] == [1, 1]
+    assert "NonFiniteLoss: the loss is nan at epoch 1, step 3; no epoch was finished" in errors
+    assert [path.name for path in visible(place / "broken" / "run")] == ["recipe.yaml"]
 
 
 # ---- what the two processes do
@@ -318,24 +315,9 @@ def broken(folder):
     loop.fit(load("digits-linf-sgd"), digits(), folder / "run")
 
 
-def run(program, folder, rank):
-    """A program in one of the processes."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    program(folder)
-    torch.distributed.destroy_process_group()  # a thread of it that outlives the interpreter may abort the process
-
-
 if __name__ == "__main__":
     registry.MODELS |= {"double-net": "test_several_processes:double_net", "tiny-net": "problems:tiny_net"}
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    # As torchrun tells its processes of each other.
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    program = {"everything": everything, "killed": killed, "broken": broken}[sys.argv[1]]
-    processes = [get_context("fork").Process(target=run, args=(program, Path(sys.argv[2]), n)) for n in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    print([process.exitcode for process in processes])
+    place, codes = Path(sys.argv[1]), {}
+    for program in (everything, killed, broken):
+        codes[program.__name__] = forked(program, place / program.__name__)
+    (place / "codes.json").write_text(json.dumps(codes))

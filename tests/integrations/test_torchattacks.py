@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from atent_ext.attacks.langevin import atent, last_iterate
 from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.core.losses import cross_entropy
-from atent_ext.core.norms import L2, LINF
+from atent_ext.core.norms import LINF
 from atent_ext.integrations.torchattacks import ATENT, ATENTL2
 
 BOTH = pytest.mark.parametrize("kind", [ATENT, ATENTL2])
@@ -108,15 +108,6 @@ def test_arguments_are_those_of_its_pgd():
 
 
 @BOTH
-@pytest.mark.parametrize("random_start", [True, False])
-def test_it_is_the_kernel_called_directly(kind, random_start):
-    model, (x, y) = small_net(), small_batch()
-    found = kind(model, random_start=random_start, generator=generator(), **SHORT)(x, y)
-    assert torch.equal(found, directly(kind, model, x, y, start=None if random_start else "clean"))
-    assert not torch.equal(found, directly(kind, model, x, y, start="clean" if random_start else None))
-
-
-@BOTH
 def test_without_noise_and_pull_it_is_pgd(kind):
     model, (x, y) = small_net(), small_batch()
     settings = SHORT | {"alpha": 0.05, "random_start": False}  # three steps stay inside the ball
@@ -177,15 +168,6 @@ def test_every_targeted_mode_descends_to_its_target(kind):
     assert torch.equal(attack(x, y), directly(kind, model, x, y))
 
 
-@BOTH
-@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_it_runs_where_gradients_are_off(kind, context):
-    model, (x, y) = small_net(), small_batch()
-    with context():
-        found = kind(model, generator=generator(), **SHORT)(x.clone(), y.clone())
-    assert torch.equal(found, directly(kind, model, x, y))
-
-
 # What it finds.
 
 
@@ -202,18 +184,6 @@ def test_l2_reaches_the_closed_form():
     adversary = ATENTL2(model, eps=0.3, alpha=0.06, steps=100, noise=0.0)(x, y)
     reached = cross_entropy(model(adversary), y)
     torch.testing.assert_close(reached, model.worst_loss(x, y, "L2", 0.3), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("kind", "norm"), [(ATENT, LINF), (ATENTL2, L2)])
-def test_it_stays_in_ball_and_box_under_any_noise(kind, norm, dtype):
-    model, (x, y) = small_net(dtype=dtype), small_batch(dtype=dtype)
-    adversary = kind(model, noise=5.0, generator=generator(), **SHORT)(x, y)
-    assert adversary.dtype is dtype
-    assert norm.size(adversary - x).max() <= 0.2 + 1e-6
-    assert norm.size(adversary - x).min() > 0.05
-    assert 0 <= adversary.min() < 0.01
-    assert 0.99 < adversary.max() <= 1
 
 
 def test_adversaries_of_one_model_hurt_another_as_computed():
@@ -287,42 +257,6 @@ def test_the_model_comes_back_as_found(kind, training):
     attack.set_model_training_mode(model_training=training, dropout_training=training)
     attack(x, y)
     assert trace_of(model) == before
-
-
-@BOTH
-def test_the_model_comes_back_as_found_after_an_error(kind):
-    model, (x, y) = lively_net(), small_batch()
-    before = trace_of(model)
-
-    def fail(module, inputs):
-        if model.passes == 2:
-            raise RuntimeError("broken on the way")
-
-    handle = model.register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="broken on the way"):
-        kind(model, **SHORT)(x, y)
-    handle.remove()
-    assert trace_of(model) == before
-
-
-@BOTH
-def test_inputs_and_labels_are_left_alone(kind):
-    model, (x, y) = small_net(), small_batch()
-    copies = x.clone(), y.clone()
-    x.requires_grad_()
-    assert not kind(model, **SHORT)(x, y).requires_grad
-    assert x.grad is None
-    assert torch.equal(x, copies[0])
-    assert torch.equal(y, copies[1])
-
-
-@BOTH
-def test_no_gradient_is_recorded_for_the_parameters(kind):
-    model, (x, y) = small_net(), small_batch()
-    seen = []
-    model.register_forward_pre_hook(lambda module, inputs: seen.append([p.requires_grad for p in model.parameters()]))
-    kind(model, **SHORT)(x, y)
-    assert seen == [[False] * 4] * SHORT["steps"]
 
 
 @pytest.mark.parametrize(
@@ -418,29 +352,9 @@ def test_saved_images_are_raw_where_normalisation_is_used(tmp_path):
 
 
 @BOTH
-@pytest.mark.parametrize(
-    ("argument", "words"),
-    [
-        ({"eps": -0.1}, r"^eps is -0\.1"),
-        ({"alpha": float("nan")}, "^alpha is nan"),
-        ({"steps": 0}, "^steps is 0"),
-        ({"noise": -1.0}, r"^noise is -1\.0"),
-    ],
-)
-def test_arguments_that_make_no_sense_are_refused_at_once(kind, argument, words):
-    with pytest.raises(BadInput, match=words):
-        kind(small_net(), **argument)
-
-
-@BOTH
-def test_images_and_labels_that_make_no_sense(kind):
-    attack, (x, y) = kind(small_net()), small_batch()
-    with pytest.raises(BadInput, match="look like 0-255 images"):
-        attack(x * 255, y)
-    with pytest.raises(BadInput, match="look normalised"):
-        attack((x - 0.45) / 0.2, y)
+def test_labels_are_needed(kind):
     with pytest.raises(BadInput, match="labels are NoneType"):
-        attack(x)
+        kind(small_net())(small_batch()[0])
 
 
 def test_without_torchattacks_the_extra_is_named(monkeypatch):

@@ -1,18 +1,13 @@
 """Tensors do not pile up; `eval/stress/memory.py`, whose functions these are, measures memory over more steps."""
 
-import importlib
-from pathlib import Path
-
 import pytest
+import scripts
 import torch
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "eval" / "stress"
 
 
 @pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module("memory")
+def script():
+    return scripts.module("stress/memory")
 
 
 def tensors(measured):
