@@ -1,4 +1,4 @@
-"""Exported programs (.pt2) built by hand, as `torch.export.save` lays them out, so that tests can change anything in them."""
+"""Exported programs (.pt2) built by hand, as `torch.export.save` lays them out: tests can change anything in them."""
 
 import io
 import json

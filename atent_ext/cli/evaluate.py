@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from atent_ext.cli.options import DataRoot, Download, Seed, console, print_line, print_notes, print_table
+from atent_ext.cli.options import DataRoot, Download, Seed, console, notice, print_line, print_notes, print_table
 from atent_ext.core.errors import BadInput
 from atent_ext.core.fraction import fraction
 
@@ -27,7 +27,8 @@ def evaluate(
     subject: Annotated[
         str,
         typer.Argument(
-            help="A run folder, a weights file (.safetensors, .pt, .pth), a name of `atent ls zoo`, robustbench:NAME. "
+            help="A run folder, a weights file (.safetensors, .pt, .pth), a program (.pt2), a name of `atent ls zoo`, "
+            "robustbench:NAME. "
             "Where a folder is called like a model: ./NAME is the folder, zoo:NAME the model."
         ),
     ],
@@ -41,7 +42,9 @@ def evaluate(
         bool, typer.Option("--overwrite", help="Score anew where --out is there, of this setting or of another one.")
     ] = False,
     model: Annotated[str | None, typer.Option(help="For a weights file: the network's registry name.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="For a weights file or robustbench:NAME: the data set.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="For a weights file, a program or robustbench:NAME: the data set.")
+    ] = None,
     norm: Annotated[str | None, typer.Option(help="Linf or L2 [default for a run: its recipe's].")] = None,
     eps: Annotated[
         float | None,
@@ -89,6 +92,8 @@ def evaluate(
             progress=bar.progress_to,
         )
     print_table(report.table())
+    for note in loaded.notes:
+        notice(note)
     print_notes([report])
     written = "written earlier, and nothing was scored (--overwrite scores anew)" if finished else "written"
     print_line(f"{written}: {target}")
@@ -131,18 +136,60 @@ def certify(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write to: the library's folder of models.")],
-    to: Annotated[str, typer.Option("--to", help="The library: robustbench.")] = "robustbench",
+    subject: Annotated[str, typer.Argument(metavar="SOURCE", help="A run folder; for --to pt2 all that eval takes.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder to write to, the library's folder of models; or FILE.pt2.")
+    ],
+    to: Annotated[str, typer.Option("--to", help="robustbench, or pt2: a program of torch.export.")] = "robustbench",
     name: Annotated[str | None, typer.Option("--name", help="The model's name there [default: the recipe's].")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model of that name in --out.")] = False,
+    model: Annotated[str | None, typer.Option(help="For --to pt2, as of `atent eval`.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="For --to pt2, as of `atent eval`.")] = None,
     data_root: DataRoot = None,
+    download: Download = False,
+    model_dir: Annotated[Path | None, typer.Option("--model-dir", help="For --to pt2, as of `atent eval`.")] = None,
 ) -> None:
-    """Write a trained model as another library loads it."""
+    """Write a trained model as another library loads it, or as a program that is run without its source code.
+
+    A program (.pt2) is the network as operators and numbers, with its normalisation. `atent eval FILE.pt2` scores it,
+    and a submission with a model.pt2 needs no architecture in its card.
+    """
     from atent_ext.core.registry import nearest
+
+    if to == "pt2":
+        return _export_program(subject, out, name, overwrite, (model, dataset), data_root, download, model_dir)
+    if to != "robustbench":
+        raise nearest("library to export to", to, ["robustbench", "pt2"])
+    for option, value in (("model", model), ("dataset", dataset), ("model_dir", model_dir)):
+        if value is not None:
+            message = f"--{option.replace('_', '-')} is {value}, and only --to pt2 takes it; drop it"
+            raise BadInput(message, code="unused", field=option)
     from atent_ext.integrations.robustbench.export import export as write
 
-    if to != "robustbench":
-        raise nearest("library to export to", to, ["robustbench"])
-    weights, entry = write(run, out, name, data_root=data_root, overwrite=overwrite)
+    weights, entry = write(Path(subject), out, name, data_root=data_root, overwrite=overwrite)
     print_line(f"written: {weights}; how RobustBench finds it: {entry}")
+
+
+def _export_program(
+    subject: str,
+    out: Path,
+    name: str | None,
+    overwrite: bool,
+    named: tuple[str | None, str | None],
+    data_root: Path | None,
+    download: bool,
+    model_dir: Path | None,
+) -> None:
+    from atent_ext import subjects
+    from atent_ext.models import programs
+
+    if name is not None:
+        message = f"--name is {name}, and a program is called as its file; drop it"
+        raise BadInput(message, code="unused", field="name")
+    programs.check_path(out, overwrite)
+    # The threat model plays no role here; without one some sources would ask for it.
+    loaded = subjects.load(subject, *named, "Linf", 0.0, data_root, download, model_dir)
+    program = programs.export(loaded.model, loaded.test.images, out, overwrite=overwrite)
+    for note in program.notes:
+        notice(note)
+    print_line(f"written: {out}, {program.operators} operators; its logits are the model's. atent eval {out} scores it")

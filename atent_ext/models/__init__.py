@@ -3,6 +3,7 @@
 networks   the architectures of the registry
 weights    saving and loading the weights of a network
 wrappers   normalisation in front of a network
+programs   networks as exported programs (.pt2)
 speed      memory formats, compilation, CUDA graphs, folding of BatchNorm
 """
 

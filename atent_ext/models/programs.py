@@ -27,11 +27,7 @@ def export(network: nn.Module, images: Tensor, path: Path, *, overwrite: bool = 
     end in .pt2, for a network that torch.export or the reader does not take (the message has the reason), and for one
     whose logits differ.
     """
-    if path.suffix != ".pt2":
-        raise BadInput(f"{path} does not end in .pt2, by which programs are known", code="bad-value", field="out")
-    files.replaceable(path)
-    if path.exists() and not overwrite:
-        raise BadInput(f"{path} exists; give --overwrite to replace it", code="exists", field="out")
+    check_path(path, overwrite)
     images = images[:4].detach().to(device_of(network))
     with kept(network), warnings.catch_warnings(), seeded(0):
         warnings.simplefilter("ignore")  # torch.export warns about what its users cannot change
@@ -41,6 +37,15 @@ def export(network: nn.Module, images: Tensor, path: Path, *, overwrite: bool = 
         _compare(network, program.network, images)
     files.write(path, content)
     return program
+
+
+def check_path(path: Path, overwrite: bool = False) -> None:
+    """Raise BadInput for a path that `export` does not write to; call this before long work."""
+    if path.suffix != ".pt2":
+        raise BadInput(f"{path} does not end in .pt2, by which programs are known", code="bad-value", field="out")
+    files.replaceable(path)
+    if path.exists() and not overwrite:
+        raise BadInput(f"{path} exists; give --overwrite to replace it", code="exists", field="out")
 
 
 def _content(network: nn.Module, images: Tensor) -> bytes:

@@ -6,4 +6,5 @@ signals             Ctrl-C and SIGTERM are delayed until a file is written
 state_dicts         layouts of state dicts: nested, prefixed, saved from several processes
 untrusted           folders and YAML from others
 untrusted_weights   weights from others: of bounded size, tensors only
+untrusted_program   exported programs (.pt2) from others: known operators only
 """

@@ -1,7 +1,8 @@
 """Resolve a reference that a user typed to a subject.
 
 zoo:NAME or NAME         a model of the zoo         robustbench:NAME        a model of RobustBench's zoo
-PATH                     a run folder or a weights file; ./NAME where the zoo has a model of that name, too
+PATH                     a run folder, a weights file or an exported program (.pt2); ./NAME where the zoo has a model of
+                         that name, too
 """
 
 import os
@@ -11,6 +12,7 @@ from atent_ext.core.errors import BadInput
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.subjects import zoo
 from atent_ext.subjects.base import threat_model, under
+from atent_ext.subjects.exported_program import SUFFIX, from_program
 from atent_ext.subjects.robustbench import from_zoo
 from atent_ext.subjects.run_folder import from_run
 from atent_ext.subjects.weights_file import from_weights
@@ -30,14 +32,14 @@ def load(
     model_dir: Path | None = None,
     held_out: bool = False,
 ) -> Subject:
-    """The subject of a run folder, of a name of the zoo, or of a weights file with its model and data set.
+    """The subject of a run folder, of a name of the zoo, of a program, or of a weights file with model and data set.
 
     reference: what the user typed. With a path separator ("./NAME") it is always a path; note that a `Path` drops the
     "./". "zoo:NAME" is always a model of the zoo. `robustbench:NAME` is a model of RobustBench; its checkpoint is in
     `model_dir` (None: "models"), and without `eps` it is scored at the radius of RobustBench's leaderboard.
-    model, dataset: needed for a weights file. norm, eps: override the threat model. held_out: as in `from_run`; only
-    for run folders. Raises BadInput for an argument that is missing or does not apply, and for a name that is both a
-    model of the zoo and an existing path.
+    model, dataset: needed for a weights file; a program needs a dataset. norm, eps: override the threat model.
+    held_out: as in `from_run`; only for run folders. Raises BadInput for an argument that is missing or does not apply,
+    and for a name that is both a model of the zoo and an existing path.
     """
     name, path = _zoo_name(str(reference)), Path(reference)
     robustbench = str(reference).startswith(_ROBUSTBENCH)
@@ -64,7 +66,9 @@ def load(
             raise BadInput(message, code="unused", field="model" if model else "dataset")
         return from_card(name, norm, eps, root, download)
     if not path.exists():
-        raise zoo.unknown(f"{reference} does not exist; give a run folder or a weights file", str(reference))
+        raise zoo.unknown(
+            f"{reference} does not exist; give a run folder, a weights file or a program (.pt2)", str(reference)
+        )
     if held_out and not path.is_dir():
         message = f"{reference} is no run folder, whose recipe says which images were held out; leave out --held-out"
         raise BadInput(message, code="unused", field="held_out")
@@ -73,6 +77,8 @@ def load(
             message = f"{reference} is a run folder, whose recipe names model and data set; drop --model and --dataset"
             raise BadInput(message, code="unused", field="model" if model else "dataset")
         return under(from_run(path, root, download, held_out), norm, eps)
+    if path.suffix == SUFFIX:
+        return from_program(path, model, dataset, norm, eps, root, download)
     if model is None or dataset is None or eps is None:
         message = f"{reference} is no run folder; a weights file needs --model, --dataset and --eps"
         missing = next(name for name, value in (("model", model), ("dataset", dataset), ("eps", eps)) if value is None)
