@@ -3,6 +3,7 @@
 `tests/storage/test_fuzz_programs.py` and `eval/stress/fuzz_programs.py` share this.
 """
 
+import copy
 import io
 import json
 import random
@@ -103,7 +104,7 @@ def _change_json(draw: random.Random, held: Members) -> None:
         elif kind == "number" and type(container[key]) is int:
             container[key] += draw.choice((-2, -1, 1, 2, 100))
         else:
-            container[key] = draw.choice(_ODD)
+            container[key] = copy.deepcopy(draw.choice(_ODD))
     held[name] = json.dumps(content).encode()
 
 
