@@ -21,6 +21,7 @@ TWO = "torchrun --nproc-per-node 2 -m"
 QUICK = "--set epochs=1 --set objective.steps=1 --set validation.count=100"
 RUN = "atent train mnist-linf-atent-fast --set epochs=2 --seed 1"
 SHARED_RUN = f"{TWO} atent_ext train mnist-linf-pgd-at-fast"
+PROGRAM = "atent export runs/mnist-linf-atent-fast --to pt2 --out model.pt2"
 CARD = "atent verify mine --n 500"
 SUBMISSION = "atent submission new runs/mnist-linf-atent-fast --out mine --authors 'A. Author' --license MIT"
 # What each command of the README is run with on top; one that is not listed here fails the test.
@@ -38,6 +39,8 @@ SMALLER = {
     "atent reproduce v2-table2 --scale cpu --data-root DATA": "",
     "atent plot curve runs/mnist-linf-atent-fast --out curve.png": "--n 4",
     "atent eval model.safetensors --model small-cnn --dataset mnist --eps 0.3 --n 1000": "--n 4",
+    PROGRAM: "",
+    "atent eval model.pt2 --dataset mnist --eps 0.3": "--n 4",
     "atent certify runs/mnist-linf-atent-fast --sigma 0.25 --n 1000 --images 100": "--n 50 --images 2",
     "atent ls zoo": "",
     "atent eval mnist-linf-atent --protocol clean --n 1000": "--n 4",
@@ -55,6 +58,7 @@ NEEDS = {
     "runs/mnist-linf-atent-fast": RUN,
     "mnist-linf-atent-fast --resume": RUN,
     "runs/mnist-linf-pgd-at-fast": SHARED_RUN,
+    "eval model.pt2": PROGRAM,
     "verify mine": SUBMISSION,
     "mine.card.json": CARD,
 }
