@@ -92,6 +92,8 @@ def _change_json(draw: random.Random, held: Members) -> None:
     content = json.loads(held[name])
     for _ in range(draw.choice((1, 1, 1, 2, 5))):
         places = _places(content)
+        if not places:
+            break
         container, key = draw.choice(places)
         other, there = draw.choice(places)
         kind = draw.choice(("odd", "odd", "number", "swap", "copy", "remove"))

@@ -9,6 +9,12 @@ from atent_ext.cli.options import DataRoot, Download, Seed, console, notice, pri
 from atent_ext.core.errors import BadInput
 from atent_ext.core.fraction import fraction
 
+Weights = Annotated[Path | None, typer.Option("--weights", help="For code: the weights of the network that it makes.")]
+ModelArguments = Annotated[
+    list[str] | None,
+    typer.Option("--model-arg", metavar="KEY=VALUE", help="An argument of the network; may be repeated."),
+]
+
 
 def add(app: typer.Typer) -> None:
     """Add the commands to `app`."""
@@ -28,7 +34,8 @@ def evaluate(
         str,
         typer.Argument(
             help="A run folder, a weights file (.safetensors, .pt, .pth), a program (.pt2), a name of `atent ls zoo`, "
-            "robustbench:NAME. "
+            "robustbench:NAME, or code that is run to make a network: timm:NAME, torchvision:NAME, FILE.py:callable, "
+            "package.module:callable. "
             "Where a folder is called like a model: ./NAME is the folder, zoo:NAME the model."
         ),
     ],
@@ -41,7 +48,15 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Score anew where --out is there, of this setting or of another one.")
     ] = False,
-    model: Annotated[str | None, typer.Option(help="For a weights file: the network's registry name.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="For a weights file: the network's registry name, or code that is run to make it: timm:NAME, "
+            "torchvision:NAME, FILE.py:callable, package.module:callable."
+        ),
+    ] = None,
+    model_arg: ModelArguments = None,
+    weights: Weights = None,
     dataset: Annotated[
         str | None, typer.Option(help="For a weights file, a program or robustbench:NAME: the data set.")
     ] = None,
@@ -72,7 +87,10 @@ def evaluate(
     from atent_ext.evaluation.protocol import load_protocol
 
     chosen = load_protocol(protocol)
-    loaded = subjects.load(subject, model, dataset, norm, eps, data_root, download, model_dir, held_out)
+    arguments = subjects.parse_arguments(model_arg or ())
+    loaded = subjects.load(
+        subject, model, dataset, norm, eps, data_root, download, model_dir, held_out, weights, arguments
+    )
     target = out or scoring.default_path(Path(subject), loaded, chosen, n, seed or 0)
     if target.is_dir():
         raise BadInput(f"--out {target} is a folder; name the JSON file to write", code="bad-value", field="out")
@@ -144,6 +162,8 @@ def export(
     name: Annotated[str | None, typer.Option("--name", help="The model's name there [default: the recipe's].")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model of that name in --out.")] = False,
     model: Annotated[str | None, typer.Option(help="For --to pt2, as of `atent eval`.")] = None,
+    model_arg: ModelArguments = None,
+    weights: Weights = None,
     dataset: Annotated[str | None, typer.Option(help="For --to pt2, as of `atent eval`.")] = None,
     data_root: DataRoot = None,
     download: Download = False,
@@ -157,10 +177,27 @@ def export(
     from atent_ext.core.registry import nearest
 
     if to == "pt2":
-        return _export_program(subject, out, name, overwrite, (model, dataset), data_root, download, model_dir)
+        from atent_ext.models import programs
+        from atent_ext.subjects import load, parse_arguments
+
+        if name is not None:
+            message = f"--name is {name}, and a program is called as its file; drop it"
+            raise BadInput(message, code="unused", field="name")
+        programs.check_path(out, overwrite)
+        # The threat model plays no role here; without one some sources would ask for it.
+        arguments = parse_arguments(model_arg or ())
+        loaded = load(
+            subject, model, dataset, "Linf", 0.0, data_root, download, model_dir, weights=weights, arguments=arguments
+        )
+        program = programs.export(loaded.model, loaded.test.images, out, overwrite=overwrite)
+        for note in program.notes:
+            notice(note)
+        print_line(f"written: {out}, {program.operators} operators; `atent eval {out}` scores it")
+        return
     if to != "robustbench":
         raise nearest("library to export to", to, ["robustbench", "pt2"])
-    for option, value in (("model", model), ("dataset", dataset), ("model_dir", model_dir)):
+    given = {"model": model, "model_arg": model_arg, "weights": weights, "dataset": dataset, "model_dir": model_dir}
+    for option, value in given.items():
         if value is not None:
             message = f"--{option.replace('_', '-')} is {value}, and only --to pt2 takes it; drop it"
             raise BadInput(message, code="unused", field=option)
@@ -168,28 +205,3 @@ def export(
 
     weights, entry = write(Path(subject), out, name, data_root=data_root, overwrite=overwrite)
     print_line(f"written: {weights}; how RobustBench finds it: {entry}")
-
-
-def _export_program(
-    subject: str,
-    out: Path,
-    name: str | None,
-    overwrite: bool,
-    named: tuple[str | None, str | None],
-    data_root: Path | None,
-    download: bool,
-    model_dir: Path | None,
-) -> None:
-    from atent_ext import subjects
-    from atent_ext.models import programs
-
-    if name is not None:
-        message = f"--name is {name}, and a program is called as its file; drop it"
-        raise BadInput(message, code="unused", field="name")
-    programs.check_path(out, overwrite)
-    # The threat model plays no role here; without one some sources would ask for it.
-    loaded = subjects.load(subject, *named, "Linf", 0.0, data_root, download, model_dir)
-    program = programs.export(loaded.model, loaded.test.images, out, overwrite=overwrite)
-    for note in program.notes:
-        notice(note)
-    print_line(f"written: {out}, {program.operators} operators; its logits are the model's. atent eval {out} scores it")

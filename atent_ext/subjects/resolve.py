@@ -1,18 +1,23 @@
 """Resolve a reference that a user typed to a subject.
 
 zoo:NAME or NAME         a model of the zoo         robustbench:NAME        a model of RobustBench's zoo
+timm:NAME                a network of timm          torchvision:NAME        a network of torchvision
+FILE.py:NAME             the user's own code        package.module:NAME     the same
 PATH                     a run folder, a weights file or an exported program (.pt2); ./NAME where the zoo has a model of
                          that name, too
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from atent_ext.core.errors import BadInput
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.subjects import zoo
 from atent_ext.subjects.base import threat_model, under
 from atent_ext.subjects.exported_program import SUFFIX, from_program
+from atent_ext.subjects.python_code import from_code, is_code
 from atent_ext.subjects.robustbench import from_zoo
 from atent_ext.subjects.run_folder import from_run
 from atent_ext.subjects.weights_file import from_weights
@@ -31,6 +36,8 @@ def load(
     download: bool = False,
     model_dir: Path | None = None,
     held_out: bool = False,
+    weights: Path | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Subject:
     """The subject of a run folder, of a name of the zoo, of a program, or of a weights file with model and data set.
 
@@ -38,9 +45,19 @@ def load(
     "./". "zoo:NAME" is always a model of the zoo. `robustbench:NAME` is a model of RobustBench; its checkpoint is in
     `model_dir` (None: "models"), and without `eps` it is scored at the radius of RobustBench's leaderboard.
     model, dataset: needed for a weights file; a program needs a dataset. norm, eps: override the threat model.
-    held_out: as in `from_run`; only for run folders. Raises BadInput for an argument that is missing or does not apply,
-    and for a name that is both a model of the zoo and an existing path.
+    held_out: as in `from_run`; only for run folders. weights: of the network that the code of `reference` makes.
+    arguments: of that code, or of `model`. Raises BadInput for an argument that is missing or does not apply, and for a
+    name that is both a model of the zoo and an existing path.
     """
+    code = is_code(str(reference)) and not Path(reference).exists()
+    if weights is not None and not code:
+        message = f"--weights is {weights}, and {reference} is no code that makes a network; drop it"
+        raise BadInput(message, code="unused", field="weights")
+    if arguments and not code and model is None:
+        message = f"--model-arg {', '.join(arguments)} is given, and no code or --model takes it; drop it"
+        raise BadInput(message, code="unused", field="model_arg")
+    if code:
+        return _of_code(str(reference), weights, arguments, (model, dataset, norm, eps), root, download, held_out)
     name, path = _zoo_name(str(reference)), Path(reference)
     robustbench = str(reference).startswith(_ROBUSTBENCH)
     if held_out and (robustbench or name is not None):
@@ -66,9 +83,7 @@ def load(
             raise BadInput(message, code="unused", field="model" if model else "dataset")
         return from_card(name, norm, eps, root, download)
     if not path.exists():
-        raise zoo.unknown(
-            f"{reference} does not exist; give a run folder, a weights file or a program (.pt2)", str(reference)
-        )
+        raise zoo.unknown(f"{reference} does not exist; give a run folder or a weights file", str(reference))
     if held_out and not path.is_dir():
         message = f"{reference} is no run folder, whose recipe says which images were held out; leave out --held-out"
         raise BadInput(message, code="unused", field="held_out")
@@ -83,7 +98,25 @@ def load(
         message = f"{reference} is no run folder; a weights file needs --model, --dataset and --eps"
         missing = next(name for name, value in (("model", model), ("dataset", dataset), ("eps", eps)) if value is None)
         raise BadInput(message, code="missing", field=missing)
-    return from_weights(path, model, dataset, threat_model(norm or "Linf", eps), root, download)
+    return from_weights(path, model, dataset, threat_model(norm or "Linf", eps), root, download, arguments)
+
+
+def _of_code(
+    reference: str,
+    weights: Path | None,
+    arguments: Mapping[str, Any] | None,
+    named: tuple[str | None, str | None, str | None, float | None],
+    root: Path | None,
+    download: bool,
+    held_out: bool,
+) -> Subject:
+    model, dataset, norm, eps = named
+    if model is not None or held_out:
+        message = f"{reference} is the code of a network; leave out {'--held-out' if held_out else '--model'}"
+        raise BadInput(message, code="unused", field="held_out" if held_out else "model")
+    if eps is None:
+        raise BadInput(f"{reference} is the code of a network; it needs --eps", code="missing", field="eps")
+    return from_code(reference, weights, arguments or {}, dataset, threat_model(norm or "Linf", eps), root, download)
 
 
 def _zoo_name(reference: str) -> str | None:

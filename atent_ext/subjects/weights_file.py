@@ -1,21 +1,30 @@
 """A weights file with its network and data set as a subject."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from atent_ext.core.model_state import seeded
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
 from atent_ext.evaluation.scoring import Subject
-from atent_ext.models import networks, weights
-from atent_ext.subjects import base
+from atent_ext.models import weights
+from atent_ext.subjects import base, python_code
 
 
 def from_weights(
-    path: Path, model: str, dataset: str, threat: Threat, root: Path | None = None, download: bool = False
+    path: Path,
+    model: str,
+    dataset: str,
+    threat: Threat,
+    root: Path | None = None,
+    download: bool = False,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Subject:
-    """A weights file for a registered model. Raises BadInput for a file that holds no weights or does not fit."""
+    """A weights file for a network of the registry or of code (`python_code.build`), made with `arguments`.
+
+    Raises BadInput for a file that holds no weights or does not fit.
+    """
     images = datasets.load(dataset, root, download)
-    with seeded(0):  # the fresh weights are replaced, and the caller's random state stays as it is
-        network = networks.build_for(model, images.test.images, len(images.classes))
+    network = python_code.build(model, arguments or {}, images.test.images, len(images.classes))
     weights.load_weights(network, path)
-    return Subject(network.eval(), images.test, threat, base.about(path.stem, model, [path], images))
+    return Subject(network.eval(), images.test, threat, base.about(path.stem, python_code.shown(model), [path], images))

@@ -30,7 +30,7 @@ class FixedBatch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, ...) to logits (N, classes)."""
-        return torch.cat([self._logits(part) for part in x.split(self.size)])
+        return torch.cat([self._logits(part) for part in torch.split(x, self.size)])
 
     def _logits(self, part: Tensor) -> Tensor:
         missing = self.size - len(part)
@@ -85,9 +85,9 @@ class _Builder:
         args = tuple(self._argument(value) for value in call.args)
         kwargs = {name: self._argument(value) for name, value in call.kwargs.items()}
         node = self.fx.call_function(call.function, args, kwargs)
-        for place, name in enumerate(call.outputs):
-            if name is not None and (self.uses[name] or not call.packed):
-                self.nodes[name] = self._call(operator.getitem, node, place) if call.packed else node
+        for place, made in enumerate(call.outputs):
+            if made is not None and (self.uses[made] or not call.packed):
+                self.nodes[made] = self._call(operator.getitem, node, place) if call.packed else node
 
     def _call(self, function: Any, *args: Any) -> fx.Node:
         return self.fx.call_function(function, args)
@@ -111,10 +111,12 @@ class _Builder:
     def _place(self, tensor: Tensor) -> str:
         """The attribute of a held tensor; a tensor that several names share has one."""
         if id(tensor) not in self.places:
-            parameter = isinstance(tensor, nn.Parameter)
-            place = f"{'weight' if parameter else 'buffer'}{len(self.places)}"
-            self.places[id(tensor)] = place
-            (self.root.register_parameter if parameter else self.root.register_buffer)(place, tensor)  # type: ignore[operator]
+            kind = "weight" if isinstance(tensor, nn.Parameter) else "buffer"
+            place = self.places[id(tensor)] = f"{kind}{len(self.places)}"
+            if isinstance(tensor, nn.Parameter):
+                self.root.register_parameter(place, tensor)
+            else:
+                self.root.register_buffer(place, tensor)
         return self.places[id(tensor)]
 
     # ---- layers
@@ -146,14 +148,14 @@ class _Builder:
             weight.shape[1] * options["groups"],
             weight.shape[0],
             tuple(weight.shape[2:]),  # type: ignore[arg-type]
-            padding=padding if isinstance(padding, str) else _pair(padding),  # type: ignore[arg-type]
+            padding=padding if isinstance(padding, str) else _pair(padding),
             stride=_pair(options["stride"]),
             dilation=_pair(options["dilation"]),
             groups=options["groups"],
             bias=bias is not None,
             device="meta",
         )
-        layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
+        layer.weight, layer.bias = weight, bias
         return layer
 
     def _norm(self, call: Call, values: dict[str, Any]) -> nn.Module | None:

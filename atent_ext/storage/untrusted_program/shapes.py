@@ -154,7 +154,8 @@ class _Run:
 
 
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    place: int = tensor.untyped_storage()._cdata
+    return place
 
 
 def _logits(graph: Graph, run: _Run) -> Shapes:
