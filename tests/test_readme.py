@@ -11,8 +11,11 @@ from pathlib import Path
 import forked
 import numpy as np
 import pytest
+import torch
 from commands import atent
+from PIL import Image
 from sklearn.datasets import load_digits
+from torch import nn
 
 pytestmark = pytest.mark.integration
 
@@ -39,6 +42,7 @@ SMALLER = {
     "atent reproduce v2-table2 --scale cpu --data-root DATA": "",
     "atent plot curve runs/mnist-linf-atent-fast --out curve.png": "--n 4",
     "atent eval model.safetensors --model small-cnn --dataset mnist --eps 0.3 --n 1000": "--n 4",
+    "atent eval net.py:make --weights w.pth --dataset folder:images --eps 8/255": "--n 4 --protocol quick",
     PROGRAM: "",
     "atent eval model.pt2 --dataset mnist --eps 0.3": "--n 4",
     "atent certify runs/mnist-linf-atent-fast --sigma 0.25 --n 1000 --images 100": "--n 50 --images 2",
@@ -106,7 +110,21 @@ def folder(tmp_path_factory):
     for name, part in {"train": slice(0, 700), "t10k": slice(700, 720)}.items():
         (raw / f"{name}-images-idx3-ubyte.gz").write_bytes(idx(images[part]))
         (raw / f"{name}-labels-idx1-ubyte.gz").write_bytes(idx(bunch.target[part]))
+    own_network(home)
     return home
+
+
+def own_network(home):
+    """A user's own file, its weights, and a folder of images."""
+    layers = "nn.Sequential(nn.Flatten(), nn.Linear(192, 2))"
+    (home / "net.py").write_text(f"from torch import nn\n\n\ndef make():\n    return {layers}\n")
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)).state_dict(), home / "w.pth")
+    pixels = np.random.default_rng(0).integers(256, size=(2, 2, 2, 8, 8, 3), dtype=np.uint8)
+    for part, of_part in zip(("train", "test"), pixels, strict=True):
+        for name, of_class in zip("ab", of_part, strict=True):
+            (home / "images" / part / name).mkdir(parents=True)
+            for number, image in enumerate(of_class):
+                Image.fromarray(image).save(home / "images" / part / name / f"{number}.png")
 
 
 def process(folder, *arguments):
