@@ -113,17 +113,37 @@ def refusal(folder):
     return error.value.code, error.value.field
 
 
-def test_a_submission_of_a_program_is_verified_to_a_card(folder, tmp_path):
-    place = sent(tmp_path / "s", (folder / "model.pt2").read_bytes(), architecture=None)
+def test_an_exported_network_is_a_submission(folder, tmp_path):
+    opened = submission_folder.read(sent(tmp_path / "s", (folder / "model.pt2").read_bytes(), architecture=None))
+    assert opened.parameters == sum(parameter.numel() for parameter in digits_cnn().parameters())
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(opened.network(x), digits_cnn()(x))
+
+
+def test_a_submission_of_a_program_is_verified_to_a_card(tmp_path):
+    place = sent(tmp_path / "s", linear(), architecture=None)
     done = atent("verify", place, "--n", "8", "--protocol", "clean", "--speed", "plain")
     assert done.returncode == 0, done.stderr
     card = cards.read_card(tmp_path / "s.card.json")
     assert card.submission.architecture.name == "exported-program"
     assert card.weights["file"] == "model.pt2"
-    assert card.weights["parameters"] == sum(parameter.numel() for parameter in digits_cnn().parameters())
+    assert card.weights["parameters"] == 650
     assert card.report.model == "exported-program"
-    x = torch.rand(3, 1, 8, 8)
-    assert torch.equal(submission_folder.read(place).network(x), digits_cnn()(x))
+
+
+def test_a_program_on_data_of_its_own_is_verified(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = {f"x_{part}": rng.integers(256, size=(20, 1, 8, 8), dtype=np.uint8) for part in ("train", "test")}
+    labels = {f"y_{part}": np.arange(20) % 10 for part in ("train", "test")}
+    np.savez(tmp_path / "own.npz", **parts, **labels)
+    place = sent(tmp_path / "s", linear(), architecture=None, dataset="own-digits")
+    setting = ("--dataset", f"npz:{tmp_path / 'own.npz'}", "--protocol", "clean", "--n", "8", "--speed", "plain")
+    done = atent("verify", place, *setting)
+    assert done.returncode == 0, done.stderr
+    card = cards.read_card(tmp_path / "s.card.json")
+    assert card.report.data == "own-digits (own.npz)"
+    assert len(card.report.data_sha256) == 64
+    assert str(tmp_path) not in (tmp_path / "s.card.json").read_text()
 
 
 def test_a_normalisation_of_the_card_stands_before_a_program(tmp_path):

@@ -373,6 +373,43 @@ def test_more_memory_than_a_network_needs_is_refused(nodes):
     assert any(word in message for word in ("numbers", "too much", "bytes", "cuts a side", "cannot be run")), message
 
 
+IMAGE = {"w": np.ones((4, 3, 3, 3)), "b": np.ones(4), "g": np.ones(3), "stat_short": np.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        (node("native_group_norm", "%x", None, None, 99, 3, 36, 1, 1e-5, out=["y", "m", "r"]), "unreadable"),
+        (node("native_group_norm", "%x", "%b", None, "$n", 3, 36, 1, 1e-5, out=["y", "m", "r"]), "unreadable"),
+        (node("native_group_norm", "%x", None, None, "$n", 3, 36, 0, 1e-5, out=["y", "m", "r"]), "unreadable"),
+        (node("native_group_norm", "%x", None, None, "$n", 3, 36, 2, 1e-5, out=["y", "m", "r"]), "unreadable"),
+        (
+            node(
+                "_native_batch_norm_legit_no_training",
+                "%x",
+                "%g",
+                "%g",
+                "%stat_short",
+                "%g",
+                0.1,
+                1e-5,
+                out=["y", "m", "r"],
+            ),
+            "unreadable",
+        ),
+        (node("aten.upsample_nearest2d.default", "%x", [12, 12], 1e300, 1e-300), "bad-value"),
+        (node("aten.upsample_bilinear2d.default", "%x", [12, 12], False, -1.0, 2.0), "bad-value"),
+        (node("conv2d", "%x", "%w", "%b", [2**33, 2**33]), "too-large"),
+        (node("conv2d", "%x", "%w", "%b", [1, 1], [2**33, 2**33], [2**33, 2**33]), "too-large"),
+        (node("max_pool2d", "%x", [2**33, 2**33]), "too-large"),
+    ],
+)
+def test_sizes_that_kernels_take_on_trust_are_checked(call, code):
+    size = node("aten.sym_size.int", "%x", 0, out="n")
+    flat = node("aten.flatten.using_ints", "%y", 1, out="z")
+    refusal(Draft([size, call, flat], IMAGE, shape=(3, 6, 6), output="z"), code)
+
+
 @pytest.mark.parametrize(
     "args", [("x" * 100, 10**9), ({"as_ints": [0] * 1000}, 10**9), (True, 3), (1.5, 3), (None, 3), ("%x",)]
 )

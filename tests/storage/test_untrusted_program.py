@@ -120,6 +120,10 @@ def test_checks_of_the_exported_graph_are_left_out():
     [
         (node("randn_like", "%x", out="e"), "aten.randn_like.default"),
         (node("dropout", "%x", 0.5, True, out="e"), "aten.dropout.default"),
+        (
+            node("scaled_dot_product_attention", "%x", "%x", "%x", None, 0.5, out="e"),
+            "aten.scaled_dot_product_attention.default",
+        ),
     ],
 )
 def test_random_operators_are_named(noise, named):

@@ -7,6 +7,7 @@ archive     the zip, its JSON and its tensors
 graph       the graph: inputs, calls of operators, results
 arguments   the arguments of calls, and text that is never evaluated
 operators   which operators may be called
+limits      arguments that kernels do not check
 shapes      shapes on the meta device: memory, writes, logits
 build       the network
 """

@@ -53,7 +53,6 @@ batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit.no_stat
 layer_norm native_layer_norm group_norm native_group_norm instance_norm rms_norm
 upsample_nearest1d upsample_nearest1d.vec upsample_nearest2d upsample_nearest2d.vec
 upsample_bilinear2d upsample_bilinear2d.vec upsample_bicubic2d upsample_bicubic2d.vec
-_upsample_bilinear2d_aa _upsample_bilinear2d_aa.vec _upsample_bicubic2d_aa _upsample_bicubic2d_aa.vec
 pixel_shuffle pixel_unshuffle channel_shuffle im2col embedding
 """
 

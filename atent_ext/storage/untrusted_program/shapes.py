@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from atent_ext.storage.untrusted import line
-from atent_ext.storage.untrusted_program import operators
+from atent_ext.storage.untrusted_program import limits, operators
 from atent_ext.storage.untrusted_program.arguments import Device, Ref, refs
 from atent_ext.storage.untrusted_program.graph import Call, Graph
 from atent_ext.storage.untrusted_program.refused import Refused
@@ -94,6 +94,10 @@ class _Run:
         self._check_writes(call, where)
         args, kwargs = self._resolved(list(call.args)), {name: self._resolved(v) for name, v in call.kwargs.items()}
         self._check_parts(call, [*args, *kwargs.values()], where)
+        if isinstance(call.function, OpOverload):
+            names = (argument.name for argument in call.function._schema.arguments)
+            values = dict(zip(names, args, strict=False)) | kwargs
+            limits.check(operators.named(call.target).split(".")[1], values, where)
         try:
             result = call.function(*args, **kwargs)
         except Exception as error:  # operators raise anything for arguments that they do not take
