@@ -115,7 +115,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _agree(layers: list[nn.Module], model: nn.Module, sample: Tensor) -> bool:
     with evaluating(model), torch.no_grad():
-        expected = model(sample.clone())
+        expected = validate.logits(model(sample.clone()), len(sample))
         try:
             actual = reduce(lambda features, layer: layer(features), layers, sample.clone())
         except (RuntimeError, ValueError):  # shapes that do not fit

@@ -172,7 +172,7 @@ def _counts(model: nn.Module, x: Tensor, smoothing: Smoothing, draws: int, gener
     counts: Tensor | int = 0
     for size in _sizes(draws, smoothing.batch_size):
         noise = torch.randn((size, *x.shape), generator=generator, device=x.device, dtype=x.dtype)
-        logits = model(x + smoothing.sigma * noise)
+        logits = validate.logits(model(x + smoothing.sigma * noise), size)
         if not bool(torch.isfinite(logits).all()):  # argmax prefers NaN: a broken model would look robust
             message = "the model's outputs are not finite under noise; it cannot be certified, train it again"
             raise BadInput(message, code="broken-model", field="model")

@@ -15,7 +15,9 @@ _CPU = torch.device("cpu")
 
 
 def _modules(model: object) -> list[nn.Module]:
-    return list(model.modules()) if isinstance(model, nn.Module) else []
+    """The modules that have a mode; those of a frozen TorchScript module are in eval mode for ever and have none."""
+    modules = model.modules() if isinstance(model, nn.Module) else iter(())
+    return [module for module in modules if hasattr(module, "training")]
 
 
 @overload

@@ -149,8 +149,7 @@ def _threat(norm: str, eps: float, test: Split) -> Threat:
 def _check_logits(model: nn.Module, test: Split, device: torch.device, classes: int | Sequence[str] | None) -> None:
     model.to(device)
     with model_state.evaluating(model), model_state.seeded(0), torch.no_grad():
-        logits = model(test.images[:2].to(device))
-    validate.logits(logits, min(2, len(test)))
+        logits = validate.logits(model(test.images[:2].to(device)), min(2, len(test)))
     count = int(logits.shape[1])
     expected = count if classes is None else classes if isinstance(classes, int) else len(classes)
     if expected != count:

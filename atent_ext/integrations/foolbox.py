@@ -43,9 +43,11 @@ class _ATENTAttack(FixedEpsilonAttack):  # type: ignore[misc]
 
     def kernel(self, epsilon: float, box: tuple[float, float] = (0.0, 1.0), targeted: bool = False) -> Langevin:
         """The attack at one epsilon as a `Langevin` kernel."""
-        validate.radius("rel_stepsize", self.rel_stepsize)
+        validate.radius("epsilon", epsilon)
+        validate.flag("random_start", self.random_start)
+        validate.number("rel_stepsize", self.rel_stepsize)
         if self.abs_stepsize is not None:
-            validate.radius("abs_stepsize", self.abs_stepsize)
+            validate.number("abs_stepsize", self.abs_stepsize)
         return atent(
             self.norm,
             epsilon,
@@ -70,7 +72,7 @@ class _ATENTAttack(FixedEpsilonAttack):  # type: ignore[misc]
         _refuse_other_backends(model, wrapped)
         classes, targeted = _classes(get_criterion(criterion))
         x, box = wrapped.raw, (float(model.bounds.lower), float(model.bounds.upper))
-        validate.images(x, *box)
+        validate.images(x, *box, "give the model other bounds")
         validate.labels(classes, len(x))
         target = classes.to(x.device, torch.long)
         kernel = self.kernel(epsilon, box, targeted)
@@ -95,7 +97,7 @@ def _classes(criterion: Any) -> tuple[Tensor, bool]:
         return criterion.labels.raw, False
     if hasattr(criterion, "target_classes"):
         return criterion.target_classes.raw, True
-    message = f"criterion is {criterion!r}; known: Misclassification, TargetedMisclassification, labels"
+    message = f"criterion is {validate.shown(criterion)}; known: Misclassification, TargetedMisclassification, labels"
     raise BadInput(message, code="bad-type", field="criterion")
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from atent_ext.attacks.advertorch_style import L2ATENTAttack, LinfATENTAttack
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy, margin
+from atent_ext.core.validate import shown
 
 # They can be imported only once `atent_ext.attacks` has repaired advertorch.
 advertorch = importlib.import_module("advertorch.attacks")
@@ -553,16 +554,16 @@ def test_invalid_images_and_labels_are_refused(kind, change, code, field, words)
     ],
 )
 def test_invalid_arguments_are_refused_at_once(kind, field, value, code):
-    with pytest.raises(BadInput, match=f"^{field} is {re.escape(repr(value))}") as error:
+    with pytest.raises(BadInput, match=f"^{field} is {re.escape(shown(value))}") as error:
         kind(small_net(), **{field: value})
     assert (error.value.code, error.value.field) == (code, field)
 
 
 @BOTH
 def test_an_empty_box_and_what_is_no_model_are_refused(kind):
-    with pytest.raises(BadInput, match=r"^box is \(1\.0, 0\.0\)") as error:
+    with pytest.raises(BadInput, match=r"^\(clip_min, clip_max\) is \(1\.0, 0\.0\)") as error:
         kind(small_net(), clip_min=1.0, clip_max=0.0)
-    assert (error.value.code, error.value.field) == ("bad-value", "box")
+    assert (error.value.code, error.value.field) == ("bad-value", "clip_min")
     with pytest.raises(BadInput, match=r"^predict is 3; it must be a model") as error:
         kind(3)
     assert (error.value.code, error.value.field) == ("bad-type", "predict")

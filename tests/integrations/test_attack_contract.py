@@ -71,7 +71,7 @@ class Adapter:
 _NAMES = {
     "advertorch": {"step": "eps_iter", "steps": "nb_iter"},
     "torchattacks": {"step": "alpha"},
-    "foolbox": {"step": "abs_stepsize"},
+    "foolbox": {"eps": "epsilon", "step": "abs_stepsize"},
     "art": {"step": "eps_step", "steps": "max_iter"},
 }
 ADAPTERS = {
