@@ -14,7 +14,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from atent_ext.attacks.spec import Setting
-from atent_ext.core import processes
+from atent_ext.core import compat, processes
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Threat
 from atent_ext.core.version import __version__
@@ -166,7 +166,7 @@ def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting,
     # Buffers too: the state dict may lack those of a normalisation.
     tensors = [*subject.model.state_dict().values(), *subject.model.buffers()]
     weights = [value for value in tensors if isinstance(value, Tensor)]
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "pyautoattack")}
+    versions = dict((("torch", importlib.metadata.version("torch")), compat.autoattack_package()))
     return {
         **subject.about.model_dump(include={"weights_sha256", "model", "data"}),
         "test_images": len(subject.test),
