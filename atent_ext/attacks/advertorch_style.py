@@ -132,9 +132,9 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
                 return validate.logits(self.predict(x), len(x)).argmax(1)
         with torch.no_grad():
             first = self.predict(x[:1])
-        # numel: squeeze() in a model drops a batch dimension of 1
-        classes = first if isinstance(first, Tensor) and first.dim() == 1 else validate.logits(first, 1)
-        validate.labels(y, len(x), classes.numel())
+        # squeeze() in a model drops a batch dimension of 1
+        squeezed = isinstance(first, Tensor) and first.dim() == 1 and len(first) > 1
+        validate.labels(y, len(x), validate.logits(first[None] if squeezed else first, 1).shape[1])
         return y.to(x.device, torch.long)
 
 

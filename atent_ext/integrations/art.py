@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from atent_ext.attacks import langevin
-from atent_ext.core import model_state, seeds, validate
+from atent_ext.core import model_state, outputs, seeds, validate
 from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.core.norms import L2, LINF, Norm
 
@@ -128,7 +128,7 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
             raise BadInput("y is None; a targeted attack needs the target classes", code="missing", field="y")
         x = np.asarray(x)
         starts = range(0, len(x), self.batch_size)
-        with _untouched(self.estimator), outputs_explained(self.estimator, x):
+        with _untouched(self.estimator), outputs.explained(lambda: _outputs(self.estimator, x), 1):
             inputs = torch.tensor(x).to(input_dtype(self.estimator, x))
             validate.images(inputs, *_box(self.estimator), "give the classifier other clip_values")
             adversary, generator = inputs.clone(), seeded_generator(self.seed)
@@ -179,17 +179,11 @@ def _untouched(estimator: Any) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def outputs_explained(estimator: Any, x: np.ndarray) -> Iterator[None]:
-    """If ART fails because a PyTorch model returns something else than logits, raise BadInput that says so."""
-    try:
-        yield
-    except (AttributeError, TypeError, IndexError):
-        sample = torch.tensor(x[:1]).to(input_dtype(estimator, x))
-        for model in _module(estimator):
-            with torch.no_grad():
-                validate.logits(model(sample.to(model_state.device_of(model)))[-1], 1)
-        raise
+def _outputs(estimator: Any, x: np.ndarray) -> list[object]:
+    """What each PyTorch model of a classifier returns for the first of the images x."""
+    sample = torch.tensor(x[:1]).to(input_dtype(estimator, x))
+    with torch.no_grad():
+        return [model(sample.to(model_state.device_of(model)))[-1] for model in _module(estimator)]
 
 
 def check_verbose(verbose: object) -> None:

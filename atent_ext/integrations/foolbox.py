@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from atent_ext.attacks.langevin import Langevin, atent, finite, last_iterate
-from atent_ext.core import compat, validate
+from atent_ext.core import compat, outputs, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.norms import L2, LINF, Norm
@@ -76,7 +76,8 @@ class _ATENTAttack(FixedEpsilonAttack):  # type: ignore[misc]
         validate.labels(classes, len(x))
         target = classes.to(x.device, torch.long)
         kernel = self.kernel(epsilon, box, targeted)
-        adversary = finite(last_iterate(kernel, model, x, target, cross_entropy, self.generator))
+        with outputs.explained(lambda: _outputs(model, x), 1):
+            adversary = finite(last_iterate(kernel, model, x, target, cross_entropy, self.generator))
         return restore(ep.astensor(adversary))
 
 
@@ -84,11 +85,23 @@ def _refuse_other_backends(model: Model, inputs: ep.Tensor) -> None:
     if not isinstance(inputs, ep.PyTorchTensor):
         message = f"inputs are {type(inputs).__name__}; ATENT runs on PyTorch: pass a torch tensor"
         raise BadInput(message, code="bad-type", field="inputs")
-    while isinstance(getattr(model, "_model", None), Model):  # foolbox's wrappers
-        model = model._model
+    model = _inner(model)
     if isinstance(model, (JAXModel, NumPyModel, TensorFlowModel)):
         message = f"model is a {type(model).__name__}; ATENT runs on PyTorch: pass a foolbox.PyTorchModel"
         raise BadInput(message, code="bad-type", field="model")
+
+
+def _inner(model: Model) -> Model:
+    """The model inside of foolbox's wrappers."""
+    while isinstance(getattr(model, "_model", None), Model):
+        model = model._model
+    return model
+
+
+def _outputs(model: Model, x: Tensor) -> list[object]:
+    """What the PyTorch module of a foolbox model returns for the first of the inputs x."""
+    with torch.no_grad():
+        return [_inner(model)._model(x[:1])]
 
 
 def _classes(criterion: Any) -> tuple[Tensor, bool]:

@@ -242,7 +242,7 @@ def test_a_network_that_returns_no_logits(problem):
         def forward(self, x):
             return network(x), x
 
-    refused("bad-shape", "logits", Tuple(), x, y)
+    assert "forward returns model(x)[0]" in refused("bad-type", "logits", Tuple(), x, y)
     refused("bad-shape", "logits", nn.Flatten(0), x, y)
 
 
