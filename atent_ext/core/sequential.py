@@ -9,6 +9,8 @@ from scipy.special import betaln
 
 from atent_ext.core.errors import BadInput
 
+_ROUNDING = 1e-9
+"""Where the ratio is exactly at its limit, rounding must not shorten the interval."""
 Counts: TypeAlias = int | NDArray[np.int64]
 Shares: TypeAlias = Any
 """Floats, or arrays of the shape of the counts."""
@@ -35,7 +37,7 @@ def confidence_sequence(right: Counts, scored: Counts, total: int, level: float 
 
     def inside(unseen: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether `unseen` right images among the rest are compatible with what was seen."""
-        return _log_posterior(unseen, s, t, rest) > threshold
+        return _log_posterior(unseen, s, t, rest) > threshold - _ROUNDING
 
     low = s + _first(inside, np.zeros_like(mode), mode)
     high = s + rest - _first(lambda place: inside(rest - place), np.zeros_like(mode), rest - mode)

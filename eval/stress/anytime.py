@@ -36,11 +36,11 @@ def coverage(accuracy: float, total: int, streams: int, generator: np.random.Gen
     for scored in range(1, total + 1):
         seen += generator.random(streams) * (total - scored + 1) < right - seen
         log_ratio = (
-            *(log_factorial[right] - log_factorial[seen] - log_factorial[right - seen],),
+            log_factorial[right] - log_factorial[seen] - log_factorial[right - seen],
             log_factorial[total - right] - log_factorial[scored - seen] - log_factorial[total - right - scored + seen],
             log_factorial[scored] + log_factorial[total - scored] - log_factorial[total] + np.log(scored + 1),
         )
-        missed = sum(log_ratio) <= np.log(1 - LEVEL)
+        missed = sum(log_ratio) <= np.log(1 - LEVEL) - 1e-9
         for chunk in CHUNKS:
             if scored % chunk == 0 or scored == total:
                 ever[chunk] |= missed
