@@ -4,8 +4,9 @@ A tensor has the shape of one input, (...), or of the batch, (N, ...), or one th
 """
 
 import math
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ def check(box: Box, low: str = "box", high: str = "box") -> None:
     low, high: what the caller calls the two sides. Raises BadInput.
     """
     if not (isinstance(box, tuple | list) and len(box) == 2 and any(isinstance(side, Tensor) for side in box)):
-        validate.box(box, low, high)
+        validate.box(cast(tuple[float, float], box), low, high)
         return
     for name, side in zip((low, high), box, strict=True):
         if isinstance(side, Tensor):
@@ -60,8 +61,8 @@ def _side(side: Side, x: Tensor, name: str) -> Side:
     if side.numel() == 1:
         return float(side)
     try:
-        fits = torch.broadcast_shapes(side.shape, x.shape) == x.shape
-    except RuntimeError:
+        fits = np.broadcast_shapes(side.shape, x.shape) == x.shape
+    except ValueError:
         fits = False
     if not fits:
         message = (
@@ -87,7 +88,7 @@ def check_images(x: Tensor, box: Box, low: str = "box", high: str = "box", remed
         return
     validate.images(x, -math.inf, math.inf)
     width = torch.as_tensor(highest) - lowest
-    room = validate.ROUNDING * torch.where(width.isfinite(), width, 1.0)
+    room = validate._ROUNDING * torch.where(width.isfinite(), width, 1.0)
     if len(x) and not bool(inside(x, (lowest, highest), room).all()):
         least, most = (float(value) for value in torch.aminmax(x.detach()))
         message = f"images span [{least:.4g}, {most:.4g}], outside [{low}, {high}], which are tensors"

@@ -94,8 +94,8 @@ class OriginalSignatures:
     ) -> None:
         if version not in VERSIONS:
             raise nearest("AutoAttack version", version, VERSIONS, field="version")
-        options = {"device": model_state.device_of(model, None) if device is None else device}
-        options |= {"eps": eps, "norm": norm, "seed": seed, "version": version}
+        options: dict[str, Any] = {"eps": eps, "norm": norm, "seed": seed, "version": version}
+        options["device"] = model_state.device_of(model, None) if device is None else device
         self._build(model, list(attacks_to_run), bool(is_tf_model), options)
         self.model = model
         self.verbose = verbose

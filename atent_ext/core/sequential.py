@@ -35,7 +35,7 @@ def confidence_sequence(right: Counts, scored: Counts, total: int, level: float 
     mode = np.clip(s * (rest + 1) // np.maximum(t, 1), 0, rest)
     threshold = math.log(1 - level)
 
-    def inside(unseen: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def inside(unseen: NDArray[np.int64]) -> Any:
         """Whether `unseen` right images among the rest are compatible with what was seen."""
         return _log_posterior(unseen, s, t, rest) > threshold - _ROUNDING
 

@@ -13,7 +13,7 @@ from atent_ext.core.errors import BadInput, Code
 from atent_ext.core.types import Radius
 
 # Images may lie this far outside the box, relative to its width, because of rounding or float16.
-ROUNDING = 1e-3
+_ROUNDING = 1e-3
 _LARGEST = 1e15
 """Products of two numbers up to this one, and of their noise, are finite in float32."""
 _LONGEST = 100
@@ -140,7 +140,7 @@ def images(x: Tensor, low: float, high: float, remedy: str = "") -> None:
         message = "images hold NaN or infinity; remove them before attacking or training"
         raise BadInput(message, code="bad-value", field="images")
     width = high - low
-    room = ROUNDING * (width if math.isfinite(width) else 1.0)
+    room = _ROUNDING * (width if math.isfinite(width) else 1.0)
     if least < low - room or most > high + room:
         message = (
             f"images span [{least:.4g}, {most:.4g}], outside the box [{low:g}, {high:g}]; {guess(least, most, remedy)}"

@@ -4,8 +4,9 @@
 
 coverage: evaluations of N images in random order, of which the confidence sequence is looked at after every chunk: how
 many ever miss the accuracy on all N images. equal: pairs of equally accurate models: how many the sequential McNemar
-test ever calls different. replays: the flags of committed cards in random orders: after how many images a claim is
-refuted or confirmed. widths: of the interval and of Wilson's for a fixed number of images.
+test ever calls different. replays: the flags of committed cards in random orders: after how many images (the median) a
+claim that is 5 or 20 points too high is refuted, and a true one confirmed within 1 point; decided: the same for other
+accuracies. widths: of the interval and of Wilson's for a fixed number of images.
 """
 
 import argparse
@@ -93,16 +94,28 @@ def replays(orders: int, generator: np.random.Generator) -> list[dict[str, objec
 
 
 def _stops(flags: NDArray[np.int64], orders: int, generator: np.random.Generator) -> dict[str, float]:
+    """Median numbers of images; a claim above 100 % is left out."""
     total, share = len(flags), float(flags.mean())
-    found: dict[str, list[int]] = {"refuted +5": [], "refuted +20": [], "confirmed -1": []}
+    found: dict[str, list[int]] = {}
     for _ in range(orders):
         seen = generator.permutation(flags).cumsum()
         low, high = confidence_sequence(seen, np.arange(1, total + 1), total, LEVEL)
         low, high = np.maximum.accumulate(low), np.minimum.accumulate(high)
-        found["refuted +5"].append(_first(high < share + 0.05))
-        found["refuted +20"].append(_first(high < share + 0.20))
-        found["confirmed -1"].append(_first(low > share - 0.01))
+        for points in (5, 20):
+            if share + points / 100 <= 1:
+                found.setdefault(f"refuted +{points}", []).append(_first(high < share + points / 100))
+        found.setdefault("confirmed -1", []).append(_first(low > share - 0.01))
     return {name: statistics.median(counts) for name, counts in found.items()}
+
+
+def decided(orders: int, generator: np.random.Generator) -> list[dict[str, float]]:
+    """As `replays`, for accuracies and numbers of test images that no card has."""
+    cases = [(accuracy, total) for accuracy in (0.3, 0.57, 0.9) for total in (500, 1_000, 10_000)]
+    return [
+        {"accuracy": accuracy, "N": total}
+        | _stops((np.arange(total) < round(accuracy * total)).astype(np.int64), orders, generator)
+        for accuracy, total in cases
+    ]
 
 
 def _first(decided: NDArray[np.bool_]) -> int:
@@ -154,6 +167,7 @@ def main() -> None:
         ],
         "masked network that claims 60": {str(total): masked(total) for total in TOTALS},
         "replays": replays(given.orders, generator),
+        "decided": decided(given.orders, generator),
         "widths": widths(),
     }
     given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
