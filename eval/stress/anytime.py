@@ -9,17 +9,19 @@ claim that is 5 or 20 points too high is refuted, and a true one confirmed withi
 accuracies. widths: of the interval and of Wilson's for a fixed number of images.
 """
 
-import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from scipy.special import gammaln
 from scipy.stats import beta
 
 from atent_ext.core.statistics import confidence_sequence, interval, sequential_mcnemar
+from atent_ext.storage import files
 from atent_ext.submissions.cards import read_card
 
 ACCURACIES = (0.0, 0.3, 0.57, 0.9, 0.99)
@@ -142,38 +144,34 @@ def widths() -> list[dict[str, float]]:
     return rows
 
 
-def main() -> None:
+def main(
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    streams: Annotated[int, typer.Option(min=1, help="Simulated evaluations of each case.")] = 10_000,
+    orders: Annotated[int, typer.Option(min=1, help="Random orders of each replay.")] = 101,
+    seed: int = 0,
+) -> None:
     """Simulate everything and write it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("anytime.json"))
-    parser.add_argument("--streams", type=int, default=10_000)
-    parser.add_argument("--orders", type=int, default=101)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    generator = np.random.default_rng(given.seed)
+    generator = np.random.default_rng(seed)
     found = {
         "level": LEVEL,
-        "seed": given.seed,
+        "seed": seed,
         "coverage": [
-            row
-            for accuracy in ACCURACIES
-            for total in TOTALS
-            for row in coverage(accuracy, total, given.streams, generator)
+            row for accuracy in ACCURACIES for total in TOTALS for row in coverage(accuracy, total, streams, generator)
         ],
         "equal": [
-            equal(discordant, replaced, given.streams, generator)
+            equal(discordant, replaced, streams, generator)
             for discordant in (20, 200, 2_000)
             for replaced in (False, True)
         ],
         "masked network that claims 60": {str(total): masked(total) for total in TOTALS},
-        "replays": replays(given.orders, generator),
-        "decided": decided(given.orders, generator),
+        "replays": replays(orders, generator),
+        "decided": decided(orders, generator),
         "widths": widths(),
     }
-    given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    files.write(out, json.dumps(found, indent=1) + "\n")
     print("highest upper bound of misses:", max(row["upper95"] for row in found["coverage"]))
     print("highest upper bound of false differences:", max(row["upper95"] for row in found["equal"]))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
