@@ -39,7 +39,7 @@ class Smoothing:
     def __post_init__(self) -> None:
         for name in ("n0", "n", "batch_size"):
             validate.steps(name, getattr(self, name))
-        validate.radius("sigma", self.sigma)
+        validate.number("sigma", self.sigma)
         if self.sigma == 0:
             message = "sigma is 0; randomized smoothing needs noise, a standard deviation above 0"
             raise BadInput(message, code="bad-value", field="sigma")
@@ -58,7 +58,7 @@ class Smoothing:
 
     def require(self, radius: float) -> None:
         """Raise BadInput, which names a sufficient n, if n samples cannot certify `radius`."""
-        validate.radius("radius", radius)
+        validate.number("radius", radius)
         if self.largest < radius:
             message = (
                 f"n is {self.n}, with which no radius above {self.largest:.4g} can be certified at sigma "

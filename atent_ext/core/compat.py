@@ -4,6 +4,7 @@
 of the original AutoAttack, whether that package or pyautoattack is installed.
 """
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -11,7 +12,7 @@ import inspect
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from atent_ext.core.errors import MissingExtra
 from atent_ext.core.original_signatures import VERSIONS as VERSIONS
-from atent_ext.core.original_signatures import adapted
+from atent_ext.core.original_signatures import adapted, new_state
 from atent_ext.core.original_signatures import untouched as untouched
 
 
@@ -132,16 +133,30 @@ def robustbench() -> ModuleType:
 
     If no package `autoattack` is installed, one is added to `sys.modules` and stays there; its `AutoAttack` is
     `autoattack_class()`. `robustbench.benchmark` runs that class also where the original is installed, and can read the
-    file that it writes to `aa_state_path`. Raises MissingExtra if robustbench is not installed.
+    file that it writes to `aa_state_path`; one that exists is refused before anything runs. Raises MissingExtra if
+    robustbench is not installed.
     """
     if importlib.util.find_spec("robustbench") is None:
         raise MissingExtra("robustbench is not installed; pip install 'atent-ext[robustbench]'", field="robustbench")
     _supply_autoattack()
     with _pkg_resources():
         package = _quiet_import("robustbench")
-    benchmark: Any = importlib.import_module("robustbench.eval")
-    benchmark.AutoAttack, benchmark.EvaluationState = autoattack_class(), _FinishedState
+    evaluation: Any = importlib.import_module("robustbench.eval")
+    evaluation.AutoAttack, evaluation.EvaluationState = autoattack_class(), _FinishedState
+    if not hasattr(evaluation.benchmark, "__wrapped__"):
+        evaluation.benchmark = vars(package)["benchmark"] = _refusing_old_states(evaluation.benchmark)
     return package
+
+
+def _refusing_old_states(benchmark: Callable[..., Any]) -> Callable[..., Any]:
+    """RobustBench's `benchmark`, which refuses a state file that exists before it runs anything."""
+
+    @functools.wraps(benchmark)
+    def checked(*arguments: Any, **options: Any) -> Any:
+        new_state(inspect.signature(benchmark).bind(*arguments, **options).arguments.get("aa_state_path"))
+        return benchmark(*arguments, **options)
+
+    return checked
 
 
 class _FinishedState:

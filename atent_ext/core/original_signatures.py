@@ -60,6 +60,15 @@ def _messages(verbose: bool, log_path: str | Path | None) -> Iterator[None]:
             handler.close()
 
 
+def new_state(path: str | Path | None) -> Path | None:
+    """The path of a state that does not exist yet. Raises BadInput for one that does."""
+    if path is not None and Path(path).exists():
+        message = f"state_path {path} exists, and resuming from it fails in every AutoAttack: it holds no adversaries"
+        remedy = "name a new file, or use `atent eval` or `atent_ext.evaluate(..., out=...)`, which resume"
+        raise BadInput(f"{message}; {remedy}", code="exists", field="state_path")
+    return None if path is None else Path(path)
+
+
 class OriginalSignatures:
     """The original AutoAttack's signatures, a mixin for the class of either package; see `compat.autoattack_class`.
 
@@ -127,10 +136,7 @@ class OriginalSignatures:
         `y_adv` (N,) holds the model's predictions for `x_adv`. Images that no attack fools are returned unchanged. bs:
         batch size. state_path: a new file for the progress. Raises BadInput if `state_path` exists.
         """
-        path = None if state_path is None else Path(state_path)
-        if path is not None and path.exists():
-            message = f"state_path {path} exists, and resuming from it fails in every AutoAttack; name a new file"
-            raise BadInput(message, code="exists", field="state_path")
+        path = new_state(state_path)
         _reset_gradient_counts(self.package)
         with untouched(self.model), _messages(self.verbose, self.log_path):
             x_adv, y_adv = self._evaluate(x_orig, y_orig, bs, path)

@@ -138,7 +138,7 @@ def _device(device: torch.device | str) -> torch.device:
 
 def _threat(norm: str, eps: float, test: Split) -> Threat:
     norm_called(norm)
-    validate.radius("eps", eps)
+    validate.number("eps", eps)
     widest = 1.0 if norm == "Linf" else float(test.images[0].numel()) ** 0.5
     if eps >= widest:
         message = f"eps is {eps:g}, and no two images in [0, 1] are farther apart than {widest:.4g} in {norm}"

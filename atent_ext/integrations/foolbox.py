@@ -45,9 +45,9 @@ class _ATENTAttack(FixedEpsilonAttack):  # type: ignore[misc]
         """The attack at one epsilon as a `Langevin` kernel."""
         validate.radius("epsilon", epsilon)
         validate.flag("random_start", self.random_start)
-        validate.number("rel_stepsize", self.rel_stepsize)
+        validate.radius("rel_stepsize", self.rel_stepsize)
         if self.abs_stepsize is not None:
-            validate.number("abs_stepsize", self.abs_stepsize)
+            validate.radius("abs_stepsize", self.abs_stepsize)
         return atent(
             self.norm,
             epsilon,

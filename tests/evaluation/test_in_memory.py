@@ -232,6 +232,7 @@ def test_an_eps_that_looks_like_0_to_255(problem):
     assert "write 8/255" in refused("bad-value", "eps", network, x, y, eps=8)
     assert "write 128/255" in refused("bad-value", "eps", network, x, y, eps=128, norm="L2")
     refused("bad-value", "eps", network, x, y, eps=-0.1)
+    refused("bad-shape", "eps", network, x, y, eps=torch.full((len(x),), 0.1))
     refused("unknown-name", "norm", network, x, y, norm="L3")
 
 
