@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from atent_ext.core import registry
+from atent_ext.core import compat, registry
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Threat
 from atent_ext.core.version import __version__
@@ -124,7 +124,7 @@ def _curves(result: Result, axis: CurveAxis, out: Path) -> list[Path]:
 
 
 def _header(study: Study, context: Context) -> Result:
-    names = ("torch", "pyautoattack", "foolbox", "adversarial-robustness-toolbox")
+    names = ("torch", compat.autoattack_package()[0], "foolbox", "adversarial-robustness-toolbox")
     return {
         "study": study.name,
         "title": study.title,
