@@ -118,9 +118,9 @@ def certify(
     n0: Annotated[int, typer.Option(min=1, help="Draws that choose the class.")] = 100,
     alpha: Annotated[float, typer.Option(help="One minus the confidence.")] = 0.001,
     radius: Annotated[
-        float,
+        float | None,
         typer.Option(parser=number("--radius"), metavar="NUMBER", help="Refuse an n that cannot reach it, in ℓ2."),
-    ] = 0.0,
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Noisy images in one pass.")] = 1000,
     out: Annotated[
         Path | None, typer.Option("--out", help="JSON file to write; an interrupted one is continued.")
@@ -145,7 +145,7 @@ def certify(
     from atent_ext.evaluation import certificates, scoring
 
     smoothing = Smoothing(sigma=sigma, n0=n0, n=n, alpha=alpha, batch_size=batch_size)
-    smoothing.require(radius)
+    smoothing.require(radius or 0.0)
     _no_folder(out)
     threat = (norm or "Linf", 0.0)  # its norm is part of a name in RobustBench's zoo; radii are what is measured
     loaded = subjects.load(subject, model, dataset, *threat, data_root, download, model_dir, classes=classes)

@@ -22,6 +22,7 @@ from atent_ext.data import datasets
 from atent_ext.models.speed import Speed
 from atent_ext.training import recipe_files
 from atent_ext.training.entropy_sgd import EntropySGD
+from atent_ext.training.overrides import numbers
 from atent_ext.training.recipe_files import names as names
 
 
@@ -195,7 +196,7 @@ def _never_reached(recipe: Recipe) -> Iterator[str]:
 def parse(raw: Mapping[str, Any], source: str) -> Recipe:
     """The recipe in plain data. source: its name in errors. Raises BadInput for invalid data."""
     try:
-        return Recipe.model_validate(dict(raw))
+        return Recipe.model_validate(numbers(dict(raw)))
     except ValidationError as error:
         raise _bad_input(error, Recipe, f"recipe {source}: ") from None
 

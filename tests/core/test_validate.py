@@ -95,7 +95,8 @@ def test_images_may_be(x, low, high):
         (torch.tensor([[0.0, -INF]]), "images hold NaN or infinity; remove them before attacking or training"),
         (
             torch.zeros(2, 3, dtype=torch.uint8),
-            "images are torch.uint8 of shape (2, 3); a floating-point tensor (N, ...) in [0, 1] is needed",
+            "images are torch.uint8 of shape (2, 3); a floating-point tensor (N, ...) in [0, 1] is needed; if they are "
+            "0-255, divide them by 255",
         ),
         (
             torch.zeros(3),
