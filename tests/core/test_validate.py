@@ -151,7 +151,8 @@ def test_labels_may_be(y, count, classes):
         (
             torch.zeros(3, 4, dtype=torch.long),
             4,
-            "labels have shape (3, 4); one class number per image is needed: (3,)",
+            "labels have shape (3, 4); one class number per image is needed: (3,); "
+            "of one-hot rows give labels.argmax(1)",
         ),
         (torch.tensor([0.0, 1.0, 2.0]), 4, "labels are torch.float32; integer class numbers are needed"),
         (torch.tensor([True, False, True]), 4, "labels are torch.bool; integer class numbers are needed"),

@@ -51,7 +51,7 @@ def test_a_checkpoint_of_more_classes_than_labels_says_why_and_takes_the_count(f
     refused(atent("eval", WEIGHTS, *options), "does not fit", cause)
     done = atent("eval", WEIGHTS, *options, "--classes", 10, "--out", tmp_path / "r.json")
     assert done.returncode == 0, done.stderr
-    assert "note: arrays few.npz, 40 test images; floats of 0-255, divided by 255; (N, H, W, C), 8×8" in done.stdout
+    assert "note: arrays few.npz, 40 test images; (N, H, W, C), 8×8 pixels of 1 channel, read as" in done.stdout
     flags = clean_flags(atent_ext.load(NAME), split)
     assert json.loads((tmp_path / "r.json").read_text())["results"][0]["flags"] == "".join("01"[int(f)] for f in flags)
     refused(atent("eval", WEIGHTS, *options, "--classes", 8), "labels span [0, 8]; of 8 classes they are 0 to 7")
