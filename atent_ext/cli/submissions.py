@@ -10,11 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from atent_ext.cli import card_text
+from atent_ext.cli.exit import Group
 from atent_ext.cli.options import DataRoot, Seed, console, notice, print_line, print_table
 from atent_ext.core.errors import BadInput
 
 _CARD = ".card.json"
-submission = typer.Typer(no_args_is_help=True, help="Folders that are sent in.")
+submission = typer.Typer(cls=Group, no_args_is_help=True, help="Folders that are sent in.")
 
 
 def add(app: typer.Typer) -> None:

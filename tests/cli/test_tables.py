@@ -4,10 +4,11 @@ import io
 from types import SimpleNamespace
 
 import pytest
+import typer
 from commands import atent
 from rich.console import Console
 
-from atent_ext.cli import catalog, console, doctor, options
+from atent_ext.cli import app, catalog, console, doctor, options
 from atent_ext.evaluation.certificates import Certified
 from atent_ext.evaluation.comparison import Comparison, Pair
 from atent_ext.evaluation.report import Report
@@ -170,6 +171,17 @@ def test_a_command_cuts_no_name_in_80_columns(measured, command):
     assert "…" not in done.stdout
     for name in COMMANDS[command]():
         assert any(name in line for line in lines), name
+
+
+@pytest.mark.parametrize("group", ["", "registry", "submission"])
+def test_the_help_lists_the_commands_in_whole_sentences(group):
+    whole = typer.main.get_command(app.app)
+    done = atent(*group.split(), "--help")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    text = " ".join(done.stdout.split())
+    for name, command in (whole.commands[group] if group else whole).commands.items():
+        sentence = " ".join(command.help.split("\n\n")[0].split()).partition(". ")[0].removesuffix(".")
+        assert f" {name} {sentence}" in text
 
 
 def test_a_command_prints_its_table_whole_in_a_narrow_console():
