@@ -132,6 +132,8 @@ def images(x: Tensor, low: float, high: float, remedy: str = "") -> None:
         actual = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         code: Code = "bad-type" if not isinstance(x, Tensor) or x.dtype not in _FLOATS else "bad-shape"
         message = f"images are {actual}; a floating-point tensor (N, ...) in [{low:g}, {high:g}] is needed"
+        if isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex() or x.dtype is torch.bool):
+            message += "; if they are 0-255, divide them by 255"
         raise BadInput(message, code=code, field="images")
     if x.numel() == 0:
         return
@@ -200,9 +202,10 @@ def labels(y: Tensor, count: int, classes: int | None = None) -> None:
     """Refuse labels that are not (count,) integers in [0, classes)."""
     if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype is torch.bool or y.is_complex():
         actual = y.dtype if isinstance(y, Tensor) else type(y).__name__
-        raise BadInput(f"labels are {actual}; integer class numbers are needed", code="bad-type", field="labels")
+        message = f"labels are {actual}; integer class numbers are needed{_rows(y)}"
+        raise BadInput(message, code="bad-type", field="labels")
     if y.shape != (count,):
-        message = f"labels have shape {tuple(y.shape)}; one class number per image is needed: ({count},)"
+        message = f"labels have shape {tuple(y.shape)}; one class number per image is needed: ({count},){_rows(y)}"
         raise BadInput(message, code="bad-shape", field="labels")
     if count == 0:
         return
@@ -211,3 +214,9 @@ def labels(y: Tensor, count: int, classes: int | None = None) -> None:
         end = "" if classes is None else f" and at most {classes - 1}, for a model of {classes} classes"
         message = f"labels span [{least}, {most}]; they must be at least 0{end}"
         raise BadInput(message, code="bad-value", field="labels")
+
+
+def _rows(y: object) -> str:
+    """The remedy for labels that are rows of classes."""
+    rows = isinstance(y, Tensor) and y.dim() == 2 and y.shape[1] > 1
+    return "; of one-hot rows give labels.argmax(1)" if rows else ""

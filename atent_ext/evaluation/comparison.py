@@ -53,22 +53,22 @@ class Comparison(Section):
     notes: tuple[str, ...] = ()
 
     def table(self) -> Table:
-        """One row per pair."""
+        """One row per pair, the two models below each other, so that their names stay whole in 80 columns."""
         if any(pair.scored is not None for pair in self.pairs):
             return self._sequential_table()
         title = f"{self.attack} on the same {self.n} images; win and loss at {LEVEL:.0%}, corrected by Holm"
-        table = Table("a", "b", "a alone", "b alone", "p", "p (Holm)", "a is", title=title)
+        table = Table("models", "right alone", "p", "p (Holm)", "the first is", title=title)
         for pair in self.pairs:
-            counts = str(pair.a_alone), str(pair.b_alone), f"{pair.p:.2g}", f"{pair.p_holm:.2g}"
-            table.add(pair.a, pair.b, *counts, _WORDS[pair.verdict])
+            alone = f"{pair.a_alone}\n{pair.b_alone}"
+            table.add(f"{pair.a}\n{pair.b}", alone, f"{pair.p:.2g}", f"{pair.p_holm:.2g}", _WORDS[pair.verdict])
         return table
 
     def _sequential_table(self) -> Table:
         title = f"{self.attack}, the same {self.n} images in random order until decided at {LEVEL:.0%} over all pairs"
-        table = Table("a", "b", "images", "a alone", "b alone", "p (anytime)", "a is", title=title)
+        table = Table("models", "images", "right alone", "p (anytime)", "the first is", title=title)
         for pair in self.pairs:
-            counts = str(pair.scored), str(pair.a_alone), str(pair.b_alone), f"{pair.p_holm:.2g}"
-            table.add(pair.a, pair.b, *counts, _WORDS[pair.verdict])
+            alone = f"{pair.a_alone}\n{pair.b_alone}"
+            table.add(f"{pair.a}\n{pair.b}", str(pair.scored), alone, f"{pair.p_holm:.2g}", _WORDS[pair.verdict])
         return table
 
     def to_json(self) -> str:
@@ -81,7 +81,7 @@ class Comparison(Section):
     def __str__(self) -> str:
         console = Console(width=100, no_color=True)
         with console.capture() as capture:
-            console.print(self.table())
+            console.print(self.table(), crop=False)
             for note in self.notes:
                 console.print(f"note: {note}", markup=False, highlight=False)
         return capture.get().rstrip()

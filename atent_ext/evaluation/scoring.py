@@ -273,5 +273,10 @@ def default_path(subject: Path, loaded: Subject, protocol: Protocol, n: int | No
     protocol_name = re.sub(r"[^\w.+ -]", "-", protocol.name)  # of a file, it may say anything
     protocol_name += "" if loaded.part == datasets.TEST else "-held-out"
     name = f"eval-{protocol_name}-{loaded.threat.norm}-{loaded.threat.eps:g}-n{count}-seed{seed}.json"
+    return default_folder(subject, loaded) / name
+
+
+def default_folder(subject: Path, loaded: Subject) -> Path:
+    """The folder of what is measured of a subject by default: the run folder, or for other subjects one in runs/."""
     digest = str(loaded.about.weights_sha256)[:8]
-    return (subject if subject.is_dir() else Path("runs") / f"{loaded.about.name}-{digest}") / name
+    return subject if subject.is_dir() else Path("runs") / f"{loaded.about.name}-{digest}"

@@ -7,7 +7,10 @@ PATH                     a run folder or a weights file; ./NAME where the zoo ha
 import os
 from pathlib import Path
 
+from atent_ext.core import registry, validate
 from atent_ext.core.errors import BadInput
+from atent_ext.core.norms import norm as norm_called
+from atent_ext.data import datasets
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.subjects import zoo
 from atent_ext.subjects.base import threat_model, under
@@ -29,6 +32,7 @@ def load(
     download: bool = False,
     model_dir: Path | None = None,
     held_out: bool = False,
+    classes: int | None = None,
 ) -> Subject:
     """The subject of a run folder, of a name of the zoo, or of a weights file with its model and data set.
 
@@ -36,9 +40,11 @@ def load(
     "./". "zoo:NAME" is always a model of the zoo. `robustbench:NAME` is a model of RobustBench; its checkpoint is in
     `model_dir` (None: "models"), and without `eps` it is scored at the radius of RobustBench's leaderboard.
     model, dataset: needed for a weights file. norm, eps: override the threat model. held_out: as in `from_run`; only
-    for run folders. Raises BadInput for an argument that is missing or does not apply, and for a name that is both a
-    model of the zoo and an existing path.
+    for run folders. classes: as in `datasets.load`; only where `dataset` is given.
+    Raises BadInput for a name or a value that is not valid, before any file is looked at; for an argument that is
+    missing or does not apply; and for a name that is both a model of the zoo and an existing path.
     """
+    check_values(model, dataset, norm, eps, classes)
     name, path = _zoo_name(str(reference)), Path(reference)
     robustbench = str(reference).startswith(_ROBUSTBENCH)
     if held_out and (robustbench or name is not None):
@@ -52,16 +58,12 @@ def load(
             message = f"{reference} is a model of RobustBench's zoo; it needs --dataset, and no --model"
             raise BadInput(message, code="unused" if model else "missing", field="model" if model else "dataset")
         theirs = str(reference).removeprefix(_ROBUSTBENCH)
-        return from_zoo(theirs, dataset, norm or "Linf", eps, root, download, model_dir or Path("models"))
+        return from_zoo(theirs, dataset, norm or "Linf", eps, root, download, model_dir or Path("models"), classes)
     if model_dir is not None:
         message = f"--model-dir is {model_dir}, but {reference} is no {_ROBUSTBENCH}NAME; drop it"
         raise BadInput(message, code="unused", field="model_dir")
     if name is not None:
-        if model or dataset:
-            message = (
-                f"{reference} is a model of the zoo, whose card names model and data set; drop --model and --dataset"
-            )
-            raise BadInput(message, code="unused", field="model" if model else "dataset")
+        _refuse(f"{reference} is a model of the zoo, whose card", model, dataset, classes)
         return from_card(name, norm, eps, root, download)
     if not path.exists():
         raise zoo.unknown(f"{reference} does not exist; give a run folder or a weights file", str(reference))
@@ -69,15 +71,40 @@ def load(
         message = f"{reference} is no run folder, whose recipe says which images were held out; leave out --held-out"
         raise BadInput(message, code="unused", field="held_out")
     if path.is_dir():
-        if model or dataset:
-            message = f"{reference} is a run folder, whose recipe names model and data set; drop --model and --dataset"
-            raise BadInput(message, code="unused", field="model" if model else "dataset")
+        _refuse(f"{reference} is a run folder, whose recipe", model, dataset, classes)
         return under(from_run(path, root, download, held_out), norm, eps)
     if model is None or dataset is None or eps is None:
         message = f"{reference} is no run folder; a weights file needs --model, --dataset and --eps"
         missing = next(name for name, value in (("model", model), ("dataset", dataset), ("eps", eps)) if value is None)
         raise BadInput(message, code="missing", field=missing)
-    return from_weights(path, model, dataset, threat_model(norm or "Linf", eps), root, download)
+    return from_weights(path, model, dataset, threat_model(norm or "Linf", eps), root, download, classes)
+
+
+def check_values(
+    model: str | None, dataset: str | None, norm: str | None, eps: float | None, classes: int | None
+) -> None:
+    """Raise BadInput for an argument of `load` that is wrong whatever the reference is. No file is looked at."""
+    models = registry.entries("model")
+    if model is not None and model not in models:
+        raise registry.nearest("model", model, models)
+    if dataset is not None:
+        datasets.check_name(dataset)
+    if norm is not None:
+        norm_called(norm)
+    if eps is not None:
+        validate.radius("eps", eps)
+    if classes is not None:
+        validate.steps("classes", classes)
+
+
+def _refuse(who: str, model: str | None, dataset: str | None, classes: int | None) -> None:
+    """Raise BadInput for the options of weights files where a card or a recipe decides. who: the start of the error."""
+    given = {"model": model, "dataset": dataset, "classes": classes}
+    field = next((name for name, value in given.items() if value), None)
+    if field is not None:
+        drop = "--classes" if field == "classes" else "--model and --dataset"
+        message = f"{who} names model and data set; drop {drop}"
+        raise BadInput(message, code="unused", field=field)
 
 
 def _zoo_name(reference: str) -> str | None:

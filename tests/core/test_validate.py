@@ -97,7 +97,8 @@ def test_images_may_be(x, low, high):
         (torch.tensor([[0.0, -INF]]), "images hold NaN or infinity; remove them before attacking or training"),
         (
             torch.zeros(2, 3, dtype=torch.uint8),
-            "images are torch.uint8 of shape (2, 3); a floating-point tensor (N, ...) in [0, 1] is needed",
+            "images are torch.uint8 of shape (2, 3); a floating-point tensor (N, ...) in [0, 1] is needed; if they are "
+            "0-255, divide them by 255",
         ),
         (
             torch.zeros(3),
@@ -152,7 +153,8 @@ def test_labels_may_be(y, count, classes):
         (
             torch.zeros(3, 4, dtype=torch.long),
             4,
-            "labels have shape (3, 4); one class number per image is needed: (3,)",
+            "labels have shape (3, 4); one class number per image is needed: (3,); "
+            "of one-hot rows give labels.argmax(1)",
         ),
         (torch.tensor([0.0, 1.0, 2.0]), 4, "labels are torch.float32; integer class numbers are needed"),
         (torch.tensor([True, False, True]), 4, "labels are torch.bool; integer class numbers are needed"),
