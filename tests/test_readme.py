@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from commands import atent
+from original_autoattack import STAND_INS
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
@@ -127,9 +128,9 @@ def own_network(home):
                 Image.fromarray(image).save(home / "images" / part / name / f"{number}.png")
 
 
-def process(folder, *arguments):
+def process(folder, *arguments, **more):
     # RobustBench writes its messages, and libraries of its own warn while they are imported.
-    environment = os.environ | {"ATENT_DATA": str(folder / "data")}
+    environment = os.environ | {"ATENT_DATA": str(folder / "data")} | more
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -186,4 +187,12 @@ def test_every_python_snippet_runs_after_the_commands(folder, ran):
     snippets = blocks("python")
     assert len(snippets) >= 7
     done = process(folder, "-c", PREAMBLE + "\n".join(snippets))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_autoattack_snippet_runs_where_the_original_is_installed(folder, ran):
+    assert ran(RUN).returncode == 0
+    (snippet,) = (text for text in blocks("python") if "autoattack_class" in text)
+    path = f"{STAND_INS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = process(folder, "-c", PREAMBLE + snippet, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr

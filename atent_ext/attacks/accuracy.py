@@ -8,6 +8,7 @@ from atent_ext.attacks.langevin import Langevin
 from atent_ext.attacks.restarts import Keep, adversaries, allowed
 from atent_ext.attacks.spec import Setting
 from atent_ext.core import seeds, validate
+from atent_ext.core.box import Box
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import device_of, evaluating, frozen
 from atent_ext.core.norms import Norm
@@ -23,9 +24,7 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    logits: Tensor = model(x)
-    validate.logits(logits, len(x))
-    return logits
+    return validate.logits(model(x), len(x))
 
 
 def clean_flags(model: nn.Module, split: Split, batch_size: int = 250) -> Tensor:
@@ -65,7 +64,7 @@ def flags_under(
     norm: Norm,
     eps: Radius,
     batch_size: int,
-    box: tuple[float, float] = (0.0, 1.0),
+    box: Box = (0.0, 1.0),
 ) -> Tensor:
     """Which examples are predicted correctly, clean and after `attack`, (N,) bool.
 
@@ -86,5 +85,5 @@ def flags_under(
 
 def _correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
-        prediction: Tensor = model(x).argmax(1)
+        prediction = _logits(model, x).argmax(1)
     return prediction == y

@@ -12,7 +12,8 @@ from torch import Tensor
 from atent_ext.attacks import restarts
 from atent_ext.attacks.langevin import Langevin, Pull
 from atent_ext.attacks.restarts import Keep, adversaries
-from atent_ext.core import compat, validate
+from atent_ext.core import box, compat, validate
+from atent_ext.core.box import Side
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import evaluating
@@ -50,12 +51,14 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
     batch_size: int | None
     speed: ViewSpeed
 
-    def __init__(self, predict: Model, loss_fn: Loss | None, clip_min: float, clip_max: float, **settings: Any) -> None:
+    def __init__(self, predict: Model, loss_fn: Loss | None, clip_min: Side, clip_max: Side, **settings: Any) -> None:
         if not callable(predict):
-            message = f"predict is {predict!r}; it must be a model, (N, ...) to logits"
+            message = f"predict is {validate.shown(predict)}; it must be a model, (N, ...) to logits"
             raise BadInput(message, code="bad-type", field="predict")
         if loss_fn is not None and not callable(loss_fn):
-            message = f"loss_fn is {loss_fn!r}; it must be a function of (logits, y), or None for cross-entropy"
+            message = (
+                f"loss_fn is {validate.shown(loss_fn)}; it must be a function of (logits, y), or None for cross-entropy"
+            )
             raise BadInput(message, code="bad-type", field="loss_fn")
         super().__init__(predict, cross_entropy if loss_fn is None else loss_fn, clip_min, clip_max)
         self.__dict__.update(settings)
@@ -70,6 +73,7 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
         validate.steps("nb_iter", self.nb_iter)
         validate.radius("eps_iter", self.eps_iter)
         validate.flag("rand_init", self.rand_init)
+        box.check((self.clip_min, self.clip_max), "clip_min", "clip_max")
         start = self.norm.start if self.start is None else self.start
         return Langevin(
             norm=self.norm,
@@ -98,7 +102,8 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
     def sample(self, x: Tensor, y: Tensor | None = None, n: int = 1) -> Tensor:
         """The last iterates of `n` independent chains per example, shape (n, N, ...); see `perturb`."""
         validate.steps("n", n)
-        validate.images(x, self.clip_min, self.clip_max)
+        remedy = "give clip_min and clip_max"
+        box.check_images(x, (self.clip_min, self.clip_max), "clip_min", "clip_max", remedy)
         if len(x) == 0:  # many models fail on an empty batch
             return x.new_empty((n, *x.shape))
         with evaluating(self.predict), speed.viewed(self.predict, x, self.speed) as model:
@@ -124,12 +129,12 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
             if self.targeted:
                 raise BadInput("y is None; a targeted attack needs the target classes", code="missing", field="y")
             with torch.no_grad():
-                logits = self.predict(x)
-            validate.logits(logits, len(x))
-            return logits.argmax(1)  # type: ignore[no-any-return]
+                return validate.logits(self.predict(x), len(x)).argmax(1)
         with torch.no_grad():
-            classes = self.predict(x[:1]).numel()  # numel: squeeze() in a model drops a batch dimension of 1
-        validate.labels(y, len(x), classes)
+            first = self.predict(x[:1])
+        # squeeze() in a model drops a batch dimension of 1
+        squeezed = isinstance(first, Tensor) and first.dim() == 1 and len(first) > 1
+        validate.labels(y, len(x), validate.logits(first[None] if squeezed else first, 1).shape[1])
         return y.to(x.device, torch.long)
 
 
@@ -143,7 +148,8 @@ class LinfATENTAttack(_ATENTAttack):
     direction: as in `Langevin`. generator: source of noise and random starts; None is torch's global generator.
     restarts, keep, early_stop, batch_size: as in `restarts.adversaries`. By default the last iterate of one chain is
     returned, and images on the CPU are processed in batches of at most 64. speed: "channels-last" or "plain", as in
-    `speed.viewed`. Adversaries lie in the eps ball and in [clip_min, clip_max]. Raises BadInput for invalid values.
+    `speed.viewed`. clip_min, clip_max: numbers, or tensors with one value per feature, of the shape of one input or of
+    the batch. Adversaries lie in the eps ball and in [clip_min, clip_max]. Raises BadInput for invalid values.
     """
 
     norm = LINF
@@ -157,8 +163,8 @@ class LinfATENTAttack(_ATENTAttack):
         eps_iter: Radius = 0.01,
         noise: float = 1e-3,
         rand_init: bool = True,
-        clip_min: float = 0.0,
-        clip_max: float = 1.0,
+        clip_min: Side = 0.0,
+        clip_max: Side = 1.0,
         targeted: bool = False,
         *,
         project: Projection = "last",
@@ -174,7 +180,7 @@ class LinfATENTAttack(_ATENTAttack):
         speed: ViewSpeed = "channels-last",
     ) -> None:
         if not isinstance(project, str) or project not in ("last", "every"):
-            message = f"project is {project!r}; the ℓ∞ attack projects at the 'last' or at 'every' step"
+            message = f"project is {validate.shown(project)}; the ℓ∞ attack projects at the 'last' or at 'every' step"
             raise BadInput(message, code="unknown-name" if isinstance(project, str) else "bad-type", field="project")
         super().__init__(
             predict,
@@ -222,8 +228,8 @@ class L2ATENTAttack(_ATENTAttack):
         noise: float = 1e-3,
         gamma: float = 0.05,
         rand_init: bool = True,
-        clip_min: float = 0.0,
-        clip_max: float = 1.0,
+        clip_min: Side = 0.0,
+        clip_max: Side = 1.0,
         targeted: bool = False,
         *,
         project: Projection | None = "every",

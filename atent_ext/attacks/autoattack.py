@@ -10,7 +10,6 @@ Otherwise as little as possible is changed, and a note of the kind "changed" des
 - L2 on images less than 5 pixels high: the first stripes of Square would be 0 pixels wide, so it is left out.
 """
 
-import importlib.metadata
 import logging
 import math
 import re
@@ -135,11 +134,7 @@ class _Images:
 
     def __call__(self, images: Tensor) -> Tensor:
         logits = self.model(images.reshape(len(images), *self.inner).to(self.dtype))
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            message = f"the model returns {shape} for {len(images)} images; logits (N, classes) are needed"
-            raise BadInput(message, code="bad-shape", field="logits")
-        return logits.float()
+        return validate.logits(logits, len(images)).float()
 
     def images(self, x: Tensor) -> Tensor:
         """Inputs (N, ...) as images for the attacks; contiguous, since the attacks use `view`."""
@@ -311,9 +306,4 @@ def _result(
 
 
 def _package() -> str:
-    ours = issubclass(compat.autoattack_class(), compat.OriginalSignatures)
-    name = "pyautoattack" if ours else "autoattack"
-    try:
-        return f"{name} {importlib.metadata.version(name)}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"{name} of unknown version"
+    return " ".join(compat.autoattack_package())

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from atent_ext.core import compat
+from atent_ext.core import compat, validate
 from atent_ext.core.norms import L2, Norm
 
 Attack: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -54,7 +54,7 @@ def _by_art(name: str, **settings: Any) -> Attack:
 
     def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
-            classes = model(x[:1]).shape[1]
+            classes = validate.logits(model(x[:1]), 1).shape[1]
         device = "gpu" if x.is_cuda else "cpu"
         estimator = PyTorchClassifier(
             model, nn.CrossEntropyLoss(), x.shape[1:], classes, clip_values=(0.0, 1.0), device_type=device

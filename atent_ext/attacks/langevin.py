@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from atent_ext.core import validate
+from atent_ext.core.box import Box, clamp
+from atent_ext.core.box import check as check_box
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import frozen
 from atent_ext.core.norms import L2, LINF, Direction, Norm, Start, gaussian, per_example
@@ -93,7 +95,8 @@ class Langevin:
     "uniform" in the cube of half-width eps, "ball" (normal, projected to the ℓ2 ball), "corner" of the cube, "blocks"
     (a corner with the same sign for 4 x 4 pixels of a channel; images (N, C, H, W) only), "near" (normal with standard
     deviation 1e-3 around x), or "clean" (x itself).
-    box: lowest and highest value of an input. box_first: clamp to the box before projecting instead of after.
+    box: lowest and highest value of an input, numbers or tensors (see `core.box`). box_first: clamp to the box before
+    projecting instead of after.
     targeted: minimise the loss instead of maximising it.
     Raises BadInput for invalid values.
     """
@@ -108,7 +111,7 @@ class Langevin:
     pull: Pull = "authors"
     project: Project = "every"
     start: Start = "clean"
-    box: tuple[float, float] = (0.0, 1.0)
+    box: Box = (0.0, 1.0)
     box_first: bool = False
     targeted: bool = False
 
@@ -124,11 +127,11 @@ class Langevin:
         for name, known in (("direction", _DIRECTIONS), ("pull", _PULLS), ("start", _STARTS)):
             validate.choice(name, getattr(self, name), known)
         validate.choice("project", self.project, ("every", "last", "never"))
-        validate.box(self.box)
+        check_box(self.box)
 
     def begin(self, x: Tensor, generator: Generator = None) -> Tensor:
         """x'_0, inside the box; (N, ...) -> (N, ...). Raises BadInput if "blocks" gets inputs that are not images."""
-        return _STARTS[self.start](x, self.norm, self.eps, generator).clamp(*self.box)
+        return clamp(_STARTS[self.start](x, self.norm, self.eps, generator), self.box)
 
     @torch.no_grad()
     def step(self, x: Tensor, moving: Tensor, gradient: Tensor, last: bool, generator: Generator = None) -> Tensor:
@@ -145,10 +148,10 @@ class Langevin:
 
     def _confine(self, x: Tensor, moved: Tensor, last: bool) -> Tensor:
         if self.project == "never" or (self.project == "last" and not last):
-            return moved.clamp(*self.box)
+            return clamp(moved, self.box)
         if self.box_first:
-            return x + self.norm.project(moved.clamp(*self.box) - x, self.eps)
-        return (x + self.norm.project(moved - x, self.eps)).clamp(*self.box)
+            return x + self.norm.project(clamp(moved, self.box) - x, self.eps)
+        return clamp(x + self.norm.project(moved - x, self.eps), self.box)
 
 
 Gradient: TypeAlias = Callable[[Tensor], Tensor]
@@ -204,8 +207,7 @@ def scored_gradient(model: Model, loss: Loss, moving: Tensor, target: Tensor) ->
     """
     with torch.inference_mode(False), torch.enable_grad(), frozen(model):
         leaf = _recordable(moving.detach()).requires_grad_()
-        logits = model(leaf)
-        validate.logits(logits, len(leaf))
+        logits = validate.logits(model(leaf), len(leaf))
         total = loss(logits, _recordable(target)).sum()
         gradient = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
         if gradient is None:
@@ -231,7 +233,7 @@ def last_iterate(
 
 def _check_norm(norm: Norm) -> None:
     if not hasattr(norm, "steepest"):
-        message = f"norm is {norm!r}; a kernel takes norms.LINF or norms.L2"
+        message = f"norm is {validate.shown(norm)}; a kernel takes norms.LINF or norms.L2"
         raise BadInput(message, code="bad-type", field="norm")
 
 
@@ -260,7 +262,7 @@ def pgd(
     steps: int,
     step_size: Radius | None = None,
     *,
-    box: tuple[float, float] = (0.0, 1.0),
+    box: Box = (0.0, 1.0),
     start: Start | None = None,
 ) -> Langevin:
     """Projected gradient ascent (Madry et al. 2018): no noise, no pull, projected at every step.
@@ -280,7 +282,7 @@ def pgd(
     )
 
 
-def fgsm(norm: Norm, eps: Radius, *, box: tuple[float, float] = (0.0, 1.0)) -> Langevin:
+def fgsm(norm: Norm, eps: Radius, *, box: Box = (0.0, 1.0)) -> Langevin:
     """The fast gradient (sign) method (Goodfellow et al. 2015): one step of size eps from the clean input."""
     return pgd(norm, eps, 1, eps, box=box, start="clean")
 
@@ -293,7 +295,7 @@ def atent(
     *,
     noise: float = 1e-3,
     gamma: float | None = None,
-    box: tuple[float, float] = (0.0, 1.0),
+    box: Box = (0.0, 1.0),
     start: Start | None = None,
     project: Project | None = None,
     targeted: bool = False,

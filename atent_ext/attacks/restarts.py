@@ -12,6 +12,7 @@ from torch import Tensor
 
 from atent_ext.attacks.langevin import Generator, Langevin, finite, last_iterate, scored_gradient, walk
 from atent_ext.core import validate
+from atent_ext.core.box import Box, inside, rows_of
 from atent_ext.core.norms import Norm
 from atent_ext.core.types import Loss, Model, Radius
 
@@ -20,12 +21,10 @@ _ROUNDING = 1e-5
 """Tolerance for float32 rounding of distances (half precision adds its own). Adversaries beyond it do not count."""
 
 
-def allowed(norm: Norm, eps: Radius, x: Tensor, adversary: Tensor, box: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+def allowed(norm: Norm, eps: Radius, x: Tensor, adversary: Tensor, box: Box = (0.0, 1.0)) -> Tensor:
     """Which adversaries (N, ...) lie in the eps ball around x and in the box, up to rounding: (N,) bool."""
-    low, high = box
     rounding = _ROUNDING + (torch.finfo(x.dtype).eps if x.dtype in (torch.float16, torch.bfloat16) else 0.0)
-    in_box = ((adversary >= low - rounding) & (adversary <= high + rounding)).flatten(1).all(1)
-    return in_box & (norm.size(adversary - x) <= eps + rounding)
+    return inside(adversary, box, rounding).flatten(1).all(1) & (norm.size(adversary - x) <= eps + rounding)
 
 
 def check(restarts: int, keep: str, batch_size: int | None) -> None:
@@ -127,6 +126,7 @@ class _Search:
         eps = (
             self.kernel.eps[rows] if isinstance(self.kernel.eps, Tensor) and self.kernel.eps.dim() else self.kernel.eps
         )
-        new = hit & allowed(self.kernel.norm, eps, self.x[rows], point, self.kernel.box) & ~self.done[rows]
+        box = rows_of(self.kernel.box, self.x, rows)
+        new = hit & allowed(self.kernel.norm, eps, self.x[rows], point, box) & ~self.done[rows]
         self.best = self.best.index_copy(0, rows[new], point[new])
         self.done[rows[new]] = True

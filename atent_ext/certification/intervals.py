@@ -43,7 +43,7 @@ def worst_margins(model: nn.Module, x: Tensor, y: Tensor, eps: float, box: tuple
     of its input, which is tighter than differences of logit bounds. x (N, ...) in the box, y (N,), eps >= 0.
     Raises BadInput for invalid inputs and for networks that `sequence` refuses.
     """
-    validate.radius("eps", eps)
+    validate.number("eps", eps)
     validate.images(x, *box)
     layers = sequence(model, x)
     head = layers.pop() if type(layers[-1]) is nn.Linear else None
@@ -115,7 +115,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _agree(layers: list[nn.Module], model: nn.Module, sample: Tensor) -> bool:
     with evaluating(model), torch.no_grad():
-        expected = model(sample.clone())
+        expected = validate.logits(model(sample.clone()), len(sample))
         try:
             actual = reduce(lambda features, layer: layer(features), layers, sample.clone())
         except (RuntimeError, ValueError):  # shapes that do not fit

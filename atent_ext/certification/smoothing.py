@@ -39,7 +39,7 @@ class Smoothing:
     def __post_init__(self) -> None:
         for name in ("n0", "n", "batch_size"):
             validate.steps(name, getattr(self, name))
-        validate.radius("sigma", self.sigma)
+        validate.number("sigma", self.sigma)
         if self.sigma == 0:
             message = "sigma is 0; randomized smoothing needs noise, a standard deviation above 0"
             raise BadInput(message, code="bad-value", field="sigma")
@@ -58,7 +58,7 @@ class Smoothing:
 
     def require(self, radius: float) -> None:
         """Raise BadInput, which names a sufficient n, if n samples cannot certify `radius`."""
-        validate.radius("radius", radius)
+        validate.number("radius", radius)
         if self.largest < radius:
             message = (
                 f"n is {self.n}, with which no radius above {self.largest:.4g} can be certified at sigma "
@@ -123,17 +123,19 @@ def certify_all(
     smoothing: Smoothing,
     *,
     seed: int = 0,
+    skip: int = 1,
     done: Sequence[Certificate] = (),
     report: Callable[[list[Certificate]], None] = lambda certificates: None,
 ) -> list[Certificate]:
-    """Certify all images of `split` in order. `done` are the certificates of the first images, from an earlier call.
+    """Certify the images 0, skip, 2 skip, ... of `split`, in order. done: the first certificates, of an earlier call.
 
     `report` is called with all certificates after each image. The samples of an image depend only on `seed` and its
     position, so that a resumed call gives the same certificates as an uninterrupted one. Raises BadInput as `certify`.
     """
     validate.seed(seed)
+    validate.steps("skip", skip)
     certificates, first = list(done), 1_000_003 * int(seed)
-    for position in range(len(certificates), len(split)):
+    for position in range(0, len(split), skip)[len(certificates) :]:
         certificates.append(certify(model, split.images[position], smoothing, seeds.derived(first + position)))
         report(certificates)
     return certificates
@@ -172,7 +174,7 @@ def _counts(model: nn.Module, x: Tensor, smoothing: Smoothing, draws: int, gener
     counts: Tensor | int = 0
     for size in _sizes(draws, smoothing.batch_size):
         noise = torch.randn((size, *x.shape), generator=generator, device=x.device, dtype=x.dtype)
-        logits = model(x + smoothing.sigma * noise)
+        logits = validate.logits(model(x + smoothing.sigma * noise), size)
         if not bool(torch.isfinite(logits).all()):  # argmax prefers NaN: a broken model would look robust
             message = "the model's outputs are not finite under noise; it cannot be certified, train it again"
             raise BadInput(message, code="broken-model", field="model")

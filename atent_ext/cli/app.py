@@ -41,7 +41,7 @@ def doctor(
     neighbours: Annotated[list[str] | None, typer.Argument(help="Which to check [default: all].")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Use torch, AutoAttack, RobustBench, ... once each; exit code 1 if something installed cannot be used."""
+    """Use torch, AutoAttack, RobustBench and others once each; exit code 1 if something installed cannot be used."""
     from atent_ext.cli import doctor as checks
     from atent_ext.cli.console import doctor_table
 

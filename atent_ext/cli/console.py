@@ -133,8 +133,10 @@ def _clock(seconds: float) -> str:
 def certified_table(report: Certified) -> Table:
     """Certified accuracy at each ℓ2 radius."""
     settings = report.smoothing
+    first = f"the first {report.images} test images"
+    images = first if report.skip == 1 else f"{report.images} test images, one in {report.skip}"
     title = (
-        f"{report.name} on {report.data}, the first {report.images} test images; sigma {settings['sigma']:g}, "
+        f"{report.name} on {report.data}, {images}; sigma {settings['sigma']:g}, "
         f"n {settings['n']}, n0 {settings['n0']}, alpha {settings['alpha']:g}, seed {report.seed}"
     )
     table = Table("ℓ2 radius", "certified accuracy", title=title)

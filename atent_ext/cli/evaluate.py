@@ -5,15 +5,26 @@ from typing import Annotated
 
 import typer
 
-from atent_ext.cli.options import DataRoot, Download, Seed, console, notice, print_line, print_notes, print_table
+from atent_ext.cli.options import (
+    Classes,
+    DataRoot,
+    Dataset,
+    Download,
+    Model,
+    ModelArguments,
+    ModelDir,
+    Seed,
+    Source,
+    Weights,
+    console,
+    notice,
+    number,
+    print_data,
+    print_line,
+    print_notes,
+    print_table,
+)
 from atent_ext.core.errors import BadInput
-from atent_ext.core.fraction import fraction
-
-Weights = Annotated[Path | None, typer.Option("--weights", help="For code: the weights of the network that it makes.")]
-ModelArguments = Annotated[
-    list[str] | None,
-    typer.Option("--model-arg", metavar="KEY=VALUE", help="An argument of the network; may be repeated."),
-]
 
 
 def add(app: typer.Typer) -> None:
@@ -23,22 +34,8 @@ def add(app: typer.Typer) -> None:
     app.command()(export)
 
 
-def _number(text: str) -> float:
-    """Parse a radius: 0.031, 1e-2 or 8/255."""
-    value = fraction(text, "--eps")
-    return float(text) if value is None else value
-
-
 def evaluate(
-    subject: Annotated[
-        str,
-        typer.Argument(
-            help="A run folder, a weights file (.safetensors, .pt, .pth), a program (.pt2), a name of `atent ls zoo`, "
-            "robustbench:NAME, or code that is run to make a network: timm:NAME, torchvision:NAME, FILE.py:callable, "
-            "package.module:callable. "
-            "Where a folder is called like a model: ./NAME is the folder, zoo:NAME the model."
-        ),
-    ],
+    subject: Source,
     protocol: Annotated[str, typer.Option(help="A name of `atent ls protocols`, or a YAML file.")] = "autoattack",
     n: Annotated[int | None, typer.Option("--n", help="Score on the first N test images [default: all].")] = None,
     held_out: Annotated[
@@ -48,22 +45,15 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Score anew where --out is there, of this setting or of another one.")
     ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="For a weights file: the network's registry name, or code that is run to make it: timm:NAME, "
-            "torchvision:NAME, FILE.py:callable, package.module:callable."
-        ),
-    ] = None,
+    model: Model = None,
     model_arg: ModelArguments = None,
     weights: Weights = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="For a weights file, a program or robustbench:NAME: the data set.")
-    ] = None,
+    dataset: Dataset = None,
+    classes: Classes = None,
     norm: Annotated[str | None, typer.Option(help="Linf or L2 [default for a run: its recipe's].")] = None,
     eps: Annotated[
         float | None,
-        typer.Option(parser=_number, metavar="NUMBER", help="Radius, such as 8/255 [default for a run: its recipe's]."),
+        typer.Option(parser=number("--eps"), metavar="NUMBER", help="Radius, such as 8/255 [default: the run's]."),
     ] = None,
     seed: Seed = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch; the random draws follow it.")] = 250,
@@ -73,9 +63,7 @@ def evaluate(
     speed: Annotated[str, typer.Option(help="plain, channels-last, compile, graphs or auto.")] = "channels-last",
     data_root: DataRoot = None,
     download: Download = False,
-    model_dir: Annotated[
-        Path | None, typer.Option("--model-dir", help="For robustbench:NAME: its model_dir [default: models].")
-    ] = None,
+    model_dir: ModelDir = None,
 ) -> None:
     """Score a trained model on test images: clean accuracy, attacks, and their worst case.
 
@@ -83,17 +71,24 @@ def evaluate(
     """
     from atent_ext import subjects
     from atent_ext.cli.console import ScoringBar
+    from atent_ext.core import validate
     from atent_ext.evaluation import scoring
     from atent_ext.evaluation.protocol import load_protocol
+    from atent_ext.models import speed as speeds
 
+    if n is not None:
+        validate.steps("n", n)
+    speeds.check(speed)
+    subjects.check_values(model, dataset, norm, eps, classes)
     chosen = load_protocol(protocol)
+    _no_folder(out)
     arguments = subjects.parse_arguments(model_arg or ())
     loaded = subjects.load(
-        subject, model, dataset, norm, eps, data_root, download, model_dir, held_out, weights, arguments
+        *(subject, model, dataset, norm, eps, data_root, download, model_dir, held_out, classes),
+        weights=weights,
+        arguments=arguments,
     )
     target = out or scoring.default_path(Path(subject), loaded, chosen, n, seed or 0)
-    if target.is_dir():
-        raise BadInput(f"--out {target} is a folder; name the JSON file to write", code="bad-value", field="out")
     finished = target.exists() and not overwrite  # `score` returns it, or raises BadInput if its setting differs
     with ScoringBar(console) as bar:
         report = scoring.score(
@@ -110,6 +105,7 @@ def evaluate(
             progress=bar.progress_to,
         )
     print_table(report.table())
+    print_data(report)
     for note in loaded.notes:
         notice(note)
     print_notes([report])
@@ -118,39 +114,77 @@ def evaluate(
 
 
 def certify(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    sigma: Annotated[float, typer.Option(help="Standard deviation of the noise.")],
-    images: Annotated[int, typer.Option(min=1, help="Certify the first IMAGES test images.")] = 100,
+    subject: Source,
+    sigma: Annotated[
+        float,
+        typer.Option(parser=number("--sigma"), metavar="NUMBER", help="Standard deviation of the noise."),
+    ],
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Certify this many [default: 100; with --skip or --max all of them].")
+    ] = None,
+    skip: Annotated[int, typer.Option("--skip", min=1, help="Certify every K-th test image.", metavar="K")] = 1,
+    most: Annotated[
+        int | None, typer.Option("--max", min=1, help="Only among the first N test images.", metavar="N")
+    ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Draws that bound the probability.")] = 100_000,
     n0: Annotated[int, typer.Option(min=1, help="Draws that choose the class.")] = 100,
     alpha: Annotated[float, typer.Option(help="One minus the confidence.")] = 0.001,
-    radius: Annotated[float, typer.Option(min=0, help="Refuse an n that cannot reach this ℓ2 radius.")] = 0.0,
+    radius: Annotated[
+        float | None,
+        typer.Option(parser=number("--radius"), metavar="NUMBER", help="Refuse an n that cannot reach it, in ℓ2."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Noisy images in one pass.")] = 1000,
     out: Annotated[
         Path | None, typer.Option("--out", help="JSON file to write; an interrupted one is continued.")
     ] = None,
+    model: Model = None,
+    dataset: Dataset = None,
+    classes: Classes = None,
+    norm: Annotated[
+        str | None, typer.Option(help="For robustbench:NAME: the threat model that it was trained for.")
+    ] = None,
     seed: Seed = None,
     data_root: DataRoot = None,
+    download: Download = False,
+    model_dir: ModelDir = None,
 ) -> None:
     """Certify a model by randomized smoothing: certified accuracy at each ℓ2 radius, image by image, resumable."""
     from rich.progress import Progress
 
+    from atent_ext import subjects
     from atent_ext.certification.smoothing import Smoothing
     from atent_ext.cli.console import certified_table
-    from atent_ext.evaluation import certificates
-    from atent_ext.subjects import run_folder
+    from atent_ext.evaluation import certificates, scoring
 
     smoothing = Smoothing(sigma=sigma, n0=n0, n=n, alpha=alpha, batch_size=batch_size)
-    smoothing.require(radius)
-    subject = run_folder.from_run(run, data_root)
-    target = out or run / f"certify-sigma{sigma:g}-n{n}-seed{seed or 0}.json"
+    smoothing.require(radius or 0.0)
+    _no_folder(out)
+    threat = (norm or "Linf", 0.0)  # its norm is part of a name in RobustBench's zoo; radii are what is measured
+    loaded = subjects.load(subject, model, dataset, *threat, data_root, download, model_dir, classes=classes)
+    total = len(loaded.test)
+    if most is not None and most > total:
+        message = f"--max is {most}, but there are only {total} test images; ask for at most {total}"
+        raise BadInput(message, code="bad-value", field="max")
+    among = len(range(0, most or total, skip))
+    count = images or (100 if skip == 1 and most is None else among)
+    if count > among and most is not None:
+        message = f"--images is {count}, but --skip {skip} and --max {most} leave {among}; ask for at most {among}"
+        raise BadInput(message, code="conflict", field="images")
+    name = f"certify-sigma{sigma:g}-n{n}-seed{seed or 0}" + (f"-skip{skip}" if skip > 1 else "")
+    target = out or scoring.default_folder(Path(subject), loaded) / f"{name}.json"
     with Progress(console=console) as bar:
-        task = bar.add_task("certifying", total=images)
+        task = bar.add_task("certifying", total=count)
         report = certificates.certify(
-            subject, smoothing, target, images, seed or 0, lambda count: bar.update(task, completed=count)
+            loaded, smoothing, target, count, seed or 0, lambda done: bar.update(task, completed=done), skip
         )
     print_table(certified_table(report))
+    print_data(report)
     print_line(f"written: {target}")
+
+
+def _no_folder(out: Path | None) -> None:
+    if out is not None and out.is_dir():
+        raise BadInput(f"--out {out} is a folder; name the JSON file to write", code="bad-value", field="out")
 
 
 def export(
@@ -161,13 +195,14 @@ def export(
     to: Annotated[str, typer.Option("--to", help="robustbench, or pt2: a program of torch.export.")] = "robustbench",
     name: Annotated[str | None, typer.Option("--name", help="The model's name there [default: the recipe's].")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model of that name in --out.")] = False,
-    model: Annotated[str | None, typer.Option(help="For --to pt2, as of `atent eval`.")] = None,
+    model: Model = None,
     model_arg: ModelArguments = None,
     weights: Weights = None,
-    dataset: Annotated[str | None, typer.Option(help="For --to pt2, as of `atent eval`.")] = None,
+    dataset: Dataset = None,
+    classes: Classes = None,
     data_root: DataRoot = None,
     download: Download = False,
-    model_dir: Annotated[Path | None, typer.Option("--model-dir", help="For --to pt2, as of `atent eval`.")] = None,
+    model_dir: ModelDir = None,
 ) -> None:
     """Write a trained model as another library loads it, or as a program that is run without its source code.
 
@@ -187,7 +222,10 @@ def export(
         # The threat model plays no role here; without one some sources would ask for it.
         arguments = parse_arguments(model_arg or ())
         loaded = load(
-            subject, model, dataset, "Linf", 0.0, data_root, download, model_dir, weights=weights, arguments=arguments
+            *(subject, model, dataset, "Linf", 0.0, data_root, download, model_dir),
+            classes=classes,
+            weights=weights,
+            arguments=arguments,
         )
         program = programs.export(loaded.model, loaded.test.images, out, overwrite=overwrite)
         for note in program.notes:
@@ -196,8 +234,8 @@ def export(
         return
     if to != "robustbench":
         raise nearest("library to export to", to, ["robustbench", "pt2"])
-    given = {"model": model, "model_arg": model_arg, "weights": weights, "dataset": dataset, "model_dir": model_dir}
-    for option, value in given.items():
+    given = {"model": model, "model_arg": model_arg, "weights": weights, "dataset": dataset, "classes": classes}
+    for option, value in (given | {"model_dir": model_dir}).items():
         if value is not None:
             message = f"--{option.replace('_', '-')} is {value}, and only --to pt2 takes it; drop it"
             raise BadInput(message, code="unused", field=option)

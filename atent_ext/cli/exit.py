@@ -24,7 +24,18 @@ _INTERRUPTED = 130
 """The shells' exit code for a command that Ctrl-C ended."""
 
 
-class Commands(TyperGroup):
+class Group(TyperGroup):
+    """A group whose help lists its commands with their first sentences, which are folded and never cut."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands (called by click)."""
+        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        rows = [(name, command.get_short_help_str(1000)) for name, command in commands.items() if command]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+class Commands(Group):
     """The group of all commands. `ctx.obj` is the list of the command line's arguments.
 
     An AtentError or OSError is printed as one line, with exit code 2. Ctrl-C and SIGTERM print how to resume, with exit

@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
+from atent_ext.cli.exit import Group
 from atent_ext.cli.options import print_line
 from atent_ext.core.errors import BadInput
 
-registry = typer.Typer(no_args_is_help=True, help="The cards, recipes and weights of the registry.")
+registry = typer.Typer(cls=Group, no_args_is_help=True, help="The cards, recipes and weights of the registry.")
 
 
 def add(app: typer.Typer) -> None:

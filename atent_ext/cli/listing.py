@@ -26,7 +26,7 @@ def ls(
     kind: Annotated[str | None, typer.Argument(help=f"{', '.join(catalog.KINDS)} [default: how many].")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what there is by name: recipes, models, data sets, protocols, ... and trained models (zoo)."""
+    """List what there is by name: recipes, models, data sets, protocols and so on, and trained models (zoo)."""
     if kind is None:
         return _overview(as_json)
     if kind not in catalog.KINDS:

@@ -1,7 +1,7 @@
 """What the commands share: where and how they print, and the options that mean the same everywhere."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,13 +9,56 @@ import typer
 from rich.console import Console, RenderableType
 
 from atent_ext.core import processes
+from atent_ext.core.fraction import fraction
 
 if TYPE_CHECKING:  # it imports torch
-    from atent_ext.evaluation.report import Report
+    from atent_ext.evaluation.report import About, Report
 
 # Under torchrun only the main process prints.
 console = Console(markup=False, emoji=False, highlight=False, quiet=not processes.is_main())
 
+
+def number(option: str) -> Callable[[str], float]:
+    """A parser of the numbers of an option: 0.031, 1e-2 or 8/255."""
+
+    def parse(text: str) -> float:
+        value = fraction(text, option)
+        return float(text) if value is None else value
+
+    return parse
+
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A run folder, a weights file (.safetensors, .pt, .pth), a program (.pt2), a name of `atent ls zoo`, "
+        "robustbench:NAME, or code that is run to make a network: timm:NAME, torchvision:NAME, FILE.py:callable, "
+        "package.module:callable. "
+        "Where a folder is called like a model: ./NAME is the folder, zoo:NAME the model."
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="For a weights file: the network's registry name, or code that is run to make it, as for SOURCE.",
+    ),
+]
+ModelArguments = Annotated[
+    list[str] | None,
+    typer.Option("--model-arg", metavar="KEY=VALUE", help="An argument of the network; may be repeated."),
+]
+Weights = Annotated[Path | None, typer.Option("--weights", help="For code: the weights of the network that it makes.")]
+Dataset = Annotated[
+    str | None, typer.Option("--dataset", help="For code, a weights file, a program or robustbench:NAME: the data set.")
+]
+Classes = Annotated[
+    int | None,
+    typer.Option("--classes", min=1, help="For npz:FILE: the number of classes [default: the largest label plus one]."),
+]
+ModelDir = Annotated[
+    Path | None, typer.Option("--model-dir", help="For robustbench:NAME: its model_dir [default: models].")
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="key=value, e.g. objective.steps=10; an objective.eps equal to threat.eps follows it."),
@@ -41,6 +84,12 @@ def print_notes(reports: "Sequence[Report]") -> None:
     """Print the distinct notes of the reports' results, sorted."""
     for note in sorted({note for report in reports for note in report.notes}):
         print_line(f"note: {note}")
+
+
+def print_data(about: "About") -> None:
+    """Print how the arrays or the folder of a subject's images were read; nothing for data sets with a name."""
+    if ":" in about.data and about.data_note:
+        print_line(f"note: {about.data_note}")
 
 
 def print_json(content: Any) -> None:

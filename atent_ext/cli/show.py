@@ -1,6 +1,5 @@
 """The command show: prints a recipe, a protocol or a card. Only for cards it imports torch."""
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -55,9 +54,8 @@ def _contents(name: str) -> Iterator[tuple[Shown, Any]]:
 
 def _unknown(name: str, kind: str | None) -> BadInput:
     known = [entry for label, names in catalog.names().items() if kind in (None, label) for entry in names]
-    close = difflib.get_close_matches(name, known, n=1)
     what = kind or "recipe, protocol or card"
-    hint = f"did you mean {close[0]!r}?" if close else "`atent ls` says what there is"
+    hint = registry.hint(name, known) or "`atent ls` says what there is"
     return BadInput(f"there is no {what} {name!r}; {hint}", code="unknown-name", field="name")
 
 

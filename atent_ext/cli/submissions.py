@@ -10,11 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from atent_ext.cli import card_text
-from atent_ext.cli.options import DataRoot, Seed, console, print_line, print_table
+from atent_ext.cli.exit import Group
+from atent_ext.cli.options import DataRoot, Seed, console, notice, print_line, print_table
 from atent_ext.core.errors import BadInput
 
 _CARD = ".card.json"
-submission = typer.Typer(no_args_is_help=True, help="Folders that are sent in.")
+submission = typer.Typer(cls=Group, no_args_is_help=True, help="Folders that are sent in.")
 
 
 def add(app: typer.Typer) -> None:
@@ -47,12 +48,19 @@ def verify(
     """
     from atent_ext.cli.console import ScoringBar
     from atent_ext.core import processes
+    from atent_ext.data import datasets
+    from atent_ext.evaluation.protocol import load_protocol
     from atent_ext.figures import gallery
+    from atent_ext.models import speed as speeds
     from atent_ext.storage import files
     from atent_ext.submissions import cards
     from atent_ext.submissions.folder import read
     from atent_ext.submissions.verification import verify as run
 
+    speeds.check(speed)
+    if dataset is not None:
+        datasets.check_name(dataset)
+    plan = load_protocol(protocol)
     target = out or _card_of(folder)
     if ("registry", "cards") in pairwise(target.resolve().parts):
         message = f"{target} lies among the registry's cards, and files of the scoring would, too; move it later"
@@ -72,7 +80,7 @@ def verify(
             n=n,
             seed=seed or 0,
             out=target.with_name(f"{target.name}.report.json"),
-            protocol=protocol,
+            protocol=plan,
             dataset=dataset,
             data_root=data_root,
             batch_size=batch_size,
@@ -90,6 +98,8 @@ def verify(
     written = "written" if finished is None else "written earlier, and nothing was measured (--overwrite measures anew)"
     if card.report:
         print_table(card.report.table())
+        if dataset is not None:
+            notice(card.report.data_note)
     for line in card_text.remarks(card.model_dump()):
         print_line(line)
     if not card.report:

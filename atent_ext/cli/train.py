@@ -28,18 +28,20 @@ def train(
     --resume without --set and --seed takes those that the run was started with.
     """
     from atent_ext.cli.console import TrainingBar
-    from atent_ext.data import datasets
     from atent_ext.training import recipes as all_recipes
     from atent_ext.training.loop import fit
-    from atent_ext.training.run_folder import RunFolder
+    from atent_ext.training.run_folder import RunFolder, load_data, not_both
 
+    not_both(resume, overwrite)
     changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
     chosen = all_recipes.load(recipe, changes, notice)
     folder = out or Path("runs") / chosen.name
     if resume and not changes:  # the options of the first call need not be given again
         stored = RunFolder(folder).to_resume()
         chosen = stored if stored.name == chosen.name else chosen
-    images = datasets.load(chosen.dataset, data_root, download)
+    images = load_data(chosen, data_root, download)
+    if ":" in chosen.dataset:
+        notice(images.note)
     with TrainingBar(console) as bar:
         fit(chosen, images, folder, resume=resume, overwrite=overwrite, reporter=bar)
     print_line(f"trained: {folder}; score it with: atent eval {folder}")

@@ -1,6 +1,8 @@
 """Numbers written as fractions, such as 8/255."""
 
 import re
+from collections.abc import Collection
+from typing import Any
 
 from atent_ext.core.errors import BadInput
 
@@ -17,3 +19,20 @@ def fraction(text: str, field: str) -> float | None:
     if not denominator:
         raise BadInput(f"{field} is {text}, which divides by 0; give another number", code="bad-value", field=field)
     return numerator / denominator
+
+
+def fractions(value: Any, texts: Collection[str] = (), field: str = "", depth: int = 5) -> Any:
+    """A copy of plain data in which each text `a/b` is its value, except where the field is called like one of `texts`.
+
+    field: the name of `value`, for errors. depth: levels that are looked at, since YAML data may contain itself.
+    Raises BadInput if b is 0.
+    """
+    if isinstance(value, str):
+        number = None if field.rpartition(".")[2] in texts else fraction(value, field)
+        return value if number is None else number
+    if isinstance(value, dict) and depth:
+        start = f"{field}." if field else ""
+        return {key: fractions(below, texts, f"{start}{key}", depth - 1) for key, below in value.items()}
+    if isinstance(value, list) and depth:
+        return [fractions(below, texts, field, depth - 1) for below in value]
+    return value

@@ -43,7 +43,7 @@ def kl_divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
 
 def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """MART's BCE: cross-entropy plus -log(1 - the largest wrong probability) (Wang et al. 2020, Eq. 5)."""
-    wrong = F.softmax(_wide(logits), 1).scatter(1, y[:, None], 0.0).amax(1)
+    wrong = F.softmax(_wide(validate.logits(logits, len(y))), 1).scatter(1, y[:, None], 0.0).amax(1)
     return cross_entropy(logits, y) - torch.log(1.0001 - wrong + 1e-12)
 
 
@@ -52,8 +52,8 @@ def mart_regularizer(adversarial: Tensor, clean: Tensor, y: Tensor) -> Tensor:
 
     `adversarial` and `clean` are logits (N, classes); the clean softmax is not detached.
     """
-    p = F.softmax(_wide(clean), 1).clamp_min(1e-12)
-    kl = (p * (p.log() - torch.log(F.softmax(_wide(adversarial), 1) + 1e-12))).sum(1)
+    p = F.softmax(_wide(validate.logits(clean, len(y))), 1).clamp_min(1e-12)
+    kl = (p * (p.log() - torch.log(F.softmax(_wide(validate.logits(adversarial, len(y))), 1) + 1e-12))).sum(1)
     return kl * (1.0000001 - p.gather(1, y[:, None]).squeeze(1))
 
 

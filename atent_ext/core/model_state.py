@@ -15,6 +15,11 @@ _CPU = torch.device("cpu")
 
 
 def _modules(model: object) -> list[nn.Module]:
+    """The modules that have a mode; those of a frozen TorchScript module are in eval mode for ever and have none."""
+    return [module for module in _all_modules(model) if hasattr(module, "training")]
+
+
+def _all_modules(model: object) -> list[nn.Module]:
     return list(model.modules()) if isinstance(model, nn.Module) else []
 
 
@@ -35,15 +40,21 @@ def is_training(model: object) -> bool:
 
 @contextmanager
 def evaluating(model: object) -> Iterator[None]:
-    """Put the model into eval mode for the block. Each module's own mode is restored afterwards."""
+    """Put the model into eval mode for the block. Each module's own mode is restored afterwards.
+
+    Frozen TorchScript modules, which have no mode, have this one in the block, for packages that look.
+    """
     modes = [(module, module.training) for module in _modules(model)]
+    others = [module for module in _all_modules(model) if not hasattr(module, "training")]
     try:
-        for module, _ in modes:
+        for module in (*(module for module, _ in modes), *others):
             module.training = False
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for module in others:
+            del module.training
 
 
 @contextmanager

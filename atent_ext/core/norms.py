@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor
 
+from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.literals import NormName as NormName
 from atent_ext.core.types import Radius
@@ -80,7 +81,7 @@ class SharedGenerator(torch.Generator):
 def _sample(draw: Callable[..., Tensor], x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Random numbers of the shape, dtype and device of `x`, drawn on the generator's device."""
     if generator is not None and not isinstance(generator, torch.Generator):
-        message = f"generator is {generator!r}; it must be a torch.Generator or None"
+        message = f"generator is {validate.shown(generator)}; it must be a torch.Generator or None"
         raise BadInput(message, code="bad-type", field="generator")
     device = x.device if generator is None else generator.device
     options: dict[str, Any] = {"generator": generator, "device": device, "dtype": x.dtype}

@@ -10,6 +10,7 @@ a subclass of `attacks.AttackSpec`. Models are called with `classes` and `channe
 import difflib
 import importlib.util
 import pkgutil
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -63,6 +64,7 @@ DATASETS: Mapping[str, str] = {
     "cifar100": "atent_ext.data.datasets:cifar100",
 }
 
+_NUMBER = re.compile("[0-9]+")
 _KINDS: Mapping[str, tuple[Mapping[str, str], str]] = {
     "objective": (OBJECTIVES, "atent_ext.objectives"),
     "attack": (ATTACKS, "atent_ext.attacks"),
@@ -85,14 +87,34 @@ _FOLDERS = {
 
 
 def nearest(kind: str, name: str, known: Iterable[str], field: str | None = None) -> BadInput:
-    """The error for an unknown `name` of a `kind`: it suggests the closest known name, else lists all of them.
+    """The error for an unknown `name` of a `kind`: it suggests the closest known name (`hint`), else lists all of them.
 
     field: the argument that is wrong; None is `kind`.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
-    return BadInput(f"unknown {kind} {name!r}; {hint}", code="unknown-name", field=field or kind)
+    remedy = hint(name, names) or f"known: {', '.join(names) or 'none'}"
+    return BadInput(f"unknown {kind} {name!r}; {remedy}", code="unknown-name", field=field or kind)
+
+
+def hint(name: str, known: Iterable[str]) -> str | None:
+    """A question for the closest known name; None if none is close.
+
+    A name of other numbers is not what was meant: wrn-28-10 is no misspelt wrn-34-10, and weights of the one do not fit
+    the other. Then all names that differ from the closest one in their numbers alone are listed.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=5)
+    if not close:
+        return None
+    alike = [other for other in close if _digits(other) == _digits(name)]
+    family = [other for other in names if _NUMBER.sub("#", other) == _NUMBER.sub("#", close[0])]
+    if alike or (len(family) == 1 and not _digits(name)):
+        return f"did you mean {(alike or family)[0]!r}?"
+    return f"of its kind there {'is' if len(family) == 1 else 'are'} {', '.join(family)}"
+
+
+def _digits(name: str) -> str:
+    return "".join(_NUMBER.findall(name))
 
 
 def entries(kind: str) -> dict[str, str]:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from scipy.stats import binomtest
 
+from atent_ext.core.sequential import confidence_sequence as confidence_sequence
+from atent_ext.core.sequential import sequential_mcnemar as sequential_mcnemar
+
 
 def interval(right: int, count: int) -> tuple[float, float]:
     """The 95 % Wilson score interval (low, high) of the proportion `right` / `count`, in [0, 1]."""

@@ -1,5 +1,6 @@
 """Tables for terminals and pipes (where rich assumes a width of 80) that never cut a cell."""
 
+import textwrap
 from collections.abc import Sequence
 
 from rich.cells import cell_len
@@ -14,7 +15,8 @@ _NARROW = 6
 class Table:
     """A table whose first column never wraps. The others wrap on a narrow console, the widest first.
 
-    Words are kept whole as long as they fit. If even 6 characters per column do not fit, the table is wider than the
+    The title has the width of the console, not of the table, and its words are never cut. Words of cells are kept whole
+    as long as they fit. If even 6 characters per column do not fit, the table is wider than the
     console, so print it with `crop=False`. figures: how many of the last columns hold right-aligned numbers.
     """
 
@@ -34,7 +36,9 @@ class Table:
         """Render the table for the width of the console (called by rich)."""
         frame = 3 * len(self.headings) + 1
         widths = self._widths(options.max_width - frame)
-        drawn = RichTable(title=Text(self.title) if self.title else None, title_justify="left")
+        for line in textwrap.wrap(self.title, options.max_width, break_long_words=False, break_on_hyphens=False):
+            yield Text(line, no_wrap=True, overflow="ignore")
+        drawn = RichTable()
         for place, (heading, width) in enumerate(zip(self.headings, widths, strict=True)):
             right = place >= len(self.headings) - self.figures
             drawn.add_column(heading, width=width, overflow="fold", justify="right" if right else "left")

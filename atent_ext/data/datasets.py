@@ -5,6 +5,8 @@ import hashlib
 import math
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import torch
 from torch import Tensor
 
 from atent_ext.core import registry, seeds, validate
-from atent_ext.core.errors import BadInput, Code
+from atent_ext.core.errors import BadInput
+from atent_ext.data import arrays
 
 TEST, HELD_OUT = "test", "held out of training"
 """The part of a data set that was scored: claims are about test images; runs are selected on held-out images."""
@@ -46,13 +49,31 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A training and a test split. `classes[k]` is the name of label k. `note` is repeated with every result on it."""
+    """A training and a test split. `classes[k]` is the name of label k. `note` is repeated with every result on it.
+
+    train: empty if the data set is for tests only. counted: whether the number of classes is only the largest label
+    plus one, so that a network may have more.
+    """
 
     name: str
     classes: tuple[str, ...]
     train: Split
     test: Split
     note: str = ""
+    counted: bool = False
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Within it, the error for weights that do not fit says so if the classes were only counted."""
+        try:
+            yield
+        except BadInput as error:
+            if error.code != "bad-shape" or not self.counted:
+                raise
+            count = len(self.classes)
+            message = f"{error}; {self.name} has labels up to {count - 1}, which count as {count} classes: "
+            message += "if the network has more, state them with --classes (in a recipe: classes)"
+            raise BadInput(message, code=error.code, field=error.field) from None
 
 
 def digest(*tensors: Tensor) -> str:
@@ -63,21 +84,35 @@ def digest(*tensors: Tensor) -> str:
     return sha256.hexdigest()
 
 
-def load(name: str, root: Path | str | None = None, download: bool = False) -> DataSet:
+def load(name: str, root: Path | str | None = None, download: bool = False, classes: int | None = None) -> DataSet:
     """Load a data set: a name of the registry, `folder:PATH` for an image folder, or `npz:FILE` for arrays.
 
     root: the folder of the data sets; default $ATENT_DATA, then ~/.cache/atent_ext. PATH and FILE do not depend on it;
     relative ones start at the current folder. download: let torchvision fetch missing files into `root`; otherwise
-    nothing is written. Raises BadInput for an unknown name, missing data or a broken file; the message names the folder
-    or the file.
+    nothing is written. classes: the number of classes, for arrays that may lack some; other data sets must have it.
+    `arrays.read` says what arrays may be. Raises BadInput for an unknown name, missing data, a broken file, and labels
+    that `classes` does not allow; the message names the folder or the file.
     """
-    if name.startswith(_FOLDER):
-        return _image_folder(name)
+    check_name(name)
+    if classes is not None:
+        validate.steps("classes", classes)
     if name.startswith(_NPZ):
-        return _arrays(name)
+        return _arrays(name, classes)
+    loaded = _image_folder(name) if name.startswith(_FOLDER) else _registered(name, root, download)
+    if classes not in (None, len(loaded.classes)):
+        message = f"classes is {classes}, but {name} has {len(loaded.classes)}; leave it out"
+        raise BadInput(message, code="conflict", field="classes")
+    return loaded
+
+
+def check_name(name: str) -> None:
+    """Raise BadInput, which names the nearest, unless `load` knows data sets of this name. No file is looked at."""
     known = registry.entries("data set")
-    if name not in known:
+    if name not in known and not name.startswith((_FOLDER, _NPZ)):
         raise registry.nearest("data set", name, [*known, f"{_FOLDER}PATH", f"{_NPZ}FILE"])
+
+
+def _registered(name: str, root: Path | str | None, download: bool) -> DataSet:
     loaded: DataSet = registry.resolve("data set", name)(home(root), download)
     return loaded
 
@@ -97,6 +132,9 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
 
     validate.steps("count", count)
     validate.seed(seed)
+    if not len(split):
+        message = "there are no training images: the data set is for tests only; name one with a training part"
+        raise BadInput(message, code="missing", field="train")
     positions, labels = torch.arange(len(split)).numpy(), split.labels.numpy()
     try:
         parts = train_test_split(positions, test_size=count, stratify=labels, random_state=seeds.derived(seed, 32))
@@ -226,57 +264,32 @@ def _image_folder(name: str) -> DataSet:
     """PATH/train/<class>/* and PATH/test/<class>/*, read by torchvision's ImageFolder: RGB, classes sorted by name.
 
     Images alternate between the classes (the first of each, the second of each, ...), so that the first n images are
-    not all of one class.
+    not all of one class. Without PATH/train the data set is for tests only.
     """
     path = Path(name.removeprefix(_FOLDER)).expanduser()
-    train, test = _listing(path / "train"), _listing(path / "test")
+    tests_only = (path / "test").is_dir() and not (path / "train").exists()
+    train, test = _listing(path / ("test" if tests_only else "train")), _listing(path / "test")
     if train.classes != test.classes:
         differing = sorted({*train.classes} ^ {*test.classes})
         message = f"{path}/train and {path}/test differ in their classes: {', '.join(differing)}"
         raise BadInput(message, code="conflict", field="name")
     size = _pixels(train.samples[0][0]).shape
     kinds = sorted({Path(file).suffix.lower() for file, _ in [*train.samples, *test.samples]})
-    note = f"image folder {path.resolve().name} ({', '.join(kinds)})"
-    return DataSet(name, tuple(train.classes), _read(train, size), _read(test, size), note)
+    note = f"image folder {path.resolve().name} ({', '.join(kinds)})" + (", for tests only" if tests_only else "")
+    images = _read(test, size)
+    rest = Split(images.images[:0], images.labels[:0]) if tests_only else _read(train, size)
+    return DataSet(name, tuple(train.classes), rest, images, note)
 
 
-def _arrays(name: str) -> DataSet:
-    """A NumPy archive of x_train, y_train, x_test, y_test: images (N, C, H, W) uint8, labels (N,) from 0."""
+def _arrays(name: str, classes: int | None) -> DataSet:
+    """The arrays of a NumPy archive, as `arrays.read` reads them."""
     path = Path(name.removeprefix(_NPZ)).expanduser()
-    keys = ("x_train", "y_train", "x_test", "y_test")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            x_train, y_train, x_test, y_test = (archive[key] for key in keys)
-        if not all(isinstance(part, np.ndarray) for part in (x_train, y_train, x_test, y_test)):
-            raise ValueError("a member is no array")
-    except Exception as error:  # a broken archive fails in many ways, also with MemoryError or TokenError
-        message = f"{path} is not a NumPy archive of {', '.join(keys)}: {error}"
-        raise BadInput(message, code="unreadable" if path.exists() else "missing", field="name") from error
-    for images, labels in ((x_train, y_train), (x_test, y_test)):
-        _check_arrays(path, images, labels, x_train.shape[1:])
-    classes = 1 + int(max(y_train.max(), y_test.max()))
-    if classes > len(x_train):
-        message = f"{path}: labels reach {classes - 1} with {len(x_train)} training images; number classes from 0"
-        raise BadInput(message, code="bad-value", field="labels")
-    train, test = (
-        _split(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)), classes)
-        for x, y in ((x_train, y_train), (x_test, y_test))
-    )
-    note = f"arrays {path.name}, {len(train)} training and {len(test)} test images"
-    return DataSet(name, tuple(map(str, range(classes))), train, test, note)
-
-
-def _check_arrays(path: Path, images: Any, labels: Any, shape: tuple[int, ...]) -> None:
-    if images.dtype != np.uint8 or images.ndim != 4 or not images.size or images.shape[1:] != shape:
-        needed = "uint8 (N, C, H, W) is needed, C, H and W alike in x_train and x_test"
-        message = f"{path}: images are {images.dtype} {images.shape}; {needed}"
-        raise BadInput(message, code="bad-type" if images.dtype != np.uint8 else "bad-shape", field="images")
-    whole, fits = labels.dtype.kind in "iu", labels.shape == (len(images),)
-    if not (whole and fits and labels.min() >= 0):
-        code: Code = "bad-value" if whole and fits else "bad-shape" if whole else "bad-type"
-        needed = f"one class number per image is needed, integers >= 0 of shape ({len(images)},)"
-        message = f"{path}: labels are {labels.dtype} {labels.shape}; {needed}"
-        raise BadInput(message, code=code, field="labels")
+    found = arrays.read(path, classes)
+    test = Split(*found.test)
+    train = Split(*found.train) if found.train else Split(test.images[:0], test.labels[:0])
+    counts = f"{len(train)} training and {len(test)} test images" if found.train else f"{len(test)} test images"
+    note = "; ".join((f"arrays {path.name}, {counts}", *found.notes))
+    return DataSet(name, tuple(map(str, range(found.classes))), train, test, note, found.counted)
 
 
 def _listing(folder: Path) -> Any:
@@ -301,7 +314,7 @@ def _sized(path: str, size: torch.Size) -> Tensor:
     image = _pixels(path)
     if image.shape != size:
         own, first = (f"{width}×{height}" for _, height, width in (image.shape, size))
-        message = f"{path} is {own}, but the first training image is {first}; make them alike"
+        message = f"{path} is {own}, but the first image is {first}; make them alike"
         raise BadInput(message, code="bad-shape", field="images")
     return image
 

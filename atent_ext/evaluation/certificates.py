@@ -21,33 +21,43 @@ _SHARES = 17
 
 
 class Certified(About):
-    """Certificates of the first test images.
+    """Certificates of the test images 0, skip, 2 skip, ...
 
-    certified_accuracy: ℓ2 radius -> share in [0, 1] of the first `images` images. certificates: may hold more images.
+    certified_accuracy: ℓ2 radius -> share in [0, 1] of the first `images` of them. certificates: may hold more images.
     """
 
     model_config = ConfigDict(extra="ignore")
 
     smoothing: dict[str, JsonValue]
     seed: int
+    skip: int = 1
     images: int = 0
     certified_accuracy: dict[str, float] = Field(default_factory=dict)
     certificates: tuple[Certificate, ...] = ()
 
 
 def certify(
-    subject: Subject, smoothing: Smoothing, path: Path, images: int, seed: int, progress: Callable[[int], None]
+    subject: Subject,
+    smoothing: Smoothing,
+    path: Path,
+    images: int,
+    seed: int,
+    progress: Callable[[int], None],
+    skip: int = 1,
 ) -> Certified:
-    """Certify the first `images` test images. The JSON file `path` is written after each image; a call resumes from it.
+    """Certify `images` test images: the first ones, or every skip-th from the first on.
+
+    The JSON file `path` is written after each image; a call resumes from it.
 
     Certificates of further images in the file stay there; `images` and `certified_accuracy` are of the first `images`.
-    progress: called with the number of certified images. Raises BadInput if `path` holds certificates of another
-    setting or other content, or if another process writes there.
+    progress: called with the number of certified images. An image has the same certificate whatever `skip` is.
+    Raises BadInput for more images than there are, if `path` holds certificates of another setting or other content,
+    or if another process writes there.
     """
     validate.seed(seed)
-    split = subject.test.take(images)
+    split = subject.test.take(_last(len(subject.test), images, skip))
     setting = {key: value for key, value in asdict(smoothing).items() if key != "batch_size"}
-    empty = Certified(**subject.about.model_dump(), smoothing=setting, seed=seed)
+    empty = Certified(**subject.about.model_dump(), smoothing=setting, seed=seed, skip=skip)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     files.replaceable(path)
     files.folder(path.parent)
@@ -56,7 +66,7 @@ def certify(
 
         def reported(certificates: list[Certificate]) -> Certified:
             radii = [smoothing.sigma * share / 4 for share in range(_SHARES)]
-            labels = split.labels[: len(certificates)]
+            labels = split.labels[::skip][: len(certificates)]
             curve = {f"{radius:g}": certified_accuracy(certificates, labels, radius) for radius in radii}
             every = (*certificates, *before[len(certificates) :])
             changes = {"images": len(certificates), "certified_accuracy": curve, "certificates": every}
@@ -67,9 +77,22 @@ def certify(
             progress(len(certificates))
 
         done = before[:images]
-        certificates = certify_all(subject.model.to(device), split, smoothing, seed=seed, done=done, report=keep)
+        model = subject.model.to(device)
+        certificates = certify_all(model, split, smoothing, seed=seed, skip=skip, done=done, report=keep)
         keep(certificates)
     return reported(certificates)
+
+
+def _last(count: int, images: int, skip: int) -> int:
+    """How many test images the certified ones reach over. Raises BadInput if there are not so many."""
+    validate.steps("images", images)
+    validate.steps("skip", skip)
+    most = len(range(0, count, skip))
+    if images > most:
+        each = f" with skip {skip}" if skip > 1 else ""
+        message = f"images is {images}{each}, but there are only {count} test images; ask for at most {most}"
+        raise BadInput(message, code="bad-value", field="images")
+    return (images - 1) * skip + 1
 
 
 def _certified(path: Path, current: Certified) -> list[Certificate]:
@@ -83,7 +106,7 @@ def _certified(path: Path, current: Certified) -> list[Certificate]:
         reason = " ".join(text.split())
         message = f"{path} is no report of `atent certify` ({reason[:200]}); name another file"
         raise BadInput(message, code="unreadable", field="path") from None
-    for key in ("weights_sha256", "data", "smoothing", "seed"):
+    for key in ("weights_sha256", "data", "smoothing", "seed", "skip"):
         was, now = getattr(old, key), getattr(current, key)
         if was != now:
             message = f"{path} holds another {key}: {was!r}, not {now!r}; name another file"

@@ -1,4 +1,4 @@
-"""Compare models on the same images by McNemar's exact test."""
+"""Compare models on the same images by McNemar's exact test, or by a sequential one that stops when it has decided."""
 
 import json
 from collections.abc import Sequence
@@ -6,24 +6,30 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import torch
 from rich.console import Console
 
+from atent_ext.core import seeds
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Section
-from atent_ext.core.statistics import holm, paired
+from atent_ext.core.statistics import holm, paired, sequential_mcnemar
 from atent_ext.core.tables import Table
 from atent_ext.data import datasets
 from atent_ext.evaluation.report import Report, Result
 
 LEVEL = 0.05
 """Significance level: the family-wise error rate over all pairs."""
+_WORDS = {"win": "better", "tie": "not significantly different", "loss": "worse"}
 
 
 class Pair(Section):
     """One pair of reports: how many images are correct under the attack for both, for `a` or `b` alone, for neither.
 
     p: McNemar's exact two-sided p-value; p_holm: corrected for the number of pairs (Holm 1979). verdict: of `a`
-    against `b`, "tie" where p_holm is not below 0.05.
+    against `b`, "tie" where p_holm is not below 0.05. scored: None, or the number of images in random order after which
+    a sequential comparison stopped; the counts and p, which is valid whenever one stops, are of these, and p_holm is p
+    times the number of pairs (Bonferroni).
     """
 
     a: str
@@ -35,6 +41,7 @@ class Pair(Section):
     p: float
     p_holm: float
     verdict: Literal["win", "tie", "loss"]
+    scored: int | None = None
 
 
 class Comparison(Section):
@@ -46,13 +53,22 @@ class Comparison(Section):
     notes: tuple[str, ...] = ()
 
     def table(self) -> Table:
-        """One row per pair."""
+        """One row per pair, the two models below each other, so that their names stay whole in 80 columns."""
+        if any(pair.scored is not None for pair in self.pairs):
+            return self._sequential_table()
         title = f"{self.attack} on the same {self.n} images; win and loss at {LEVEL:.0%}, corrected by Holm"
-        table = Table("a", "b", "a alone", "b alone", "p", "p (Holm)", "a is", title=title)
-        words = {"win": "better", "tie": "not significantly different", "loss": "worse"}
+        table = Table("models", "right alone", "p", "p (Holm)", "the first is", title=title)
         for pair in self.pairs:
-            counts = str(pair.a_alone), str(pair.b_alone), f"{pair.p:.2g}", f"{pair.p_holm:.2g}"
-            table.add(pair.a, pair.b, *counts, words[pair.verdict])
+            alone = f"{pair.a_alone}\n{pair.b_alone}"
+            table.add(f"{pair.a}\n{pair.b}", alone, f"{pair.p:.2g}", f"{pair.p_holm:.2g}", _WORDS[pair.verdict])
+        return table
+
+    def _sequential_table(self) -> Table:
+        title = f"{self.attack}, the same {self.n} images in random order until decided at {LEVEL:.0%} over all pairs"
+        table = Table("models", "images", "right alone", "p (anytime)", "the first is", title=title)
+        for pair in self.pairs:
+            alone = f"{pair.a_alone}\n{pair.b_alone}"
+            table.add(f"{pair.a}\n{pair.b}", str(pair.scored), alone, f"{pair.p_holm:.2g}", _WORDS[pair.verdict])
         return table
 
     def to_json(self) -> str:
@@ -65,18 +81,22 @@ class Comparison(Section):
     def __str__(self) -> str:
         console = Console(width=100, no_color=True)
         with console.capture() as capture:
-            console.print(self.table())
+            console.print(self.table(), crop=False)
             for note in self.notes:
                 console.print(f"note: {note}", markup=False, highlight=False)
         return capture.get().rstrip()
 
 
-def compare(*reports: Report | Path | str, attack: str = "worst_case") -> Comparison:
+def compare(
+    *reports: Report | Path | str, attack: str = "worst_case", until_decided: bool = False, seed: int = 0
+) -> Comparison:
     """Compare every pair of reports under one attack, by McNemar's exact test with Holm's correction.
 
     reports: reports, or paths of their JSON files. attack: the name of an attack, or a kind of result: "worst_case",
-    "autoattack", "clean". Raises BadInput for fewer than two reports, for reports of different images or threat
-    models, and for a report without the attack.
+    "autoattack", "clean". until_decided: look at the images in an order drawn from `seed`, and stop at the first after
+    which a sequential McNemar test tells the two apart; equal models are told apart in at most 5 % of orders. That says
+    how many images a comparison takes. Raises BadInput for fewer than two reports, for reports of different images or
+    threat models, and for a report without the attack.
     """
     if len(reports) < 2:
         message = f"{len(reports)} report is given; a comparison needs at least two"
@@ -87,14 +107,34 @@ def compare(*reports: Report | Path | str, attack: str = "worst_case") -> Compar
         _same_images(first, other, attack)
     results = [_result(report, attack) for report in read]
     names = _names(read)
-    flags = [result.robust() for result in results]
+    label = results[0].attack if len({result.attack for result in results}) == 1 else attack
+    pairs = _until_decided(names, results, seed) if until_decided else _on_all(names, results)
+    return Comparison(attack=label, n=first.n, pairs=tuple(pairs), notes=tuple(_differences(read, attack)))
+
+
+def _on_all(names: Sequence[str], results: Sequence[Result]) -> list[Pair]:
     tests = [paired(a.flags, b.flags) for a, b in combinations(results, 2)]
     corrected = holm([p for _, _, p in tests])
-    both = [int((a & b).sum()) for a, b in combinations(flags, 2)]
+    both = [int((a & b).sum()) for a, b in combinations([result.robust() for result in results], 2)]
     rows = zip(combinations(names, 2), both, tests, corrected, strict=True)
-    pairs = [_pair(a, b, (right, first.n), test, p_holm) for (a, b), right, test, p_holm in rows]
-    label = results[0].attack if len({result.attack for result in results}) == 1 else attack
-    return Comparison(attack=label, n=first.n, pairs=tuple(pairs), notes=tuple(_differences(read, attack)))
+    return [_pair(a, b, (right, results[0].n), test, p_holm) for (a, b), right, test, p_holm in rows]
+
+
+def _until_decided(names: Sequence[str], results: Sequence[Result], seed: int) -> list[Pair]:
+    """Each pair at the first image, in random order, whose p-value decides; at the last where none does."""
+    order = torch.randperm(results[0].n, generator=seeds.generator(seed))
+    drawn = [result.robust()[order] for result in results]
+    tests = len(results) * (len(results) - 1) // 2
+    pairs = []
+    for (a, b), (mine, theirs) in zip(combinations(names, 2), combinations(drawn, 2), strict=True):
+        alone = (mine & ~theirs).cumsum(0).numpy(), (theirs & ~mine).cumsum(0).numpy()
+        p = np.minimum.accumulate(sequential_mcnemar(*alone))
+        last = int((p * tests < LEVEL).argmax()) if p[-1] * tests < LEVEL else len(p) - 1
+        counts = int(alone[0][last]), int(alone[1][last]), float(p[last])
+        both = int((mine & theirs)[: last + 1].sum())
+        pair = _pair(a, b, (both, last + 1), counts, min(1.0, tests * counts[2]))
+        pairs.append(pair.model_copy(update={"scored": last + 1}))
+    return pairs
 
 
 def _pair(a: str, b: str, right: tuple[int, int], test: tuple[int, int, float], p_holm: float) -> Pair:

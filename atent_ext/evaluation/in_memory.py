@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atent_ext.core import model_state, validate
+from atent_ext.attacks.accuracy import clean_flags
+from atent_ext.core import layouts, model_state, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import norm as norm_called
 from atent_ext.core.schema import Threat
@@ -19,6 +20,8 @@ from atent_ext.evaluation.report import About, Report
 from atent_ext.evaluation.scoring import Subject, score
 
 Array = Tensor | np.ndarray
+_SHOWN = 64
+"""Images on which the two readings of the axes are compared."""
 
 
 def evaluate(
@@ -53,9 +56,10 @@ def evaluate(
     model in the report. progress: called while it runs, with the number of finished chunks.
 
     The mode, requires_grad, gradients, device and dtype of the model are restored afterwards.
-    Raises BadInput for a model that is no torch module or is in half precision, for images outside [0, 1], for labels
-    of another type, range or length, for an eps that looks like 0-255, for logits of another shape, and for an `out` of
-    other weights, images, protocol, seed or settings.
+    Raises BadInput for a model that is no torch module or is in half precision, for images outside [0, 1] or of a shape
+    that the model does not take, such as (N, H, W, C), for labels of another type, range or length, such as one-hot
+    ones, for an eps that looks like 0-255, for logits of another shape, and for an `out` of other weights, images,
+    protocol, seed or settings.
     """
     test = _split(images, labels, _dtype(model))
     plan = protocol if isinstance(protocol, Protocol) else load_protocol(str(protocol))
@@ -97,8 +101,6 @@ def _restored(model: nn.Module) -> Iterator[None]:
 
 def _split(images: Array, labels: Array, dtype: torch.dtype) -> Split:
     x, y = _tensor("images", images), _tensor("labels", labels)
-    if isinstance(x, Tensor) and x.dtype is torch.uint8:
-        raise BadInput("images are uint8, 0-255; divide them by 255", code="bad-type", field="images")
     validate.images(x, 0.0, 1.0)
     validate.labels(y, len(x))
     if not len(x):
@@ -138,7 +140,7 @@ def _device(device: torch.device | str) -> torch.device:
 
 def _threat(norm: str, eps: float, test: Split) -> Threat:
     norm_called(norm)
-    validate.radius("eps", eps)
+    validate.number("eps", eps)
     widest = 1.0 if norm == "Linf" else float(test.images[0].numel()) ** 0.5
     if eps >= widest:
         message = f"eps is {eps:g}, and no two images in [0, 1] are farther apart than {widest:.4g} in {norm}"
@@ -148,12 +150,36 @@ def _threat(norm: str, eps: float, test: Split) -> Threat:
 
 def _check_logits(model: nn.Module, test: Split, device: torch.device, classes: int | Sequence[str] | None) -> None:
     model.to(device)
-    with model_state.evaluating(model), model_state.seeded(0), torch.no_grad():
-        logits = model(test.images[:2].to(device))
-    validate.logits(logits, min(2, len(test)))
+    try:
+        with model_state.evaluating(model), model_state.seeded(0), torch.no_grad():
+            output = model(test.images[:2].to(device))
+    except RuntimeError as error:
+        layouts.channels_first(test.images)  # raises for the usual reason
+        message = f"the model does not take images {tuple(test.images.shape)}: {' '.join(str(error).split())[:300]}"
+        raise BadInput(f"{message}; give it what it was made for", code="bad-shape", field="images") from error
+    logits = validate.logits(output, min(2, len(test)))
     count = int(logits.shape[1])
     expected = count if classes is None else classes if isinstance(classes, int) else len(classes)
     if expected != count:
         message = f"classes is {expected}, and the model has {count} logits; give the classes of the model"
         raise BadInput(message, code="conflict", field="classes")
     validate.labels(test.labels, len(test), count)
+    _check_axes(model, test.take(min(_SHOWN, len(test))))
+
+
+def _check_axes(model: nn.Module, shown: Split) -> None:
+    """Refuse (N, H, W, C) for a model that takes either layout, if it gets more labels right with the channels first.
+
+    A model that was made for channels last, and only such a one, may have them.
+    """
+    if shown.images.dim() != 4 or layouts.layout(shown.images.shape[1:]) != "HWC":
+        return
+    as_given = int(clean_flags(model, shown).sum())
+    try:
+        turned = int(clean_flags(model, Split(shown.images.permute(0, 3, 1, 2).contiguous(), shown.labels)).sum())
+    except (RuntimeError, BadInput):
+        return
+    if turned > as_given + 1:
+        message = f"images are (N, {', '.join(map(str, shown.images.shape[1:]))}); of the first {len(shown)} the model "
+        message += f"gets {as_given} right, and {turned} as (N, C, H, W): pass images.permute(0, 3, 1, 2)"
+        raise BadInput(message, code="conflict", field="images")

@@ -9,8 +9,10 @@ from pydantic import Field, ValidationError
 from atent_ext.attacks.spec import AnyAttack
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
+from atent_ext.core.fraction import fractions
 from atent_ext.core.schema import Section, explain
 
+_TEXTS = ("name", "description")
 _SUFFIXES = (".yaml", ".yml")
 
 
@@ -37,7 +39,7 @@ def load_protocol(name: str) -> Protocol:
             raise registry.nearest("protocol", name, known)
         path = known[name]
     try:
-        return Protocol.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Protocol.model_validate(fractions(yaml.safe_load(path.read_text(encoding="utf-8")), _TEXTS))
     except OSError as error:
         message = f"protocol {name} cannot be read: {error.strerror}"
         raise BadInput(message, code="unreadable", field="protocol") from None

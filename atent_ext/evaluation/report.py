@@ -264,7 +264,7 @@ class Report(About):
     def _shown(self) -> Console:
         """A console that has recorded the table and the notes, and has shown them nowhere."""
         console = Console(width=100, record=True, file=io.StringIO(), force_terminal=False, force_jupyter=False)
-        console.print(self.table())
+        console.print(self.table(), crop=False)
         for note in self.notes:
             console.print(f"note: {note}", markup=False, highlight=False)
         return console

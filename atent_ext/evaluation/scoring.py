@@ -14,7 +14,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from atent_ext.attacks.spec import Setting
-from atent_ext.core import processes
+from atent_ext.core import compat, processes
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Threat
 from atent_ext.core.version import __version__
@@ -168,7 +168,7 @@ def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting,
     # Buffers too: the state dict may lack those of a normalisation.
     tensors = [*subject.model.state_dict().values(), *subject.model.buffers()]
     weights = [value for value in tensors if isinstance(value, Tensor)]
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "pyautoattack")}
+    versions = dict((("torch", importlib.metadata.version("torch")), compat.autoattack_package()))
     return {
         **subject.about.model_dump(include={"weights_sha256", "model", "data"}),
         "test_images": len(subject.test),
@@ -275,5 +275,10 @@ def default_path(subject: Path, loaded: Subject, protocol: Protocol, n: int | No
     protocol_name = re.sub(r"[^\w.+ -]", "-", protocol.name)  # of a file, it may say anything
     protocol_name += "" if loaded.part == datasets.TEST else "-held-out"
     name = f"eval-{protocol_name}-{loaded.threat.norm}-{loaded.threat.eps:g}-n{count}-seed{seed}.json"
+    return default_folder(subject, loaded) / name
+
+
+def default_folder(subject: Path, loaded: Subject) -> Path:
+    """The folder of what is measured of a subject by default: the run folder, or for other subjects one in runs/."""
     digest = str(loaded.about.weights_sha256)[:8]
-    return (subject if subject.is_dir() else Path("runs") / f"{loaded.about.name}-{digest}") / name
+    return subject if subject.is_dir() else Path("runs") / f"{loaded.about.name}-{digest}"

@@ -200,7 +200,6 @@ def _subjects(request: _Request) -> list[tuple[str, "Subject"]]:
 
 
 def _classes(request: _Request) -> tuple[str, ...]:
-    from atent_ext.data import datasets
-    from atent_ext.training.run_folder import RunFolder
+    from atent_ext.training.run_folder import RunFolder, load_data
 
-    return datasets.load(RunFolder(request.runs[0]).recipe().dataset, request.data_root).classes
+    return load_data(RunFolder(request.runs[0]).recipe(), request.data_root).classes

@@ -45,13 +45,14 @@ def quickstart(
     False.
     """
     validate.seed(seed)
+    changes = [f"seed={seed}", *overrides]
+    methods = {method: recipes.load(f"digits-linf-{method}", changes, notice) for method in METHODS}
     protocol = load_protocol("autoattack")
     digits = datasets.load("digits")
     count = len(digits.test.take(n))  # raises for an invalid n before any training
     runner = Runner(out, reporter=reporter)
     subjects, reports = {}, []
-    for method in METHODS:
-        recipe = recipes.load(f"digits-linf-{method}", [f"seed={seed}", *overrides], notice)
+    for method, recipe in methods.items():
         folder = runner.train(recipe, f"runs/{recipe.name}", overwrite=overwrite)
         scoring_begins(recipe.name)
         subjects[method] = runner.subject(folder)

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from atent_ext.core import registry
+from atent_ext.core import compat, registry
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Threat
 from atent_ext.core.version import __version__
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.experiments import drawing, timing
 from atent_ext.experiments.rows import Certified, Context, history, images, measure
-from atent_ext.experiments.study import CurveAxis, Row, Scale, Study
+from atent_ext.experiments.study import CurveAxis, Row, Scale, ScaleName, Study
 from atent_ext.figures import plots
 from atent_ext.storage import files, locks
 
@@ -34,6 +34,7 @@ def reproduce(study: Study, context: Context, target: Path, rows: Sequence[str] 
     it.
     """
     study.at(context.scale)
+    _check_rows(study, context.scale, rows)
     files.replaceable(target)
     files.folder(target.parent)
     with locks.held(target, "wait for it, or name another --out"):
@@ -42,14 +43,7 @@ def reproduce(study: Study, context: Context, target: Path, rows: Sequence[str] 
 
 def _reproduced(study: Study, context: Context, target: Path, rows: Sequence[str]) -> Result:
     scale, result = study.at(context.scale), _opened(study, context, target)
-    chosen = list(study.rows_at(context.scale))
-    for name in rows:
-        if name not in (known := [row.name for row in chosen]):
-            raise registry.nearest(f"row of {study.name} at scale {context.scale}", name, known)
-    if rows and study.kind == "times":
-        message = f"--row is {', '.join(rows)}, but the rows of {study.name} are timed in turns; leave it out"
-        raise BadInput(message, code="unused", field="rows")
-    for row, entry in zip(chosen, result["rows"], strict=True):
+    for row, entry in zip(study.rows_at(context.scale), result["rows"], strict=True):
         if row.quoted is not None or (rows and row.name not in rows):
             continue
         context.busy(f"{study.name}: {row.name}")
@@ -62,6 +56,16 @@ def _reproduced(study: Study, context: Context, target: Path, rows: Sequence[str
     result["files"] = [path.name for path in _pictures(result, study, context, scale, target)]
     _write(result, target)
     return result
+
+
+def _check_rows(study: Study, scale: ScaleName, rows: Sequence[str]) -> None:
+    known = [row.name for row in study.rows_at(scale)]
+    for name in rows:
+        if name not in known:
+            raise registry.nearest(f"row of {study.name} at scale {scale}", name, known)
+    if rows and study.kind == "times":
+        message = f"--row is {', '.join(rows)}, but the rows of {study.name} are timed in turns; leave it out"
+        raise BadInput(message, code="unused", field="rows")
 
 
 def _opened(study: Study, context: Context, target: Path) -> Result:
@@ -124,7 +128,7 @@ def _curves(result: Result, axis: CurveAxis, out: Path) -> list[Path]:
 
 
 def _header(study: Study, context: Context) -> Result:
-    names = ("torch", "pyautoattack", "foolbox", "adversarial-robustness-toolbox")
+    names = ("torch", compat.autoattack_package()[0], "foolbox", "adversarial-robustness-toolbox")
     return {
         "study": study.name,
         "title": study.title,

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from atent_ext.data import datasets
 from atent_ext.evaluation import scoring
 from atent_ext.evaluation.journal import Progress
 from atent_ext.evaluation.protocol import Protocol
@@ -17,7 +16,7 @@ from atent_ext.evaluation.scoring import Subject
 from atent_ext.subjects import run_folder
 from atent_ext.training.loop import Reporter, fit
 from atent_ext.training.recipes import Recipe
-from atent_ext.training.run_folder import RunFolder
+from atent_ext.training.run_folder import RunFolder, load_data
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Runner:
         Raises BadInput if the folder holds a run of another recipe and `overwrite` is False.
         """
         folder = RunFolder(self.out / name)
-        images = datasets.load(recipe.dataset, self.root, self.download)
+        images = load_data(recipe, self.root, self.download)
         resume = folder.exists() and not overwrite
         return fit(recipe, images, folder.path, resume=resume, overwrite=overwrite, reporter=self.reporter)
 

@@ -9,11 +9,10 @@ import torch
 
 from atent_ext.core import seeds
 from atent_ext.core.model_state import seeded
-from atent_ext.data import datasets
 from atent_ext.experiments.rows import Context
 from atent_ext.experiments.study import Study
 from atent_ext.training.recipes import Recipe
-from atent_ext.training.run_folder import build_model
+from atent_ext.training.run_folder import build_model, load_data
 
 WARMUP = 1
 
@@ -47,7 +46,7 @@ def fill(result: dict[str, Any], study: Study, context: Context) -> None:
 
 def _stepper(recipe: Recipe, context: Context) -> Callable[[], None]:
     """A function that takes one optimizer step of the recipe on the first batch of its data set, as `fit` does."""
-    images = datasets.load(recipe.dataset, context.root, context.download)
+    images = load_data(recipe, context.root, context.download)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batch = images.train.take(recipe.batch_size)
     x, y = batch.images.to(device), batch.labels.to(device)

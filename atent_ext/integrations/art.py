@@ -7,8 +7,9 @@
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from atent_ext.attacks import langevin
-from atent_ext.core import model_state, seeds, validate
+from atent_ext.core import model_state, outputs, seeds, validate
 from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.core.norms import L2, LINF, Norm
 
@@ -36,6 +37,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 
+_IGNORED = ("x_init", "x_adv_init", "resume")
+"""Options of other attacks of ART, which its helpers give to every attack and its gradient attacks ignore."""
+
+
 class ATENTAttack(EvasionAttack):  # type: ignore[misc]
     """ATENT's Langevin chain as an attack on any ART classifier with loss gradients, inside its `clip_values`.
 
@@ -44,7 +49,7 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
     the temperature. gamma: pull towards x (None: 0.05 for norm 2, 0 for inf). num_random_init: 0 starts at x; n > 1
     means n restarts, of which each example keeps the first that fools the classifier, or the first if none does.
     seed: of starts and noise, so that a call is reproducible; None draws a seed from NumPy's global state, as ART does.
-    verbose: show a progress bar.
+    verbose: show a progress bar (0: none).
 
     Chains run on the CPU in the dtype of the PyTorch model, or else of x; gradients are `estimator.loss_gradient`'s.
     A PyTorch model keeps its modes (such as a frozen BatchNorm) and its gradients, unlike with ART's own attacks.
@@ -104,8 +109,9 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
                 validate.radius(name, getattr(self, name))
         if self.seed is not None:
             validate.seed(self.seed)
+        check_verbose(self.verbose)
         if not isinstance(self.targeted, bool):
-            message = f"targeted is {self.targeted!r}; True or False is needed"
+            message = f"targeted is {validate.shown(self.targeted)}; True or False is needed"
             raise BadInput(message, code="bad-type", field="targeted")
         self.kernel  # noqa: B018 -- building it checks the norm and the clip values
 
@@ -114,16 +120,17 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
 
         x: (N, ...) inside the classifier's `clip_values`, any rank >= 2. y: labels, or the target classes if
         `targeted`; None: the classifier's own predictions. Raises BadInput for inputs outside the clip values, invalid
-        labels, a targeted attack without y, and options of other attacks such as `mask`.
+        labels, a targeted attack without y, and unknown options; `x_init`, `x_adv_init` and `resume`, which belong to
+        other attacks of ART, are ignored, as by ART's own gradient attacks.
         """
-        refuse_options("generate", kwargs)
+        refuse_options("generate", kwargs, _IGNORED)
         if y is None and self.targeted:
             raise BadInput("y is None; a targeted attack needs the target classes", code="missing", field="y")
         x = np.asarray(x)
         starts = range(0, len(x), self.batch_size)
-        with _untouched(self.estimator):
+        with _untouched(self.estimator), outputs.explained(lambda: _outputs(self.estimator, x), 1):
             inputs = torch.tensor(x).to(input_dtype(self.estimator, x))
-            validate.images(inputs, *_box(self.estimator))
+            validate.images(inputs, *_box(self.estimator), "give the classifier other clip_values")
             adversary, generator = inputs.clone(), seeded_generator(self.seed)
             classes = self._predicted(inputs) if y is None else class_numbers(y, len(x), self.estimator)
             for start in tqdm(starts, desc="ATENT - Batches", leave=False, disable=not self.verbose):
@@ -172,6 +179,20 @@ def _untouched(estimator: Any) -> Iterator[None]:
         yield
 
 
+def _outputs(estimator: Any, x: np.ndarray) -> list[object]:
+    """What each PyTorch model of a classifier returns for the first of the images x."""
+    sample = torch.tensor(x[:1]).to(input_dtype(estimator, x))
+    with torch.no_grad():
+        return [model(sample.to(model_state.device_of(model)))[-1] for model in _module(estimator)]
+
+
+def check_verbose(verbose: object) -> None:
+    """Raise BadInput unless `verbose` is True, False or a whole number >= 0, as ART's own classes take it."""
+    if not isinstance(verbose, Integral | np.bool_) or verbose < 0:
+        message = f"verbose is {validate.shown(verbose)}; True, False or a whole number >= 0 is needed"
+        raise BadInput(message, code="bad-type", field="verbose")
+
+
 def input_dtype(estimator: Any, x: np.ndarray) -> torch.dtype:
     """The floating dtype of the model's parameters, or else that of x, or else float32."""
     own = torch.tensor(np.empty(0, x.dtype)).dtype if x.dtype.kind == "f" else torch.float32
@@ -182,7 +203,7 @@ def _norm(norm: float | str) -> Norm:
     try:
         return {math.inf: LINF, 2.0: L2}[float(norm)]
     except (ValueError, TypeError, KeyError):
-        message = f"norm is {norm!r}; 'inf', np.inf or 2 is needed"
+        message = f"norm is {validate.shown(norm)}; 'inf', np.inf or 2 is needed"
         raise BadInput(message, code="unknown-name", field="norm") from None
 
 
@@ -212,9 +233,9 @@ def seeded_generator(seed: int | None) -> torch.Generator:
     return seeds.generator(drawn)
 
 
-def refuse_options(method: str, options: dict[str, Any]) -> None:
-    """Raise BadInput for options other than None, which `method` does not have."""
-    unknown = [name for name, value in options.items() if value is not None]
+def refuse_options(method: str, options: dict[str, Any], ignored: Collection[str] = ()) -> None:
+    """Raise BadInput for options other than None, which `method` does not have, except those that are `ignored`."""
+    unknown = [name for name, value in options.items() if value is not None and name not in ignored]
     if unknown:
         message = f"{method} does not know {', '.join(unknown)}; leave it out"
         raise BadInput(message, code="unknown-name", field=unknown[0])

@@ -7,6 +7,7 @@ import logging
 import math
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from atent_ext.core import model_state, validate
 from atent_ext.core.errors import BadInput, NonFiniteLoss
 from atent_ext.core.types import Objective
-from atent_ext.integrations.art import class_numbers, input_dtype, refuse_options, seeded_generator
+from atent_ext.integrations.art import check_verbose, class_numbers, input_dtype, refuse_options, seeded_generator
 
 logger = logging.getLogger(__name__)
 from art.defences.trainer import Trainer  # noqa: E402 -- after the check that ART is there
@@ -44,6 +45,7 @@ class AdversarialTrainerObjectivePyTorch(Trainer):  # type: ignore[misc]
 
     def __init__(self, classifier: Any, objective: Objective, seed: int | None = None, verbose: bool = True) -> None:
         _check_classifier(classifier, objective)
+        check_verbose(verbose)
         super().__init__(classifier)
         self.objective, self.verbose = objective, verbose
         self._raw, self._generator = _RawInputs(classifier), seeded_generator(seed)
@@ -57,13 +59,16 @@ class AdversarialTrainerObjectivePyTorch(Trainer):  # type: ignore[misc]
         nb_epochs: int = 20,
         scheduler: Any = None,
         drop_last: bool = False,
+        training_mode: bool = True,
+        verbose: bool | int | None = None,
         **kwargs: Any,
     ) -> None:
         """Train on x (N, ...), inside the objective's box, with labels y.
 
         validation_data: (x, y); its accuracy is logged after each epoch. scheduler: stepped after each epoch.
-        drop_last: skip a last batch that is not full (BatchNorm cannot train on a single example). Raises BadInput for
-        invalid data and unknown options, and NonFiniteLoss before a step with a loss that is not finite.
+        drop_last: skip a last batch that is not full (BatchNorm cannot train on a single example). training_mode: False
+        trains in eval mode. verbose: whether to show a progress bar; None: as the trainer was built. Raises BadInput
+        for invalid data and unknown options, and NonFiniteLoss before a step with a loss that is not finite.
         """
         refuse_options("fit", kwargs)
         validate.steps("batch_size", batch_size)
@@ -79,9 +84,19 @@ class AdversarialTrainerObjectivePyTorch(Trainer):  # type: ignore[misc]
             ):
                 yield inputs[index], classes[index], index
 
-        self._train(batches, nb_epochs, scheduler, validation_data)
+        validate.flag("training_mode", training_mode)
+        with nullcontext() if training_mode else model_state.evaluating(self._raw):
+            self._train(batches, nb_epochs, scheduler, validation_data, bool(training_mode), verbose)
 
-    def fit_generator(self, generator: Any, nb_epochs: int = 20, scheduler: Any = None, **kwargs: Any) -> None:
+    def fit_generator(
+        self,
+        generator: Any,
+        nb_epochs: int = 20,
+        scheduler: Any = None,
+        validation_data: tuple[np.ndarray, np.ndarray] | None = None,
+        verbose: bool | int | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Train on the batches of an ART DataGenerator, ceil(size / batch_size) of them an epoch; else as `fit`."""
         refuse_options("fit_generator", kwargs)
         if generator.size is None:
@@ -92,7 +107,7 @@ class AdversarialTrainerObjectivePyTorch(Trainer):  # type: ignore[misc]
             for _ in range(math.ceil(generator.size / generator.batch_size)):
                 yield (*self._tensors(*generator.get_batch()), None)
 
-        self._train(batches, nb_epochs, scheduler, None)
+        self._train(batches, nb_epochs, scheduler, validation_data, True, verbose)
 
     def predict(self, x: np.ndarray, **kwargs: Any) -> np.ndarray:
         """The outputs of the classifier's own `predict`; the model keeps its modes."""
@@ -104,13 +119,17 @@ class AdversarialTrainerObjectivePyTorch(Trainer):  # type: ignore[misc]
         x = np.asarray(x)
         return torch.tensor(x).to(input_dtype(self.classifier, x)), class_numbers(y, len(x), self.classifier)
 
-    def _train(self, batches: Batches, nb_epochs: int, scheduler: Any, validation_data: Any) -> None:
+    def _train(
+        self, batches: Batches, nb_epochs: int, scheduler: Any, validation_data: Any, train_mode: bool, verbose: Any
+    ) -> None:
         validate.steps("nb_epochs", nb_epochs)
+        verbose = self.verbose if verbose is None else verbose
+        check_verbose(verbose)
         name = f"Adversarial Training {type(self.objective).__name__}"
         with model_state.kept(self._raw):
-            if not self.classifier.model.training:
+            if train_mode and not self.classifier.model.training:
                 self._raw.train()
-            epochs = tqdm(range(nb_epochs), desc=f"{name} - Epochs", disable=not self.verbose)
+            epochs = tqdm(range(nb_epochs), desc=f"{name} - Epochs", disable=not verbose)
             for epoch in epochs:
                 report = {"loss": statistics.fmean(self._step(*batch) for batch in batches())}
                 if scheduler is not None:

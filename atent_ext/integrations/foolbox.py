@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from atent_ext.attacks.langevin import Langevin, atent, finite, last_iterate
-from atent_ext.core import compat, validate
+from atent_ext.core import compat, outputs, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.norms import L2, LINF, Norm
@@ -43,6 +43,8 @@ class _ATENTAttack(FixedEpsilonAttack):  # type: ignore[misc]
 
     def kernel(self, epsilon: float, box: tuple[float, float] = (0.0, 1.0), targeted: bool = False) -> Langevin:
         """The attack at one epsilon as a `Langevin` kernel."""
+        validate.radius("epsilon", epsilon)
+        validate.flag("random_start", self.random_start)
         validate.radius("rel_stepsize", self.rel_stepsize)
         if self.abs_stepsize is not None:
             validate.radius("abs_stepsize", self.abs_stepsize)
@@ -70,11 +72,12 @@ class _ATENTAttack(FixedEpsilonAttack):  # type: ignore[misc]
         _refuse_other_backends(model, wrapped)
         classes, targeted = _classes(get_criterion(criterion))
         x, box = wrapped.raw, (float(model.bounds.lower), float(model.bounds.upper))
-        validate.images(x, *box)
+        validate.images(x, *box, "give the model other bounds")
         validate.labels(classes, len(x))
         target = classes.to(x.device, torch.long)
         kernel = self.kernel(epsilon, box, targeted)
-        adversary = finite(last_iterate(kernel, model, x, target, cross_entropy, self.generator))
+        with outputs.explained(lambda: _outputs(model, x), 1):
+            adversary = finite(last_iterate(kernel, model, x, target, cross_entropy, self.generator))
         return restore(ep.astensor(adversary))
 
 
@@ -82,11 +85,23 @@ def _refuse_other_backends(model: Model, inputs: ep.Tensor) -> None:
     if not isinstance(inputs, ep.PyTorchTensor):
         message = f"inputs are {type(inputs).__name__}; ATENT runs on PyTorch: pass a torch tensor"
         raise BadInput(message, code="bad-type", field="inputs")
-    while isinstance(getattr(model, "_model", None), Model):  # foolbox's wrappers
-        model = model._model
+    model = _inner(model)
     if isinstance(model, (JAXModel, NumPyModel, TensorFlowModel)):
         message = f"model is a {type(model).__name__}; ATENT runs on PyTorch: pass a foolbox.PyTorchModel"
         raise BadInput(message, code="bad-type", field="model")
+
+
+def _inner(model: Model) -> Model:
+    """The model inside of foolbox's wrappers."""
+    while isinstance(getattr(model, "_model", None), Model):
+        model = model._model
+    return model
+
+
+def _outputs(model: Model, x: Tensor) -> list[object]:
+    """What the PyTorch module of a foolbox model returns for the first of the inputs x."""
+    with torch.no_grad():
+        return [_inner(model)._model(x[:1])]
 
 
 def _classes(criterion: Any) -> tuple[Tensor, bool]:
@@ -95,7 +110,7 @@ def _classes(criterion: Any) -> tuple[Tensor, bool]:
         return criterion.labels.raw, False
     if hasattr(criterion, "target_classes"):
         return criterion.target_classes.raw, True
-    message = f"criterion is {criterion!r}; known: Misclassification, TargetedMisclassification, labels"
+    message = f"criterion is {validate.shown(criterion)}; known: Misclassification, TargetedMisclassification, labels"
     raise BadInput(message, code="bad-type", field="criterion")
 
 

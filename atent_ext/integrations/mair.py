@@ -8,6 +8,12 @@
 
 To record robust accuracy and to save, call `record_rob` first and give `fit` a `save_path`, as with MAIR's own.
 MAIR is not on PyPI. `trainer_class` imports it; this module does not.
+
+MAIR's own `load_dict` (of a RobModel and of a trainer) cannot read the files that `fit` saves, since torch 2.6: they
+hold MAIR's record manager beside the tensors, and `torch.load` reads tensors alone. For files of your own, which may
+run code, start Python with the environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1. To pass weights on, save them
+alone: `rmodel.save_dict("weights.pth")`, which `rmodel.load_dict` reads as it is. A trainer's `load_dict` also needs
+a file from a `setup` with a scheduler.
 """
 
 import functools

@@ -52,6 +52,7 @@ class _ATENTAttack(Attack):  # type: ignore[misc]
     def kernel(self) -> Langevin:
         """The attack as a `Langevin` kernel, in units of raw images also if the inputs are normalised."""
         validate.radius("alpha", self.alpha)
+        validate.flag("random_start", self.random_start)
         return atent(
             self.norm,
             self.eps,
@@ -69,7 +70,7 @@ class _ATENTAttack(Attack):  # type: ignore[misc]
         images: (N, ...) in [0, 1], any rank >= 2 and floating type. labels: (N,) classes, or targets in the mode "by
         label". Returns (N, ...) on `self.device`, detached. Raises BadInput for images outside [0, 1] and bad labels.
         """
-        validate.images(images, 0.0, 1.0)
+        validate.images(images, 0.0, 1.0, "call set_normalization_used")
         validate.labels(labels, len(images))
         images = images.detach().to(self.device)
         labels = labels.detach().to(self.device, torch.long)
@@ -95,8 +96,7 @@ class _ATENTAttack(Attack):  # type: ignore[misc]
     def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor:
         """The logits (N, classes) in eval mode; afterwards each module is in its previous mode."""
         with evaluating(self.model):
-            logits: Tensor = self.get_logits(inputs)
-        return logits
+            return validate.logits(self.get_logits(inputs), len(inputs))
 
     def normalize(self, inputs: Tensor) -> Tensor:
         """Raw to normalised, in the dtype of the inputs (torchattacks returns that of the mean, perhaps float64)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atent_ext.core import registry, validate
+from atent_ext.core import layouts, registry, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import evaluating
 
@@ -37,11 +37,12 @@ def build_for(name: str, images: Tensor, classes: int, **arguments: Any) -> nn.M
     """`build` for the channels of `images` (N, C, H, W); the network is tried on the first image.
 
     Raises BadInput as `build` does, for `classes` or `channels` among the arguments, and if the network cannot take
-    images of that size.
+    images of that size, or the images are (N, H, W, C).
     """
     for argument in {"classes", "channels"} & arguments.keys():
         message = f"{argument} is an argument of model {name!r} that the data set decides; remove it"
         raise BadInput(message, code="unused", field=argument)
+    layouts.channels_first(images)
     network = build(name, classes=classes, channels=images.shape[1], **arguments)
     try:
         with evaluating(network), torch.no_grad():

@@ -32,7 +32,7 @@ def check_batch(x: Tensor, y: Tensor, box: tuple[float, float] = (-math.inf, mat
 
     Raises BadInput if the batch is empty, an image leaves the box, or the labels are not one class number per image.
     """
-    validate.images(x, *box)
+    validate.images(x, *box, "give the objective another box")
     validate.labels(y, len(x))
     if len(x) == 0:
         raise BadInput("the batch is empty; a loss needs at least one image", code="bad-shape", field="images")

@@ -121,8 +121,7 @@ class MMA(Adversarial):
         """Yield the loss. Raises BadInput as `check_batch` does."""
         y = self.check(x, y)
         with model_mode(self.inner_mode, model), torch.no_grad():
-            logits = model(x)
-            validate.logits(logits, len(x))
+            logits = validate.logits(model(x), len(x))
             validate.labels(y, len(x), logits.shape[1])
             correct = soft_margin(logits, y) < 0
             lengths = self.lengths.of(index, x).clamp_max(BEYOND * self.eps)

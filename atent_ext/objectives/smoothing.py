@@ -65,7 +65,7 @@ class SmoothTRADES(GaussianNoise):
     ) -> Terms:
         """Yield the loss. Raises BadInput as `check_batch` does."""
         y = check_batch(x, y)
-        clean = model(x)
+        clean = validate.logits(model(x), len(x))
         noisy = model(x + self.sigma * gaussian(x, generator))
         divergence = kl_divergence(noisy, F.softmax(clean, -1))
         yield cross_entropy(clean, y).mean() + self.beta * divergence.mean()
@@ -108,7 +108,8 @@ class SmoothAdv(Adversarial):
 
         def averaged(moving: Tensor) -> Tensor:
             """The log of the mean softmax over the noises, (N, classes); PGD maximises its cross-entropy."""
-            logs = torch.stack([F.log_softmax(model(moving + noise), -1) for noise in noises])
+            outputs = [validate.logits(model(moving + noise), len(x)) for noise in noises]
+            logs = torch.stack([F.log_softmax(logits, -1) for logits in outputs])
             return logs.logsumexp(0) - math.log(self.draws)
 
         with model_mode(self.inner_mode, model), frozen(model):

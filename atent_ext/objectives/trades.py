@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atent_ext.attacks.langevin import Langevin
+from atent_ext.core import validate
 from atent_ext.core.losses import cross_entropy, kl_divergence
 from atent_ext.core.types import Model
 from atent_ext.objectives.base import Regularized, Terms, model_mode
@@ -42,8 +43,8 @@ class TRADES(Regularized):
         """Yield the loss. Raises BadInput as `check_batch` does."""
         y = self.check(x, y)
         with model_mode(self.inner_mode, model), torch.no_grad():
-            probabilities = F.softmax(model(x), -1)
+            probabilities = F.softmax(validate.logits(model(x), len(x)), -1)
         x_adv = self.adversary(model, x, probabilities, kl_divergence, generator)
-        clean = model(x)
+        clean = validate.logits(model(x), len(x))
         divergence = kl_divergence(model(x_adv), F.softmax(clean, 1))
         yield cross_entropy(clean, y).mean() + self.beta * divergence.mean()

@@ -22,8 +22,9 @@ def from_program(
     eps: float | None,
     root: Path | None = None,
     download: bool = False,
+    classes: int | None = None,
 ) -> Subject:
-    """The program of a .pt2 file, on the test split of `dataset`. norm: None is "Linf".
+    """The program of a .pt2 file, on the test split of `dataset`. norm: None is "Linf". classes: as in `datasets.load`.
 
     Raises BadInput for a `model`, for a missing `dataset` or `eps`, what `untrusted_program.read` raises, and for
     images or classes that are not the program's.
@@ -35,7 +36,7 @@ def from_program(
     threat = threat_model(norm or "Linf", eps)
     # The user's own path may be a link, as in the cache of a download.
     program = untrusted_program.read(untrusted.read(path.resolve(), untrusted_program.MOST), path)
-    images = datasets.load(dataset, root, download)
+    images = datasets.load(dataset, root, download, classes)
     _check(program, images, path)
     about = base.about(path.stem, PROGRAM, [path], images)
     return Subject(program.network, images.test, threat, about, notes=program.notes)

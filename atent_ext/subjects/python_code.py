@@ -91,17 +91,20 @@ def from_code(
     threat: Threat,
     root: Path | None = None,
     download: bool = False,
+    classes: int | None = None,
 ) -> Subject:
     """The network of a reference, with the weights of `file` (None: as the code makes it), on `dataset`.
 
+    classes: as in `datasets.load`.
     Raises what `build` raises, and BadInput for a missing data set and for weights that do not fit.
     """
     if dataset is None:
         raise BadInput(f"{reference} is code; it needs --dataset", code="missing", field="dataset")
-    images = datasets.load(dataset, root, download)
+    images = datasets.load(dataset, root, download, classes)
     network = build(reference, arguments, images.test.images, len(images.classes))
     if file is not None:
-        weights_files.load_weights(network, file)
+        with images.explaining():
+            weights_files.load_weights(network, file)
     where, _, what = reference.rpartition(":")
     name = f"{Path(where).stem}-{what}"
     about = base.about(name, shown(reference), [] if file is None else [file], images)

@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from atent_ext.core import registry, validate
 from atent_ext.core.errors import BadInput
+from atent_ext.core.norms import norm as norm_called
+from atent_ext.data import datasets
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.subjects import zoo
 from atent_ext.subjects.base import threat_model, under
@@ -36,6 +39,7 @@ def load(
     download: bool = False,
     model_dir: Path | None = None,
     held_out: bool = False,
+    classes: int | None = None,
     weights: Path | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Subject:
@@ -45,19 +49,17 @@ def load(
     "./". "zoo:NAME" is always a model of the zoo. `robustbench:NAME` is a model of RobustBench; its checkpoint is in
     `model_dir` (None: "models"), and without `eps` it is scored at the radius of RobustBench's leaderboard.
     model, dataset: needed for a weights file; a program needs a dataset. norm, eps: override the threat model.
-    held_out: as in `from_run`; only for run folders. weights: of the network that the code of `reference` makes.
-    arguments: of that code, or of `model`. Raises BadInput for an argument that is missing or does not apply, and for a
-    name that is both a model of the zoo and an existing path.
+    held_out: as in `from_run`; only for run folders. classes: as in `datasets.load`; only where `dataset` is given.
+    weights: of the network that the code of `reference` makes. arguments: of that code, or of `model`.
+    Raises BadInput for a name or a value that is not valid, before any file is looked at; for an argument that is
+    missing or does not apply; and for a name that is both a model of the zoo and an existing path.
     """
+    check_values(model, dataset, norm, eps, classes)
     code = is_code(str(reference)) and not Path(reference).exists()
-    if weights is not None and not code:
-        message = f"--weights is {weights}, and {reference} is no code that makes a network; drop it"
-        raise BadInput(message, code="unused", field="weights")
-    if arguments and not code and model is None:
-        message = f"--model-arg {', '.join(arguments)} is given, and no code or --model takes it; drop it"
-        raise BadInput(message, code="unused", field="model_arg")
+    _check_of_code(reference, code or model is not None, code, weights, arguments)
     if code:
-        return _of_code(str(reference), weights, arguments, (model, dataset, norm, eps), root, download, held_out)
+        place = (root, download, classes)
+        return _of_code(str(reference), weights, arguments, (model, dataset, norm, eps), held_out, *place)
     name, path = _zoo_name(str(reference)), Path(reference)
     robustbench = str(reference).startswith(_ROBUSTBENCH)
     if held_out and (robustbench or name is not None):
@@ -71,16 +73,12 @@ def load(
             message = f"{reference} is a model of RobustBench's zoo; it needs --dataset, and no --model"
             raise BadInput(message, code="unused" if model else "missing", field="model" if model else "dataset")
         theirs = str(reference).removeprefix(_ROBUSTBENCH)
-        return from_zoo(theirs, dataset, norm or "Linf", eps, root, download, model_dir or Path("models"))
+        return from_zoo(theirs, dataset, norm or "Linf", eps, root, download, model_dir or Path("models"), classes)
     if model_dir is not None:
         message = f"--model-dir is {model_dir}, but {reference} is no {_ROBUSTBENCH}NAME; drop it"
         raise BadInput(message, code="unused", field="model_dir")
     if name is not None:
-        if model or dataset:
-            message = (
-                f"{reference} is a model of the zoo, whose card names model and data set; drop --model and --dataset"
-            )
-            raise BadInput(message, code="unused", field="model" if model else "dataset")
+        _refuse(f"{reference} is a model of the zoo, whose card", model, dataset, classes)
         return from_card(name, norm, eps, root, download)
     if not path.exists():
         raise zoo.unknown(f"{reference} does not exist; give a run folder or a weights file", str(reference))
@@ -88,17 +86,27 @@ def load(
         message = f"{reference} is no run folder, whose recipe says which images were held out; leave out --held-out"
         raise BadInput(message, code="unused", field="held_out")
     if path.is_dir():
-        if model or dataset:
-            message = f"{reference} is a run folder, whose recipe names model and data set; drop --model and --dataset"
-            raise BadInput(message, code="unused", field="model" if model else "dataset")
+        _refuse(f"{reference} is a run folder, whose recipe", model, dataset, classes)
         return under(from_run(path, root, download, held_out), norm, eps)
     if path.suffix == SUFFIX:
-        return from_program(path, model, dataset, norm, eps, root, download)
+        return from_program(path, model, dataset, norm, eps, root, download, classes)
     if model is None or dataset is None or eps is None:
         message = f"{reference} is no run folder; a weights file needs --model, --dataset and --eps"
         missing = next(name for name, value in (("model", model), ("dataset", dataset), ("eps", eps)) if value is None)
         raise BadInput(message, code="missing", field=missing)
-    return from_weights(path, model, dataset, threat_model(norm or "Linf", eps), root, download, arguments)
+    return from_weights(path, model, dataset, threat_model(norm or "Linf", eps), root, download, classes, arguments)
+
+
+def _check_of_code(
+    reference: Path | str, made: bool, code: bool, weights: Path | None, arguments: Mapping[str, Any] | None
+) -> None:
+    """Raise BadInput for weights without code that makes a network, and for arguments that no network takes."""
+    if weights is not None and not code:
+        message = f"--weights is {weights}, and {reference} is no code that makes a network; drop it"
+        raise BadInput(message, code="unused", field="weights")
+    if arguments and not made:
+        message = f"--model-arg {', '.join(arguments)} is given, and no code or --model takes it; drop it"
+        raise BadInput(message, code="unused", field="model_arg")
 
 
 def _of_code(
@@ -106,9 +114,10 @@ def _of_code(
     weights: Path | None,
     arguments: Mapping[str, Any] | None,
     named: tuple[str | None, str | None, str | None, float | None],
+    held_out: bool,
     root: Path | None,
     download: bool,
-    held_out: bool,
+    classes: int | None,
 ) -> Subject:
     model, dataset, norm, eps = named
     if model is not None or held_out:
@@ -116,7 +125,35 @@ def _of_code(
         raise BadInput(message, code="unused", field="held_out" if held_out else "model")
     if eps is None:
         raise BadInput(f"{reference} is the code of a network; it needs --eps", code="missing", field="eps")
-    return from_code(reference, weights, arguments or {}, dataset, threat_model(norm or "Linf", eps), root, download)
+    threat = threat_model(norm or "Linf", eps)
+    return from_code(reference, weights, arguments or {}, dataset, threat, root, download, classes)
+
+
+def check_values(
+    model: str | None, dataset: str | None, norm: str | None, eps: float | None, classes: int | None
+) -> None:
+    """Raise BadInput for an argument of `load` that is wrong whatever the reference is. No file is looked at."""
+    models = registry.entries("model")
+    if model is not None and model not in models and not is_code(model):
+        raise registry.nearest("model", model, models)
+    if dataset is not None:
+        datasets.check_name(dataset)
+    if norm is not None:
+        norm_called(norm)
+    if eps is not None:
+        validate.radius("eps", eps)
+    if classes is not None:
+        validate.steps("classes", classes)
+
+
+def _refuse(who: str, model: str | None, dataset: str | None, classes: int | None) -> None:
+    """Raise BadInput for the options of weights files where a card or a recipe decides. who: the start of the error."""
+    given = {"model": model, "dataset": dataset, "classes": classes}
+    field = next((name for name, value in given.items() if value), None)
+    if field is not None:
+        drop = "--classes" if field == "classes" else "--model and --dataset"
+        message = f"{who} names model and data set; drop {drop}"
+        raise BadInput(message, code="unused", field=field)
 
 
 def _zoo_name(reference: str) -> str | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from atent_ext.data import datasets
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.subjects import base
-from atent_ext.training.run_folder import RunFolder
+from atent_ext.training.run_folder import RunFolder, load_data
 
 
 def from_run(path: Path, root: Path | None = None, download: bool = False, held_out: bool = False) -> Subject:
@@ -15,7 +15,7 @@ def from_run(path: Path, root: Path | None = None, download: bool = False, held_
     """
     folder = RunFolder(path)
     recipe = folder.recipe()
-    images = datasets.load(recipe.dataset, root, download)
+    images = load_data(recipe, root, download)
     split = datasets.hold_out(images.train, recipe.validation.count, recipe.seed)[1] if held_out else images.test
     about = base.about(recipe.name, recipe.model.name, [folder.weights], images)
     about = about.model_copy(update={"recipe": recipe.model_dump(mode="json")})

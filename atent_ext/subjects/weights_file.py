@@ -18,13 +18,15 @@ def from_weights(
     threat: Threat,
     root: Path | None = None,
     download: bool = False,
+    classes: int | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Subject:
     """A weights file for a network of the registry or of code (`python_code.build`), made with `arguments`.
 
-    Raises BadInput for a file that holds no weights or does not fit.
+    classes: as in `datasets.load`. Raises BadInput for a file that holds no weights or does not fit.
     """
-    images = datasets.load(dataset, root, download)
+    images = datasets.load(dataset, root, download, classes)
     network = python_code.build(model, arguments or {}, images.test.images, len(images.classes))
-    weights.load_weights(network, path)
+    with images.explaining():
+        weights.load_weights(network, path)
     return Subject(network.eval(), images.test, threat, base.about(path.stem, python_code.shown(model), [path], images))

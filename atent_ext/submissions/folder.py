@@ -31,6 +31,8 @@ from atent_ext.training.run_folder import RunFolder
 _WEIGHTS = 4 * 2**30
 _RECIPE = 100_000
 _KINDS = (".safetensors", ".pt", ".pth", ".pt2")
+_ANY = {"norm": "Linf", "eps": 0.0}
+"""The threat model of a card whose other fields are checked before the run is read."""
 _SHAPES: Mapping[str, tuple[int, int, int]] = {
     "digits": (10, 1, 8),
     "mnist": (10, 1, 28),
@@ -144,13 +146,15 @@ def new(
     if `run` holds no trained model, `out` exists and is not empty, a field is not valid in a card, or the report is of
     other weights, other images or another threat model.
     """
+    written = {"authors": authors, "license": license, "link": link, "venue": venue}
+    _valid(written | {"name": name or "any", "architecture": {"name": "any"}, "dataset": "any", "threat": _ANY})
     folder = RunFolder(run)
     recipe = folder.recipe()
     if not folder.weights.is_file():
         message = f"{run} holds no weights yet: there is no {folder.weights.name} in it; finish the training"
         raise BadInput(message, code="missing", field="run")
     weights = folder.weights.read_bytes()
-    fields = {"authors": authors, "license": license, "link": link, "venue": venue, "name": name or recipe.name}
+    fields = written | {"name": name or recipe.name}
     submission = _submission(recipe, fields | {"claims": [] if report is None else _claims(report, recipe, weights)})
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise BadInput(f"{out} is there already; name a new folder", code="exists", field="out")
@@ -281,14 +285,14 @@ def _last_part(name: str) -> str:
 
 def _submission(recipe: Recipe, fields: Mapping[str, Any]) -> Submission:
     start = f" Started from {Path(recipe.init_from).name}." if recipe.init_from else ""
+    training = f"{recipe.description}{start} Recipe: {recipe.name}."[:2000]
+    known = {"architecture": recipe.model, "dataset": recipe.dataset, "threat": recipe.threat, "training": training}
+    return _valid({**known, **fields})
+
+
+def _valid(fields: Mapping[str, Any]) -> Submission:
     try:
-        return Submission(
-            architecture=recipe.model,
-            dataset=recipe.dataset,
-            threat=recipe.threat,
-            training=f"{recipe.description}{start} Recipe: {recipe.name}."[:2000],
-            **fields,
-        )
+        return Submission(**fields)
     except ValidationError as error:
         message = f"the card cannot be written: {cards.explain(error)}"
         raise BadInput(message, code="bad-value", field=cards.first_field(error)) from None

@@ -67,9 +67,10 @@ def signs(
     """Test for every sign but `black_box`, and measure the accuracy at growing radii; returns (signs, curve).
 
     The signs use the first `IMAGES` of `split`, the curve the first `CURVE_IMAGES`. train: training images of the
-    surrogate network of the transfer attack. random: whether the network is random; then only last iterates count,
-    because an earlier iterate may succeed by chance. curve: `n`, `eps`, and `accuracy` under PGD and under random
-    noise, a number in [0, 1] for each eps. The network is attacked in eval mode and its modes are restored.
+    surrogate network of the transfer attack; without any, transfer is not tested. random: whether the network is
+    random; then only last iterates count, because an earlier iterate may succeed by chance. curve: `n`, `eps`, and
+    `accuracy` under PGD and under random noise, a number in [0, 1] for each eps. The network is attacked in eval mode
+    and its modes are restored.
     Raises BadInput for gradients that are not finite and for an invalid seed. The network must have a gradient with
     respect to its input (see `sanity.fatal`).
     """
@@ -215,6 +216,8 @@ def _other_losses(target: _Target, strong: Tensor) -> Sign:
 
 
 def _transfer(target: _Target, strong: Tensor, train: Split, classes: int) -> Sign:
+    if not len(train):
+        return Sign(name="transfer beats white box", found=None, evidence="there are no training images")
     name, network = surrogate(train, classes, target.seed, device_of(target.network))
     clean = float(clean_flags(network, target.split, target.batch_size).double().mean())
     broken = target.broken_by(target.transferred(network))

@@ -134,10 +134,14 @@ def _shape(probe: Probe) -> Check:
         output = probe.answer(probe.fresh(), probe.images)
     except Exception as error:  # a network may fail in any way
         return Check(name="shape", passed=False, said=f"it cannot be run on images {shape}: {line(error)}")
-    if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() != 2 or len(output) != shape[0]:
-        kind = f"{output.dtype} {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        return Check(name="shape", passed=False, said=f"it returns {kind} for images {shape}, not logits (N, classes)")
-    classes = output.shape[1]
+    try:
+        classes = validate.logits(output, shape[0]).shape[1]
+    except BadInput as error:
+        return Check(name="shape", passed=False, said=str(error))
+    if not output.is_floating_point():
+        return Check(
+            name="shape", passed=False, said=f"it returns {output.dtype}, and logits are floating-point numbers"
+        )
     text = f"{classes} logits per image, for labels up to {largest}"
     return Check(name="shape", passed=classes >= 2 and largest < classes, said=text)
 

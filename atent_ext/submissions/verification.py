@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from accelerate import PartialState
 from torch import nn
 
-from atent_ext.core import processes
+from atent_ext.core import processes, registry
 from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet, Split
 from atent_ext.evaluation import earlier, scoring
@@ -22,7 +22,7 @@ from atent_ext.evaluation.scoring import Subject
 from atent_ext.models.speed import prepare
 from atent_ext.submissions import masking, sanity
 from atent_ext.submissions.cards import Card, Check, Claim, Sign, Submission, Verdict
-from atent_ext.submissions.folder import Opened
+from atent_ext.submissions.folder import Opened, shape
 
 T = TypeVar("T")
 CHECKED = 64
@@ -70,7 +70,7 @@ def verify(
     """
     start = time.perf_counter()
     plan = load_protocol(protocol) if isinstance(protocol, str) else protocol
-    images = datasets.load(dataset or opened.submission.dataset, data_root, download)
+    images = _images(opened, dataset, data_root, download)
     team = processes.state()
     setting: dict[str, Any] = {"n": n, "seed": seed, "batch_size": batch_size, "chunk": chunk, "speed": speed}
     job = _Job(opened, images, images.test.take(n), plan, setting, busy)
@@ -95,6 +95,15 @@ def verify(
     compared = verdicts(opened.submission.claims, report, random)
     seconds += _seconds(report)
     return _in_main(team, lambda: _card(opened, checks, signs, inspection.curve, report, compared, command, seconds))
+
+
+def _images(opened: Opened, dataset: str | None, root: Path | None, download: bool) -> DataSet:
+    """The submission's data set, or another one of as many classes."""
+    own = opened.submission.dataset
+    if dataset is None:
+        return datasets.load(own, root, download)
+    known = own in registry.entries("data set")  # a program may be for another one, whose labels are counted
+    return datasets.load(dataset, root, download, shape(own, root)[0] if known else None)
 
 
 # ---- before the scores, in the main process only

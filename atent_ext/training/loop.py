@@ -30,7 +30,7 @@ from atent_ext.models import speed, weights
 from atent_ext.storage import files, signals
 from atent_ext.training.batches import Batch, Batches
 from atent_ext.training.recipes import Recipe, Schedule
-from atent_ext.training.run_folder import RunFolder, build_model
+from atent_ext.training.run_folder import RunFolder, build_model, not_both
 
 Metrics = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ def fit(
     Raises BadInput for data or folders that do not fit and for more processes than `recipe.batch_size`, NonFiniteLoss
     if the loss becomes NaN or infinite.
     """
+    not_both(resume, overwrite)
     folder = RunFolder(Path(out))
     validate.images(data.train.images, 0.0, 1.0)
     validate.labels(data.train.labels, len(data.train.images), len(data.classes))
@@ -96,7 +97,8 @@ def fit(
         model = build_model(recipe, data)
         if recipe.init_from and not (resume and folder.state.exists()):
             source = Path(recipe.init_from)
-            weights.load_weights(model, RunFolder(source).weights if source.is_dir() else source)
+            with data.explaining():
+                weights.load_weights(model, RunFolder(source).weights if source.is_dir() else source)
         if resume and recipe.speed == "auto" and folder.exists():  # the setting that it chose when it started
             recipe = recipe.model_copy(update={"speed": folder.recipe().speed})
         trainer = _Trainer(recipe, model, rest.take(recipe.examples), held_out, folder)

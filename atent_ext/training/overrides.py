@@ -11,7 +11,7 @@ from typing import Any, get_args
 import yaml
 
 from atent_ext.core.errors import BadInput
-from atent_ext.core.fraction import fraction
+from atent_ext.core.fraction import fractions
 from atent_ext.core.literals import NormName
 
 Raw = dict[str, Any]
@@ -30,6 +30,11 @@ def override(raw: Raw, overrides: Iterable[str]) -> tuple[Raw, list[str]]:
     changed = copy.deepcopy(raw)
     given = {_put(changed, text) for text in overrides}
     return changed, _follow(raw, changed, given)
+
+
+def numbers(value: Any, field: str = "") -> Any:
+    """The value of a field of a recipe, or all fields, with fractions such as 8/255 as numbers; texts stay texts."""
+    return fractions(value, _TEXTS, field)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Raw:
@@ -69,8 +74,8 @@ def _put(raw: Raw, text: str) -> str:
     except (yaml.YAMLError, ValueError):
         raise BadInput(f"--set {text!r}: the value is not YAML", code="bad-value", field=path) from None
     *parents, last = path.split(".")
-    if isinstance(value, str) and last not in _TEXTS and (number := fraction(written, path)) is not None:
-        value = number
+    if not written.strip().startswith(("'", '"')):  # in quotes a fraction stays a text
+        value = numbers(value, path)
     section = raw
     for parent in parents:
         section = section.setdefault(parent, {})

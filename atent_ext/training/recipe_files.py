@@ -13,7 +13,7 @@ import yaml
 
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
-from atent_ext.training.overrides import merge, override
+from atent_ext.training.overrides import merge, numbers, override
 
 Parser: TypeAlias = Callable[[Path], dict[str, Any]]
 
@@ -69,7 +69,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         message = f"{path} holds no fields; a recipe is a mapping of names to values"
         raise BadInput(message, code="unreadable", field="recipe")
-    return raw
+    return numbers(raw)  # type: ignore[no-any-return]
 
 
 def _merged(path: Path, parsed: Parser = _parsed, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -18,9 +18,11 @@ from atent_ext.core.errors import BadInput, Code
 from atent_ext.core.immutable import frozen
 from atent_ext.core.schema import Count, Network, Positive, Section, Seed, Share, Threat
 from atent_ext.core.types import Objective
+from atent_ext.data import datasets
 from atent_ext.models.speed import Speed
 from atent_ext.training import recipe_files
 from atent_ext.training.entropy_sgd import EntropySGD
+from atent_ext.training.overrides import numbers
 from atent_ext.training.recipe_files import names as names
 
 
@@ -89,10 +91,11 @@ class Validation(Section):
 class Recipe(Section):
     """One training run.
 
-    objective: the `name` of a registered objective, and its fields. eps_ramp: the share of the training, in [0, 1], in
-    which eps and step_size of the objective grow linearly to their values. ema: the decay of an exponential moving
-    average of the weights; if it is set, the average is validated and kept. examples: train on the first `examples`
-    images that are not held out (None: all). init_from: a run folder or a weights file to fine-tune from; a relative
+    classes: how many, for `npz:` arrays that may lack some (None: as the data set says). objective: the `name` of a
+    registered objective, and its fields. eps_ramp: the share of the training, in [0, 1], in which eps and step_size of
+    the objective grow linearly to their values. ema: the decay of an exponential moving average of the weights; if it
+    is set, the average is validated and kept. examples: train on the first `examples` images that are not held out
+    (None: all). init_from: a run folder or a weights file to fine-tune from; a relative
     path is relative to the current folder. speed: as in `atent_ext.models.speed`; if the model cannot run with it, a
     simpler one is used; "auto" is measured on the first batch. The recipe in the run folder holds the speed that was
     used. differs: the differences from the published setting.
@@ -102,6 +105,7 @@ class Recipe(Section):
     description: str
     differs: str = ""
     dataset: str
+    classes: Count | None = None
     augment: Literal["none", "crop-flip", "shift", "affine"] = "none"
     examples: Count | None = None
     threat: Threat
@@ -139,11 +143,10 @@ class Recipe(Section):
         for argument in {"classes", "channels"} & self.model.arguments.keys():
             message = f"model.arguments.{argument} is decided by the data set; remove it"
             raise BadInput(message, code="unused", field=f"model.arguments.{argument}")
-        models, datasets = registry.entries("model"), registry.entries("data set")
+        models = registry.entries("model")
         if self.model.name not in models:
             raise registry.nearest("model", self.model.name, models)
-        if self.dataset not in datasets and not self.dataset.startswith(("folder:", "npz:")):
-            raise registry.nearest("data set", self.dataset, datasets)
+        datasets.check_name(self.dataset)
         return self
 
     def build_objective(self) -> Objective:
@@ -193,7 +196,7 @@ def _never_reached(recipe: Recipe) -> Iterator[str]:
 def parse(raw: Mapping[str, Any], source: str) -> Recipe:
     """The recipe in plain data. source: its name in errors. Raises BadInput for invalid data."""
     try:
-        return Recipe.model_validate(dict(raw))
+        return Recipe.model_validate(numbers(dict(raw)))
     except ValidationError as error:
         raise _bad_input(error, Recipe, f"recipe {source}: ") from None
 

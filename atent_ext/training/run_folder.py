@@ -15,6 +15,7 @@ from torch import nn
 
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import seeded
+from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet
 from atent_ext.models import networks, weights
 from atent_ext.storage import files, locks
@@ -54,9 +55,7 @@ class RunFolder:
         reports; if there is no run to resume, its state is missing, or another recipe trained it; and if another
         process holds the lock. Raises NotWritten if the system refuses to write.
         """
-        if resume and overwrite:
-            message = "--resume and --overwrite exclude each other; give one of them"
-            raise BadInput(message, code="conflict", field="resume")
+        not_both(resume, overwrite)
         if resume:
             self.to_resume()  # before anything is written
         self.path.mkdir(parents=True, exist_ok=True)
@@ -125,6 +124,18 @@ class RunFolder:
             remedy = "go on with the recipe, --set and --seed that it was started with"
             message = f"{difference}; {remedy}, or give --overwrite to start anew"
             raise BadInput(message, code="other-content", field=field)
+
+
+def not_both(resume: bool, overwrite: bool) -> None:
+    """Raise BadInput if a run is to be resumed and replaced."""
+    if resume and overwrite:
+        message = "--resume and --overwrite exclude each other; give one of them"
+        raise BadInput(message, code="conflict", field="resume")
+
+
+def load_data(recipe: Recipe, root: Path | str | None = None, download: bool = False) -> DataSet:
+    """The data set of a recipe, with the number of classes that it states. Raises BadInput as `datasets.load`."""
+    return datasets.load(recipe.dataset, root, download, recipe.classes)
 
 
 def build_model(recipe: Recipe, data: DataSet) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import nn
 from atent_ext.attacks.advertorch_style import L2ATENTAttack, LinfATENTAttack
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy, margin
+from atent_ext.core.validate import shown
 
 # They can be imported only once `atent_ext.attacks` has repaired advertorch.
 advertorch = importlib.import_module("advertorch.attacks")
@@ -553,16 +554,70 @@ def test_invalid_images_and_labels_are_refused(kind, change, code, field, words)
     ],
 )
 def test_invalid_arguments_are_refused_at_once(kind, field, value, code):
-    with pytest.raises(BadInput, match=f"^{field} is {re.escape(repr(value))}") as error:
+    with pytest.raises(BadInput, match=f"^{field} is {re.escape(shown(value))}") as error:
         kind(small_net(), **{field: value})
     assert (error.value.code, error.value.field) == (code, field)
 
 
+SIDES = {
+    "one number": (torch.tensor(0.2), torch.tensor([0.7])),
+    "per channel": (torch.full((1, 1, 1), 0.2), torch.full((1, 1, 1), 0.7)),
+    "per feature": (torch.full((1, 6, 6), 0.2), torch.full((1, 6, 6), 0.7)),
+    "per example": (torch.full((7, 1, 6, 6), 0.2), torch.full((7, 1, 6, 6), 0.7)),
+    "one side": (0.2, torch.full((1, 6, 6), 0.7)),
+}
+"""Tensors, as advertorch takes them, for the box [0.2, 0.7]."""
+
+
+@BOTH
+@pytest.mark.parametrize("settings", [{}, {"restarts": 2, "keep": "success"}], ids=["chain", "restarts"])
+@pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
+def test_clip_values_may_be_tensors(kind, sides, settings):
+    model, (x, y) = small_net(), small_batch()
+    x = 0.2 + x / 2
+    given = {"eps": 0.3, **SHORT, **settings}
+    expected = kind(model, clip_min=0.2, clip_max=0.7, generator=generator(), **given).perturb(x, y)
+    attack = kind(model, generator=generator(), **given)
+    attack.clip_min, attack.clip_max = sides
+    torch.testing.assert_close(attack.perturb(x, y), expected, rtol=0, atol=1e-6)
+
+
+@BOTH
+def test_each_feature_has_its_own_clip_values(kind):
+    model, (x, y) = small_net(), small_batch()
+    low, high = (x - 0.05).amin(0), (x + 0.05).amax(0)
+    low[0, 0] = x[:, 0, 0].amin(0) - 1e-6
+    found = kind(model, clip_min=low, clip_max=high, **SHORT).perturb(x, y)
+    assert bool(((found >= low) & (found <= high)).all())
+    assert bool(((found == low) | (found == high)).any())
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("sides", "code", "field"),
+    [
+        ((torch.ones(1, 6, 6), torch.zeros(1, 6, 6)), "bad-value", "clip_min"),
+        ((torch.full((1, 6, 6), torch.nan), 1.0), "bad-value", "clip_min"),
+        ((0.0, torch.ones(1, 6, 6, dtype=torch.complex64)), "bad-value", "clip_max"),
+        ((torch.zeros(5, 5), 1.0), "bad-shape", "clip_min"),
+        ((torch.zeros(5, 5), torch.ones(4)), "bad-shape", "clip_min"),
+        ((0.0, torch.full((1, 6, 6), 0.01)), "bad-value", "images"),
+        ((0.0, "1"), "bad-type", "clip_min"),
+    ],
+    ids=["reversed", "NaN", "complex", "wrong shape", "two shapes", "images outside", "text"],
+)
+def test_clip_values_that_make_no_sense_are_refused_by_name(kind, sides, code, field):
+    with pytest.raises(BadInput) as error:
+        kind(small_net(), clip_min=sides[0], clip_max=sides[1], **SHORT).perturb(*small_batch())
+    assert (error.value.code, error.value.field) == (code, field)
+    assert len(str(error.value)) < 250
+
+
 @BOTH
 def test_an_empty_box_and_what_is_no_model_are_refused(kind):
-    with pytest.raises(BadInput, match=r"^box is \(1\.0, 0\.0\)") as error:
+    with pytest.raises(BadInput, match=r"^\(clip_min, clip_max\) is \(1\.0, 0\.0\)") as error:
         kind(small_net(), clip_min=1.0, clip_max=0.0)
-    assert (error.value.code, error.value.field) == ("bad-value", "box")
+    assert (error.value.code, error.value.field) == ("bad-value", "clip_min")
     with pytest.raises(BadInput, match=r"^predict is 3; it must be a model") as error:
         kind(3)
     assert (error.value.code, error.value.field) == ("bad-type", "predict")

@@ -1,9 +1,9 @@
 import re
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
+from original_autoattack import choose
 from torch import nn
 
 from atent_ext.attacks import autoattack
@@ -17,7 +17,14 @@ RADII = {"Linf": 0.08, "L2": 0.3}
 @pytest.fixture(autouse=True)
 def no_original(monkeypatch):
     """These tests compare with pyautoattack, also where the original package is installed."""
-    monkeypatch.setitem(sys.modules, "autoattack", None)
+    choose(monkeypatch, "pyautoattack")
+
+
+@pytest.fixture(params=["pyautoattack", "autoattack"])
+def package(request, monkeypatch):
+    """Each of the two packages in turn, the original as a stand-in."""
+    choose(monkeypatch, request.param)
+    return request.param
 
 
 def changed(text):
@@ -66,7 +73,7 @@ def tiny_cnn():
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_flags_are_those_of_pyautoattack(norm):
+def test_flags_are_those_of_pyautoattack(norm, package):
     model = tiny_cnn().eval()
     x = torch.rand(8, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     y = model(x).argmax(1)
@@ -77,6 +84,7 @@ def test_flags_are_those_of_pyautoattack(norm):
     expected = directly(direct, x, y, 5)
     result = autoattack.run(model, x, y, norm=norm, eps=eps, seed=1, batch_size=5, attacks=direct.attacks_to_run)
     assert torch.equal(result.adversaries, expected)
+    assert result.package.split()[0] == package
     assert torch.equal(result.robust, model(expected).argmax(1) == y)
     assert 0 < result.robust.sum() < len(x)
     assert result.notes == (
@@ -189,7 +197,7 @@ def test_features_are_searched_one_by_one_by_square():
     assert square.robust.sum() < 18
 
 
-def test_model_random_state_and_trace_come_back_as_found():
+def test_model_random_state_and_trace_come_back_as_found(package):
     model = tiny_cnn().eval()
     x = torch.rand(4, 1, 6, 6)
     y = model(x).argmax(1)
@@ -261,7 +269,7 @@ def test_float64_models_and_channels_last_images():
     assert torch.equal(double.adversaries[double.robust], x.double()[double.robust] + 1e-12)
 
 
-def test_what_autoattack_warns_of_becomes_a_note(caplog):
+def test_what_autoattack_warns_of_becomes_a_note(caplog, capsys, package):
     model, x, y = linear((1, 4, 4), 12)
     result = autoattack.run(
         nn.Sequential(model, nn.Softmax(1)), x, y, norm="Linf", eps=0.05, attacks=["apgd-ce", "apgd-dlr"]
@@ -275,21 +283,18 @@ def test_what_autoattack_warns_of_becomes_a_note(caplog):
 
     notes = autoattack.run(masked, x, y, norm="Linf", eps=0.05, attacks=["apgd-dlr", "apgd-t"]).notes
     assert sum("zero gradient" in note.text for note in notes if note.kind == "warning") == 1
+    assert capsys.readouterr().out == ""
 
 
 def test_the_original_package_is_used_and_a_disagreement_is_noted(monkeypatch):
-    class Original:
-        def __init__(self, model, norm, eps, seed, verbose, attacks_to_run, version, device):
-            self.attacks_to_run, self.version, self.norm = ["apgd-ce"], version, norm
-            self.apgd = self.apgd_targeted = self.fab = self.square = SimpleNamespace(n_target_classes=9, perturb=None)
+    def disagreeing(self, x, y, bs, return_labels, state_path):
+        return x, torch.cat([y[:-3], (y[-3:] + 1) % 12])
 
-        def run_standard_evaluation(self, x, y, bs, return_labels):
-            return x, torch.cat([y[:-3], (y[-3:] + 1) % 12])
-
-    monkeypatch.setitem(sys.modules, "autoattack", SimpleNamespace(AutoAttack=Original))
+    choose(monkeypatch, "autoattack")
+    monkeypatch.setattr(sys.modules["autoattack"].AutoAttack, "run_standard_evaluation", disagreeing)
     model, x, _ = linear((1, 4, 4), 12)
     result = autoattack.run(model, x, model(x).argmax(1), norm="Linf", eps=0.1)
-    assert result.package.startswith("autoattack ")
+    assert result.package == "autoattack 0.1"
     assert result.robust.all()
     assert result.notes[0].kind == "boundary"
     assert result.notes[0].text.startswith("3 images are answered otherwise in a second pass")
@@ -319,7 +324,7 @@ def test_the_original_package_is_used_and_a_disagreement_is_noted(monkeypatch):
         ({"model": lambda x: x.flatten(1)[:, :1]}, "bad-shape", "logits", "1 logit"),
         ({"model": lambda x: x.flatten(1)[:, :5] / 0}, "broken-model", "logits", "NaN or infinite logits for 20 of 20"),
         ({"model": lambda x: x.sum()}, "bad-shape", "logits", r"returns \(\) for 20 images"),
-        ({"model": lambda x: (x,)}, "bad-shape", "logits", "returns tuple"),
+        ({"model": lambda x: (x,)}, "bad-type", "logits", "returns a tuple"),
     ],
 )
 def test_bad_input(change, code, field, message):

@@ -14,6 +14,7 @@ from atent_ext.attacks.langevin import Langevin, atent, fgsm, hardest, input_gra
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.norms import L2, LINF, norm
+from atent_ext.core.validate import shown
 
 FREE = (-float("inf"), float("inf"))
 RAW = Langevin(
@@ -279,7 +280,7 @@ def test_parameters_thaw_after_an_exception():
     ],
 )
 def test_invalid_settings_are_refused(field, value, code):
-    with pytest.raises(BadInput, match=f"^{field} is {re.escape(repr(value))}") as error:
+    with pytest.raises(BadInput, match=f"^{field} is {re.escape(shown(value))}") as error:
         dataclasses.replace(RAW, **{field: value})
     assert (error.value.code, error.value.field) == (code, field)
 

@@ -3,7 +3,7 @@ from statistics import NormalDist
 
 import pytest
 import torch
-from problems import LinearTwoClass, small_net
+from problems import LinearTwoClass, Wrapped, small_batch, small_net
 from scipy.stats import binom
 from torch import nn
 
@@ -316,6 +316,14 @@ def test_invalid_settings_are_refused(options, words):
         Smoothing(**({"sigma": 0.12} | options))
     code = "bad-type" if options == {"n": 10.5} else "bad-value"
     assert (error.value.code, error.value.field) == (code, next(iter(options)))
+
+
+@pytest.mark.parametrize("call", [certify, predict])
+def test_a_model_that_returns_no_logits_has_no_certificate(call):
+    model = Wrapped(small_net(), lambda net, x: (net(x), x))
+    with pytest.raises(BadInput, match=r"returns model\(x\)\[0\]$") as error:
+        call(model, small_batch()[0][0], Smoothing(sigma=0.1, n0=2, n=2), 0)
+    assert (error.value.code, error.value.field) == ("bad-type", "logits")
 
 
 @pytest.mark.parametrize("call", [certify, predict])

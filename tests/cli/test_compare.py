@@ -17,8 +17,9 @@ def test_two_runs_are_compared(tmp_path):
         assert atent("eval", f"{run}{seed}", *given).returncode == 0
     done = atent("compare", *reports)
     assert done.returncode == 0
-    for word in ("digits-linf-sgd (1)", "digits-linf-sgd (2)", "a alone", "p (Holm)"):
+    for word in ("digits-linf-sgd (1)", "digits-linf-sgd (2)", "right alone", "p (Holm)"):
         assert word in done.stdout
+    assert "p (anytime)" in atent("compare", *reports, "--until-decided").stdout
     (pair,) = json.loads(atent("compare", *reports, "--attack", "clean", "--json").stdout)["pairs"]
     assert pair["both"] + pair["a_alone"] + pair["b_alone"] + pair["neither"] == 40
 

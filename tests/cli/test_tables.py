@@ -1,17 +1,23 @@
 """Every table that a command prints, in a narrow console: nothing is cut, and names stay in one piece."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
+import typer
 from commands import atent
 from rich.console import Console
 
-from atent_ext.cli import console, options
+from atent_ext.cli import app, catalog, console, doctor, options
 from atent_ext.evaluation.certificates import Certified
+from atent_ext.evaluation.comparison import Comparison, Pair
 from atent_ext.evaluation.report import Report
-from atent_ext.experiments import report, study
+from atent_ext.experiments import quickstart, report, reproduce, study
+from atent_ext.subjects import zoo
+from atent_ext.submissions import folder, verification
 
 MODEL = "quickstart-digits-linf-entropy-sgd-of-another-seed"
+OTHER = "another-digits-linf-pgd-at"
 ATTACKS = ("clean", "PGD-40 x 10, every iterate", "AutoAttack of a changed version", "worst case")
 FILES = ("v1-fig1-cpu-of-a-very-long-name-of-a-figure.png", "b.svg")
 REPAIR = "zero_gradients supplied from advertorch's own past, container_abcs supplied from collections.abc"
@@ -48,6 +54,12 @@ def examined():
     return {"atent-ext": "0.1.0", "python": "3.11", "platform": "Linux x86_64", "device": None, "neighbours": rows}
 
 
+def compared():
+    figures = {"both": 9000, "a_alone": 500, "b_alone": 400, "neither": 100, "p": 0.00123, "p_holm": 0.00123}
+    pairs = (Pair(a=MODEL, b=OTHER, verdict="win", **figures), Pair(a=OTHER, b="c", verdict="tie", **figures))
+    return Comparison(attack=ATTACKS[2], n=10000, pairs=pairs)
+
+
 def result(kind):
     cell = {"accuracy": 0.987, "interval95_wilson": (0.98, 0.99), "n": 10000}
     spread = {"median": 1.23, "least": 1.0, "most": 2.0, "rounds": 5}
@@ -58,8 +70,9 @@ def result(kind):
 
 
 TABLES = {
-    "eval": (scored(MODEL).table(), ATTACKS),
-    "certify": (console.certified_table(certified()), ("0.0625", "1")),
+    "eval": (scored(MODEL).table(), (*ATTACKS, MODEL)),
+    "certify": (console.certified_table(certified()), ("0.0625", "1", MODEL)),
+    "compare": (compared().table(), (MODEL, OTHER, "c")),
     "quickstart": (console.board_table([scored(MODEL), scored("b")]), (MODEL, "b")),
     "doctor": (console.doctor_table(examined()), ("advertorch", "torchattacks", "autoattack")),
     "reproduce --list": (report.listing(), study.names()),
@@ -105,6 +118,70 @@ def test_what_is_usual_fits_80_columns():
     usual = [scored("quickstart-digits-linf-pgd-at", ATTACKS[:2])]
     for table in (scored(MODEL).table(), console.board_table(usual), report.listing()):
         assert max(map(len, drawn(table, 80).splitlines())) <= 80
+
+
+# ---- the commands themselves, in a pipe of 80 columns
+
+LOOKED_UP = "quickstart-digits-linf-pgd-at"
+TRAINED = "quickstart-digits-linf-sgd"
+SMALL = {"eval": ["--protocol", "clean", "--n", 5], "certify": ["--sigma", 0.25, "--n", 20, "--n0", 5, "--max", 2]}
+
+
+def card():
+    return zoo.find(LOOKED_UP)[0][0]
+
+
+COMMANDS = {
+    **{f"ls {kind}": lambda kind=kind: [one["name"] for one in catalog.KINDS[kind][0]()] for kind in catalog.KINDS},
+    "ls": lambda: list(catalog.KINDS),
+    f"show {LOOKED_UP} --kind card": lambda: [LOOKED_UP, *(one.attack for one in card().report.results)],
+    f"eval {TRAINED}": lambda: [TRAINED, "clean"],
+    f"certify {TRAINED}": lambda: [TRAINED, "0.0625"],
+    "compare a.json b.json": lambda: [MODEL, OTHER],
+    "doctor": lambda: ["advertorch", "torchattacks", "autoattack", VERSION],
+    "reproduce --list": study.names,
+    "reproduce v2-table2": lambda: [MODEL],
+    "quickstart": lambda: [MODEL, *ATTACKS[:1]],
+    "verify stub": lambda: [LOOKED_UP, *(one.attack for one in card().report.results)],
+}
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """What takes long is stated instead of measured."""
+    monkeypatch.chdir(tmp_path)
+    for name, path in ((MODEL, "a.json"), (OTHER, "b.json")):
+        clean = scored(name, ("clean",))
+        flags = clean.results[0].model_copy(update={"flags": "1" * 9876 + "0" * 124})
+        clean.model_copy(update={"results": (flags,)}).save(tmp_path / path)
+    monkeypatch.setattr(doctor, "check", lambda names: examined())
+    monkeypatch.setattr(doctor, "healthy", lambda checked: True)
+    monkeypatch.setattr(quickstart, "quickstart", lambda *_, **__: [scored(MODEL)])
+    stated = result("accuracy") | {"differs": "", "notes": ""}
+    monkeypatch.setattr(reproduce, "reproduce", lambda *_: stated)
+    monkeypatch.setattr(folder, "read", lambda *_: SimpleNamespace())
+    monkeypatch.setattr(verification, "verify", lambda *_, **__: card())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_cuts_no_name_in_80_columns(measured, command):
+    done = atent(*command.split(), *SMALL.get(command.split()[0], []), width=80)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "…" not in done.stdout
+    for name in COMMANDS[command]():
+        assert any(name in line for line in lines), name
+
+
+@pytest.mark.parametrize("group", ["", "registry", "submission"])
+def test_the_help_lists_the_commands_in_whole_sentences(group):
+    whole = typer.main.get_command(app.app)
+    done = atent(*group.split(), "--help")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    text = " ".join(done.stdout.split())
+    for name, command in (whole.commands[group] if group else whole).commands.items():
+        sentence = " ".join(command.help.split("\n\n")[0].split()).partition(". ")[0].removesuffix(".")
+        assert f" {name} {sentence}" in text
 
 
 def test_a_command_prints_its_table_whole_in_a_narrow_console():

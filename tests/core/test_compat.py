@@ -6,10 +6,11 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
+from original_autoattack import choose
 from problems import OnlyBuffers
 from torch import nn
 
@@ -42,9 +43,10 @@ def small(kind, model, **arguments):
     return attack
 
 
-@pytest.fixture
-def adapter(monkeypatch):
-    monkeypatch.setitem(sys.modules, "autoattack", None)
+@pytest.fixture(params=["pyautoattack", "autoattack"])
+def adapter(request, monkeypatch):
+    """The class on pyautoattack, and on the original (a stand-in of it)."""
+    choose(monkeypatch, request.param)
     return compat.autoattack_class()
 
 
@@ -109,7 +111,7 @@ def test_robustbench_imports():
         "from autoattack import AutoAttack\n"
         "from autoattack.state import EvaluationState\n"
         "assert AutoAttack is compat.autoattack_class() is robustbench.eval.AutoAttack\n"
-        "assert EvaluationState is robustbench.eval.EvaluationState\n"
+        "assert EvaluationState is not robustbench.eval.EvaluationState\n"
         "names = 'helper_files/imagenet_test_image_ids.txt'\n"
         "assert Path(robustbench.loaders.pkg_resources.resource_filename('robustbench.loaders', names)).is_file()\n"
         "assert importlib.util.find_spec('autoattack').name == 'autoattack'"
@@ -144,9 +146,11 @@ def test_an_installed_pkg_resources_is_left_alone(monkeypatch):
 
 
 def test_the_original_package_is_preferred(monkeypatch):
-    original = SimpleNamespace(AutoAttack=type("AutoAttack", (), {}))
-    monkeypatch.setitem(sys.modules, "autoattack", original)
-    assert compat.autoattack_class() is original.AutoAttack
+    choose(monkeypatch, "autoattack")
+    assert issubclass(compat.autoattack_class(), sys.modules["autoattack"].AutoAttack)
+    assert compat.autoattack_package() == ("autoattack", "0.1")
+    choose(monkeypatch, "pyautoattack")
+    assert compat.autoattack_package() == ("pyautoattack", "0.2.0")
 
 
 def test_a_broken_original_package_is_reported_and_not_replaced(monkeypatch, tmp_path):
@@ -219,9 +223,6 @@ def test_versions(adapter):
 
 def test_bad_arguments(adapter, tmp_path):
     model, x, y = problem()
-    with pytest.raises(BadInput, match="install the original AutoAttack") as error:
-        adapter(model, is_tf_model=True)
-    assert (error.value.code, error.value.field) == ("unsupported", "is_tf_model")
     with pytest.raises(BadInput, match="did you mean 'standard'") as error:
         adapter(model, version="standart")
     assert (error.value.code, error.value.field) == ("unknown-name", "version")
@@ -235,6 +236,13 @@ def test_bad_arguments(adapter, tmp_path):
     with pytest.raises(BadInput, match=r"state\.json exists") as error:
         attack.run_standard_evaluation(x, y, state_path=state)
     assert (error.value.code, error.value.field) == ("exists", "state_path")
+
+
+def test_pyautoattack_runs_no_tensorflow_model(monkeypatch):
+    choose(monkeypatch, "pyautoattack")
+    with pytest.raises(BadInput, match="install the original AutoAttack") as error:
+        compat.autoattack_class()(problem()[0], is_tf_model=True)
+    assert (error.value.code, error.value.field) == ("unsupported", "is_tf_model")
 
 
 def test_the_default_device_is_that_of_the_model_or_of_the_images(adapter):

@@ -1,7 +1,7 @@
 import pytest
 
 from atent_ext.core.errors import BadInput
-from atent_ext.core.fraction import fraction
+from atent_ext.core.fraction import fraction, fractions
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,19 @@ def test_a_division_by_0_is_refused(text):
     with pytest.raises(BadInput) as error:
         fraction(text, "eps")
     assert (error.value.code, error.value.field) == ("bad-value", "eps")
+
+
+def test_fractions_are_numbers_at_every_depth_of_plain_data_but_in_its_texts():
+    raw = {"name": "1/2", "eps": "8/255", "steps": 3, "deep": {"list": ["1/4", "a/b", {"name": "1/2", "x": "1/8"}]}}
+    read = fractions(raw, ("name",))
+    assert read == {
+        **{"name": "1/2", "eps": 8 / 255, "steps": 3},
+        "deep": {"list": [0.25, "a/b", {"name": "1/2", "x": 0.125}]},
+    }
+    assert raw["eps"] == "8/255"
+    itself = {"eps": "1/2"}
+    itself["again"] = itself
+    assert fractions(itself)["again"]["again"]["eps"] == 0.5
+    with pytest.raises(BadInput) as error:
+        fractions({"deep": {"eps": "1/0"}})
+    assert error.value.field == "deep.eps"

@@ -69,6 +69,24 @@ def test_nearest_names_one_that_is_close_or_else_all(name, hint):
 
 
 @pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("wrn-28-10", "of its kind there are wrn-34-10, wrn-70-16"),
+        ("wnr-28-10", "of its kind there are wrn-34-10, wrn-70-16"),
+        ("wrn34-10", "did you mean 'wrn-34-10'?"),
+        ("resnet-50", "of its kind there are resnet-18, resnet-20"),
+        ("resnt-20", "did you mean 'resnet-20'?"),
+        ("resnet", "of its kind there are resnet-18, resnet-20"),
+        ("vgg-16", "of its kind there is vgg-11"),
+        ("vgg", "did you mean 'vgg-11'?"),
+    ],
+)
+def test_a_name_of_another_size_is_never_suggested_as_the_one_that_was_meant(name, remedy):
+    known = ("wrn-34-10", "wrn-70-16", "resnet-18", "resnet-18-pyautoattack", "resnet-20", "vgg-11", "small-cnn")
+    assert str(nearest("model", name, known)) == f"unknown model {name!r}; {remedy}"
+
+
+@pytest.mark.parametrize(
     ("kind", "folder", "some"),
     [
         ("recipe", ROOT / "registry/recipes", {"digits-linf-atent", "mnist-linf-atent", "cifar10-l2-trades"}),

@@ -57,6 +57,15 @@ def test_the_widest_column_gives_way_first():
     assert (first, second) == (20, 26)
 
 
+def test_a_title_has_the_width_of_the_console_and_whole_words():
+    table = Table("n", title=f"the title names {LONG}, {WORDS[0]} and more")
+    table.add("1")
+    for width, lines in ((200, 1), (60, 2), (20, 4)):
+        text = drawn(table, width)
+        assert " ".join(text[:lines]) == table.title
+        assert text[lines].startswith("┏")
+
+
 def test_figures_are_aligned_on_the_right():
     rows = [line for line in drawn(example(), 200) if "97.5" in line or "100.0" in line]
     assert [line.rstrip("│ ").split("│")[-1] for line in rows] == ["   97.5", "  100.0"]

@@ -34,10 +34,12 @@ def test_a_radius_may_be(value):
         (None, "None"),
         ([0.3], "[0.3]"),
         (1j, "1j"),
-        (torch.tensor([0.1, -1.0]), "tensor([ 0.1000, -1.0000])"),
-        (torch.tensor([0.1, NAN]), "tensor([0.1000,    nan])"),
-        (torch.tensor(INF), "tensor(inf)"),
-        (torch.tensor([]), "tensor([])"),
+        (torch.tensor([0.1, -1.0]), "a float32 tensor of shape (2,) with values in [-1, 0.1]"),
+        (torch.tensor([0.1, NAN]), "a float32 tensor of shape (2,) with values in [nan, nan]"),
+        (torch.tensor(INF), "a float32 tensor of shape () with value inf"),
+        (torch.tensor([]), "a float32 tensor of shape (0,)"),
+        (np.ones((2, 3)), "a float64 array of shape (2, 3) with values in [1, 1]"),
+        ("0" * 200, "'" + "0" * 99 + "..."),
     ],
 )
 def test_a_radius_may_not_be(value, shown):
@@ -89,13 +91,14 @@ def test_images_may_be(x, low, high):
         (
             torch.tensor([[-2.0, 2.5]]),
             "images span [-2, 2.5], outside the box [0, 1]; they look normalised: pass raw images and put the "
-            "normalisation into the model, or give clip_min and clip_max",
+            "normalisation into the model",
         ),
         (torch.tensor([[0.0, NAN]]), "images hold NaN or infinity; remove them before attacking or training"),
         (torch.tensor([[0.0, -INF]]), "images hold NaN or infinity; remove them before attacking or training"),
         (
             torch.zeros(2, 3, dtype=torch.uint8),
-            "images are torch.uint8 of shape (2, 3); a floating-point tensor (N, ...) in [0, 1] is needed",
+            "images are torch.uint8 of shape (2, 3); a floating-point tensor (N, ...) in [0, 1] is needed; if they are "
+            "0-255, divide them by 255",
         ),
         (
             torch.zeros(3),
@@ -150,7 +153,8 @@ def test_labels_may_be(y, count, classes):
         (
             torch.zeros(3, 4, dtype=torch.long),
             4,
-            "labels have shape (3, 4); one class number per image is needed: (3,)",
+            "labels have shape (3, 4); one class number per image is needed: (3,); "
+            "of one-hot rows give labels.argmax(1)",
         ),
         (torch.tensor([0.0, 1.0, 2.0]), 4, "labels are torch.float32; integer class numbers are needed"),
         (torch.tensor([True, False, True]), 4, "labels are torch.bool; integer class numbers are needed"),

@@ -1,7 +1,7 @@
 import gzip
 import hashlib
 import pickle
-import zipfile
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -392,7 +392,7 @@ def test_image_folder_may_be_relative_and_gray(tmp_path, monkeypatch):
 def test_image_folder_names_the_first_image_of_another_size(tmp_path):
     write_images(tmp_path)
     save(tmp_path / "test/ant/b.png", 7, size=(5, 4))
-    match = r"test/ant/b\.png is 5×4, but the first training image is 6×4"
+    match = r"test/ant/b\.png is 5×4, but the first image is 6×4"
     assert reason(datasets.load, f"folder:{tmp_path}", match=match) == ("bad-shape", "images")
 
 
@@ -413,132 +413,18 @@ def test_image_folder_must_exist_and_have_the_same_classes_twice(tmp_path):
     assert reason(datasets.load, name, match="differ in their classes: dog") == ("conflict", "name")
 
 
-# ---- NumPy archives
+def test_an_image_folder_of_tests_alone_has_no_training_images(tmp_path):
+    write_images(tmp_path)
+    whole = datasets.load(f"folder:{tmp_path}")
+    shutil.rmtree(tmp_path / "train")
+    loaded = datasets.load(f"folder:{tmp_path}")
+    assert torch.equal(loaded.test.images, whole.test.images)
+    assert (len(loaded.train), loaded.train.images.shape[1:], loaded.classes) == (0, (3, 4, 6), whole.classes)
+    assert loaded.note == f"image folder {tmp_path.name} (.png), for tests only"
+    assert reason(datasets.hold_out, loaded.train, 1, seed=0) == ("missing", "train")
 
 
-def arrays(classes=3, train=12, test=6):
-    """Image i is the constant i, of class i mod `classes`."""
-
-    def part(count):
-        labels = np.arange(count) % classes
-        return np.arange(count, dtype=np.uint8).repeat(2 * 4 * 5).reshape(count, 2, 4, 5), labels
-
-    return dict(zip(("x_train", "y_train", "x_test", "y_test"), (*part(train), *part(test)), strict=True))
-
-
-@pytest.mark.parametrize("save_arrays", [np.savez, np.savez_compressed])
-@pytest.mark.parametrize("labels", [np.uint8, np.int64, np.uint64, ">i4"])
-def test_npz_keeps_pixels_order_and_labels(tmp_path, save_arrays, labels):
-    content = arrays()
-    content["y_train"], content["y_test"] = content["y_train"].astype(labels), content["y_test"].astype(labels)
-    content["x_test"] = np.asfortranarray(content["x_test"])
-    save_arrays(tmp_path / "mine.npz", **content)
-    before = tree(tmp_path)
-    loaded = datasets.load(f"npz:{tmp_path}/mine.npz")
-    assert loaded.name == f"npz:{tmp_path}/mine.npz"
-    assert loaded.classes == ("0", "1", "2")
-    assert loaded.note == "arrays mine.npz, 12 training and 6 test images"
-    for split, count in ((loaded.train, 12), (loaded.test, 6)):
-        expected = torch.arange(count, dtype=torch.float32).div(255).reshape(-1, 1, 1, 1).expand(-1, 2, 4, 5)
-        assert torch.equal(split.images, expected)
-        assert split.images.is_contiguous()
-        assert split.labels.dtype == torch.int64
-        assert split.labels.tolist() == [i % 3 for i in range(count)]
-    assert tree(tmp_path) == before
-
-
-def test_npz_counts_a_class_that_only_the_test_split_has(tmp_path):
-    np.savez(tmp_path / "mine.npz", **(arrays() | {"y_test": np.array([0, 1, 2, 3, 0, 4])}))
-    assert datasets.load(f"npz:{tmp_path}/mine.npz").classes == tuple("01234")
-
-
-def test_npz_may_be_relative_to_the_current_folder_or_the_home(tmp_path, monkeypatch, no_home):
-    np.savez(tmp_path / "mine.npz", **arrays())
-    monkeypatch.chdir(tmp_path)
-    assert len(datasets.load("npz:mine.npz", "/nowhere").train) == 12
-    no_home.mkdir()
-    np.savez(no_home / "yours.npz", **arrays())
-    assert len(datasets.load("npz:~/yours.npz").test) == 6
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "code", "field", "words"),
-    [
-        (
-            "x_train",
-            np.zeros((12, 4, 5), np.uint8),
-            "bad-shape",
-            "images",
-            r"uint8 \(12, 4, 5\); uint8 \(N, C, H, W\)",
-        ),
-        ("x_train", np.zeros((12, 2, 4, 5), np.float32), "bad-type", "images", "images are float32"),
-        ("x_test", np.zeros((0, 2, 4, 5), np.uint8), "bad-shape", "images", r"images are uint8 \(0, 2, 4, 5\)"),
-        ("x_test", np.zeros((6, 2, 5, 4), np.uint8), "bad-shape", "images", "C, H and W alike"),
-        ("y_train", np.zeros(11, np.int64), "bad-shape", "labels", r"labels are int64 \(11,\); .* shape \(12,\)"),
-        ("y_train", np.zeros(0, np.int64), "bad-shape", "labels", r"labels are int64 \(0,\)"),
-        ("y_train", np.zeros((12, 1), np.int64), "bad-shape", "labels", r"labels are int64 \(12, 1\)"),
-        ("y_test", np.full(6, 0.5), "bad-type", "labels", "labels are float64"),
-        ("y_test", np.ones(6, bool), "bad-type", "labels", "labels are bool"),
-        ("y_test", np.array([0, 1, 2, 0, 1, -1]), "bad-value", "labels", "integers >= 0"),
-        (
-            "y_test",
-            np.array([0, 1, 2, 0, 1, 10**12]),
-            "bad-value",
-            "labels",
-            "reach 1000000000000 with 12 training",
-        ),
-        ("y_train", np.array([{}] * 12), "unreadable", "name", "of x_train, y_train, x_test, y_test: Object arrays"),
-        ("y_train", None, "unreadable", "name", "is not a NumPy archive of .*y_train"),
-    ],
-)
-def test_npz_names_the_file_and_what_is_wrong(tmp_path, key, value, code, field, words):
-    content = arrays() | {key: value}
-    path = tmp_path / "mine.npz"
-    np.savez(path, **{name: array for name, array in content.items() if array is not None})
-    assert reason(datasets.load, f"npz:{path}", match=f"{path}.*{words}") == (code, field)
-
-
-def single_array(path):
-    with path.open("wb") as stream:
-        np.save(stream, np.zeros(3))
-
-
-def broken_inside(path):
-    np.savez_compressed(path, **arrays())
-    content = bytearray(path.read_bytes())
-    start = content.index(b"x_train.npy") + len("x_train.npy")
-    content[start : start + 60] = bytes(60)
-    path.write_bytes(content)
-
-
-def raw_member(path):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in arrays():
-            archive.writestr(name, b"no header")
-
-
-def bad_header(path):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in arrays():
-            archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00\x06\x00{'a'" + b"\n")
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda path: None,
-        lambda path: path.mkdir(),
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(web_page(b"")),
-        single_array,
-        broken_inside,
-        raw_member,
-        bad_header,
-    ],
-    ids=["nothing", "folder", "empty", "web page", "single array", "broken inside", "raw member", "bad header"],
-)
-def test_a_file_that_is_no_npz_is_named(tmp_path, make):
-    make(tmp_path / "mine.npz")
-    path = tmp_path / "mine.npz"
-    code = "unreadable" if path.exists() else "missing"
-    assert reason(datasets.load, f"npz:{path}", match=f"{path} is not a NumPy archive") == (code, "name")
+def test_only_arrays_may_be_said_to_have_other_classes(digits):
+    assert datasets.load("digits", classes=10).classes == digits.classes
+    assert reason(datasets.load, "digits", classes=9) == ("conflict", "classes")
+    assert reason(datasets.load, "npz:nowhere", classes=0) == ("bad-value", "classes")

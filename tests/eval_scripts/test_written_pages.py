@@ -26,6 +26,12 @@ def test_the_zoo_is_what_its_script_writes(tmp_path):
     assert (tmp_path / "zoo.md").read_text(encoding="utf-8") == (DOCS / "zoo.md").read_text(encoding="utf-8")
 
 
+def test_the_page_on_intervals_is_what_its_script_writes(tmp_path):
+    done = scripts.run("pages/write_anytime", "--out", tmp_path / "anytime.md")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "anytime.md").read_text(encoding="utf-8") == (DOCS / "anytime.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=[path.stem for path in RESULTS])
 def test_a_committed_result_says_what_its_numbers_are_of(path):
     result = json.loads(path.read_text(encoding="utf-8"))

@@ -1,11 +1,12 @@
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from commands import atent, refused
 
+from atent_ext import subjects
 from atent_ext.certification.smoothing import Certificate, Smoothing, certified_accuracy
+from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
 from atent_ext.data import datasets
 from atent_ext.evaluation import certificates
@@ -75,15 +76,49 @@ def test_two_certifications_do_not_share_a_file(run, tmp_path):
         certificates.certify(subject, smoothing, path, 2, 3, lambda count: None)
 
 
-def test_the_command(run):
-    def atent(*arguments):
-        command = [sys.executable, "-m", "atent_ext", "certify", run, *arguments]
-        return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+def test_every_kth_image_has_the_certificate_that_it_has_among_all(run, tmp_path):
+    subject, smoothing = run_folder.from_run(run), Smoothing(sigma=0.25, n0=20, n=200)
+    every = certificates.certify(subject, smoothing, tmp_path / "all.json", 9, 3, lambda count: None)
+    few = certificates.certify(subject, smoothing, tmp_path / "few.json", 2, 3, lambda count: None, skip=4)
+    few = certificates.certify(subject, smoothing, tmp_path / "few.json", 3, 3, lambda count: None, skip=4)
+    assert few.certificates == every.certificates[::4]
+    right = [c.prediction == y for c, y in zip(few.certificates, subject.test.labels[:9:4].tolist(), strict=True)]
+    assert few.certified_accuracy["0"] == sum(right) / 3
+    assert (few.images, few.skip) == (3, 4)
+    with pytest.raises(BadInput, match="another skip: 4, not 3") as error:
+        certificates.certify(subject, smoothing, tmp_path / "few.json", 3, 3, lambda count: None, skip=3)
+    assert error.value.field == "skip"
+    with pytest.raises(BadInput, match=r"images is 91 with skip 4, .* only 360 test images; ask for at most 90"):
+        certificates.certify(subject, smoothing, tmp_path / "more.json", 91, 3, lambda count: None, skip=4)
 
-    done = atent("--sigma", 0.25, "--images", 3, "--n", 200, "--n0", 20)
+
+NAME = "quickstart-digits-linf-sgd"
+DRAWS = ["--sigma", 0.25, "--n", 200, "--n0", 20]
+
+
+def test_the_command_takes_a_run_a_weights_file_and_a_name_of_the_zoo(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = atent("certify", run, *DRAWS, "--images", 3)
     assert done.returncode == 0, done.stderr
     assert "certified accuracy" in done.stdout
     assert json.loads((run / "certify-sigma0.25-n200-seed0.json").read_text())["images"] == 3
-    refused = atent("--sigma", 0.12, "--n", 47807, "--radius", 0.435)
-    assert refused.returncode == 2
-    assert "needs n >= 47808" in refused.stderr
+    weights = registry.folder("weights") / f"{NAME}.safetensors"
+    named = ["--model", "digits-cnn", "--dataset", "digits"]
+    for subject, options in ((NAME, []), (weights, named)):
+        done = atent("certify", subject, *options, *DRAWS, "--skip", 150, "--max", 301, "--out", tmp_path / "c.json")
+        assert done.returncode == 0, done.stderr
+        assert f"{NAME} on digits, 3 test images, one in 150; sigma 0.25" in done.stdout
+    subject, smoothing = subjects.load(NAME), Smoothing(sigma=0.25, n0=20, n=200)
+    called = certificates.certify(subject, smoothing, tmp_path / "d.json", 3, 0, lambda count: None, skip=150)
+    assert Certified.model_validate_json((tmp_path / "c.json").read_text()).certificates == called.certificates
+    assert atent("certify", NAME, *DRAWS, "--skip", 300).returncode == 0
+    (path,) = tmp_path.glob(f"runs/{NAME}-*/certify-sigma0.25-n200-seed0-skip300.json")
+    assert json.loads(path.read_text())["images"] == 2
+
+
+def test_the_command_refuses_what_it_cannot_certify(run):
+    refused(atent("certify", run, "--sigma", 0.12, "--n", 47807, "--radius", 0.435), "needs n >= 47808")
+    refused(atent("certify", run, *DRAWS, "--max", 361), "--max is 361", "360")
+    refused(atent("certify", run, *DRAWS, "--skip", 2, "--max", 9, "--images", 6), "leave 5", "--images is 6")
+    refused(atent("certify", run, *DRAWS, "--model", "digits-cnn"), "drop --model and --dataset")
+    refused(atent("certify", run / "weights.safetensors", *DRAWS), "--model, --dataset")

@@ -84,7 +84,7 @@ def test_several_pairs_are_corrected_together():
     for pair in comparison.pairs:
         assert pair.both + pair.a_alone + pair.b_alone + pair.neither == 200
     text = str(comparison)
-    assert all(word in text for word in ("a alone", "not significantly different", "better", "p (Holm)"))
+    assert all(word in text for word in ("right alone", "not significantly different", "better", "p (Holm)"))
 
 
 @pytest.mark.parametrize(
@@ -155,3 +155,34 @@ def test_a_changed_autoattack_is_told_from_the_standard_one():
     other = plain.model_copy(update={"results": (plain.results[0], changed, plain.results[2])})
     notes = atent_ext.compare(report("a", "11"), other, attack="autoattack").notes
     assert notes == ("the settings of the attack differ", "AutoAttack was changed in some of the reports")
+
+
+# ---- until decided
+
+
+def test_a_clear_difference_is_decided_after_few_images_and_in_favour_of_the_right_one():
+    better, worse = report("a", "1" * 300 + "0" * 50), report("b", "1" * 80 + "0" * 270)
+    (pair,) = atent_ext.compare(better, worse, until_decided=True).pairs
+    assert 8 < pair.scored < 60
+    assert pair.both + pair.a_alone + pair.b_alone + pair.neither == pair.scored
+    assert (pair.verdict, pair.p < 0.05) == ("win", True)
+    (other,) = atent_ext.compare(worse, better, until_decided=True).pairs
+    assert (other.verdict, other.scored, other.b_alone) == ("loss", pair.scored, pair.a_alone)
+    assert "in random order until decided" in str(atent_ext.compare(better, worse, until_decided=True))
+
+
+def test_equal_models_are_seldom_told_apart_in_any_order():
+    a, b = report("a", "10" * 100), report("b", "01" * 100)
+    found = [atent_ext.compare(a, b, until_decided=True, seed=seed).pairs[0] for seed in range(60)]
+    assert sum(pair.verdict != "tie" for pair in found) <= 8
+    ties = [pair for pair in found if pair.verdict == "tie"]
+    assert {(pair.scored, pair.a_alone, pair.b_alone) for pair in ties} == {(200, 100, 100)}
+
+
+def test_several_pairs_share_the_level():
+    flags = ("1" * 300 + "0" * 50, "1" * 80 + "0" * 270, "1" * 80 + "0" * 270)
+    reports = [report(name, text) for name, text in zip("abc", flags, strict=True)]
+    pairs = atent_ext.compare(*reports, until_decided=True).pairs
+    assert [pair.verdict for pair in pairs] == ["win", "win", "tie"]
+    assert pairs[0].p_holm == pytest.approx(3 * pairs[0].p)
+    assert pairs[0].scored >= atent_ext.compare(*reports[:2], until_decided=True).pairs[0].scored

@@ -213,10 +213,42 @@ def test_images_outside_the_unit_box(problem):
     network, x, y = problem
     assert "divide them by 255" in refused("bad-value", "images", network, 255 * x, y)
     assert "look normalised" in refused("bad-value", "images", network, (x - 0.5) / 0.25, y)
-    assert "divide them by 255" in refused("bad-type", "images", network, (255 * x).byte(), y)
+    for kind in (torch.uint8, torch.int64):
+        assert "divide them by 255" in refused("bad-type", "images", network, (255 * x).to(kind), y)
     assert "NaN" in refused("bad-value", "images", network, x * torch.nan, y)
     refused("bad-type", "images", network, [[0.5]], y)
     refused("bad-shape", "images", network, x[:0], y[:0])
+
+
+def test_images_with_the_channels_last():
+    torch.manual_seed(0)
+    x = torch.rand(24, 3, 8, 8)
+    convolution = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).eval()
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).eval()  # it takes either order
+    last = x.permute(0, 2, 3, 1)
+    with torch.no_grad():
+        labels = {network: network(x).argmax(1) for network in (convolution, flat)}
+        own = flat(last.flatten(1)).argmax(1)
+    remedy = "images.permute(0, 3, 1, 2)"
+    message = refused("bad-shape", "images", convolution, last, labels[convolution])
+    assert remedy in message
+    assert "(N, 8, 8, 3), which is (N, H, W, C), 8×8 pixels of 3 channels" in message
+    assert remedy in refused("conflict", "images", flat, last, labels[flat])
+    clean = Protocol(name="c", description="", attacks=(attack_spec("clean"),))
+    assert atent_ext.evaluate(flat, last, own, norm="Linf", eps=0.1, protocol=clean).accuracy("clean") == 1
+
+
+def test_images_of_a_shape_that_the_network_does_not_take(problem):
+    network, x, y = problem
+    message = refused("bad-shape", "images", network, x[:, :, :-1], y)
+    assert "the model does not take images (24, 1, 5, 6)" in message
+
+
+def test_labels_that_are_one_hot(problem):
+    network, x, y = problem
+    rows = nn.functional.one_hot(y, 10)
+    assert "labels.argmax(1)" in refused("bad-shape", "labels", network, x, rows)
+    assert "labels.argmax(1)" in refused("bad-type", "labels", network, x, rows.float())
 
 
 def test_labels_of_another_type_range_or_length(problem):
@@ -232,6 +264,7 @@ def test_an_eps_that_looks_like_0_to_255(problem):
     assert "write 8/255" in refused("bad-value", "eps", network, x, y, eps=8)
     assert "write 128/255" in refused("bad-value", "eps", network, x, y, eps=128, norm="L2")
     refused("bad-value", "eps", network, x, y, eps=-0.1)
+    refused("bad-shape", "eps", network, x, y, eps=torch.full((len(x),), 0.1))
     refused("unknown-name", "norm", network, x, y, norm="L3")
 
 
@@ -242,7 +275,7 @@ def test_a_network_that_returns_no_logits(problem):
         def forward(self, x):
             return network(x), x
 
-    refused("bad-shape", "logits", Tuple(), x, y)
+    assert "forward returns model(x)[0]" in refused("bad-type", "logits", Tuple(), x, y)
     refused("bad-shape", "logits", nn.Flatten(0), x, y)
 
 

@@ -543,6 +543,13 @@ def test_the_shipped_protocols():
     assert specs["autoattack"] == [{"attack": "clean"}, pgd, {"attack": "autoattack", "version": "standard"}]
 
 
+def test_a_step_size_of_a_protocols_file_may_be_a_fraction(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: 1/2\ndescription: d\nattacks: [{attack: pgd, step_size: 2/255}]")
+    protocol = load_protocol(str(path))
+    assert (protocol.name, protocol.attacks[0].step_size) == ("1/2", 2 / 255)
+
+
 def test_an_unknown_protocol_is_refused_with_the_nearest():
     with pytest.raises(BadInput, match="unknown protocol 'autoatack'; did you mean 'autoattack'"):
         load_protocol("autoatack")

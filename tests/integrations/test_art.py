@@ -311,6 +311,8 @@ def test_no_images_are_no_problem_and_nothing_is_printed_unless_asked(capsys):
         ("num_random_init", -1),
         ("num_random_init", 1.5),
         ("batch_size", 0),
+        ("verbose", "yes"),
+        ("verbose", -1),
     ],
 )
 def test_parameters_that_make_no_sense_are_refused_by_name(name, value):
@@ -335,6 +337,17 @@ X, Y = arrays()
 def test_inputs_that_do_not_fit_are_refused(x, y, options, message):
     with pytest.raises(BadInput, match=message):
         ATENTAttack(wrapped(small_net()), **SHORT).generate(x, y, **options)
+
+
+def test_options_of_arts_other_attacks_are_ignored_as_by_its_gradient_attacks():
+    attack = ATENTAttack(wrapped(small_net()), **SHORT)
+    plain = attack.generate(X, Y)
+    np.testing.assert_array_equal(attack.generate(X, Y, x_init=X[:3], x_adv_init=X, resume=True), plain)
+
+
+def test_images_outside_the_clip_values_are_told_of_them():
+    with pytest.raises(BadInput, match="or give the classifier other clip_values"):
+        ATENTAttack(wrapped(small_net()), **SHORT).generate(2 * X - 1, Y)
 
 
 def test_a_targeted_attack_needs_targets():
@@ -577,6 +590,27 @@ def test_training_data_and_options_that_do_not_fit_are_refused(x, y, options, me
     trainer = AdversarialTrainerObjectivePyTorch(wrapped(small_net()), PGDAT(**COMMON), verbose=False)
     with pytest.raises(BadInput, match=message):
         trainer.fit(x, y, **options)
+
+
+@pytest.mark.parametrize(("built", "given", "shown"), [(True, 0, False), (False, 2, True), (True, None, True)])
+def test_fit_takes_the_verbosity_of_arts_classifiers(built, given, shown, capsys):
+    trainer = AdversarialTrainerObjectivePyTorch(wrapped(small_net()), Standard(), verbose=built)
+    trainer.fit(X, Y, nb_epochs=1, verbose=given)
+    assert ("Epochs" in capsys.readouterr().err) == shown
+    with pytest.raises(BadInput, match="verbose is 'no'") as error:
+        trainer.fit(X, Y, verbose="no")
+    assert (error.value.code, error.value.field) == ("bad-type", "verbose")
+
+
+def test_training_mode_false_trains_in_eval_mode():
+    model, modes = small_net().train(), []
+    model.drop.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    trainer = AdversarialTrainerObjectivePyTorch(wrapped(model), Standard(), verbose=False)
+    trainer.fit(X, Y, nb_epochs=1, training_mode=False)
+    assert modes == [False]
+    assert model.drop.training
+    trainer.fit(X, Y, nb_epochs=1)
+    assert modes == [False, True]
 
 
 def test_a_loss_that_is_not_finite_ends_training_before_the_step():

@@ -1,15 +1,17 @@
 """What every attack of ours promises, from whatever package it is called: advertorch, torchattacks, Foolbox or ART."""
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
-from problems import small_batch, small_net
+from problems import Wrapped, small_batch, small_net
 from torch import nn
 
 from atent_ext.attacks import advertorch_style
@@ -71,7 +73,7 @@ class Adapter:
 _NAMES = {
     "advertorch": {"step": "eps_iter", "steps": "nb_iter"},
     "torchattacks": {"step": "alpha"},
-    "foolbox": {"step": "abs_stepsize"},
+    "foolbox": {"eps": "epsilon", "step": "abs_stepsize"},
     "art": {"step": "eps_step", "steps": "max_iter"},
 }
 ADAPTERS = {
@@ -242,6 +244,57 @@ def test_arguments_that_make_no_sense_are_refused(adapter, argument, value):
     with pytest.raises(BadInput) as error:
         adapter.build(small_net(), **{argument: value})(*small_batch())
     assert (error.value.code, error.value.field) == ("bad-value", adapter.names.get(argument, argument))
+
+
+@EACH
+@pytest.mark.parametrize(
+    ("answer", "code", "remedy"),
+    [
+        (lambda net, x: (x, net(x)), "bad-type", r"a tuple .* returns model\(x\)\[1\]$"),
+        (lambda net, x: {"aux": net(x), "logits": net(x)}, "bad-type", r"a dict .* returns model\(x\)\['logits'\]$"),
+        (
+            lambda net, x: SimpleNamespace(logits=net(x)),
+            "bad-type",
+            r"a SimpleNamespace .* returns model\(x\)\.logits$",
+        ),
+        (lambda net, x: net(x)[:, 0], "bad-shape", r"logits \(\d, classes\) are needed$"),
+    ],
+    ids=["tuple", "dict", "object", "one number"],
+)
+def test_a_network_that_returns_no_logits_is_told_which_output_to_return(adapter, answer, code, remedy):
+    attack = adapter.build(Wrapped(small_net(), answer).eval())
+    with pytest.raises(BadInput, match=remedy) as error:
+        attack(*small_batch())
+    assert (error.value.code, error.value.field) == (code, "logits")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@EACH
+def test_a_frozen_torchscript_network_which_has_no_mode_is_attacked_like_any_other(adapter):
+    if adapter.build.func is in_foolbox:
+        pytest.skip("Foolbox's own model class asks for the mode")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = nn.Sequential(nn.Flatten(), nn.Linear(36, 4)).double().eval()
+    frozen, (x, y) = torch.jit.freeze(torch.jit.script(plain)), small_batch()
+    assert not hasattr(frozen, "training")
+    assert torch.equal(adapter.build(frozen)(x, y), adapter.build(plain)(x, y))
+    assert not hasattr(frozen, "training") or adapter.build.func is in_art  # ART puts a mode there
+
+
+# ---- no error prints a tensor
+
+
+@EACH
+@pytest.mark.parametrize("value", [torch.full((40, 1, 6, 6), -1.0), np.full((40, 3), -1.0)], ids=["tensor", "array"])
+def test_no_refusal_prints_a_tensor(adapter, value):
+    names = ["eps", "step", "steps", "noise", "seed"]
+    for name in names if adapter.build.func is in_art else names[:-1]:
+        with pytest.raises(BadInput) as error:
+            adapter.build(small_net(), **{name: value})(*small_batch())
+        assert error.value.field == adapter.names.get(name, name)
+        assert len(str(error.value)) < 200
+        assert re.search(r"a float\d+ (tensor|array) of shape \(40, ", str(error.value))
 
 
 class Broken(nn.Module):

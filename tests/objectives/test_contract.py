@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import gradient_vector, small_batch
+from problems import Wrapped, gradient_vector, small_batch
 from torch import nn
 
 from atent_ext.attacks.langevin import input_gradient, last_iterate, walk
@@ -195,6 +195,14 @@ def test_the_model_comes_back_as_it_was_after_an_exception(objective):
 
 
 # ---- what is refused
+
+
+@EACH
+def test_a_network_that_returns_no_logits_is_told_which_output_to_return(objective):
+    model = Wrapped(network(), lambda net, x: {"features": x, "logits": net(x)})
+    with pytest.raises(BadInput, match=r"returns a dict .* returns model\(x\)\['logits'\]$") as error:
+        list(objective(model, *batch()))
+    assert (error.value.code, error.value.field) == ("bad-type", "logits")
 
 
 @pytest.mark.parametrize("objective", [one for one in ALL if hasattr(one, "eps")], ids=repr)

@@ -150,6 +150,11 @@ def test_a_norm_in_training_mode_is_named_and_writes_no_statistics():
     assert all(torch.equal(value, before[name]) for name, value in program.network.state_dict().items())
 
 
+def test_weights_that_are_normalised_are_not_named():
+    norm = node("batch_norm", "%w", None, None, None, None, True, 0.0, 1e-6, False, out="v")
+    assert Draft([norm, node("linear", "%x", "%v")]).read().random == ()
+
+
 def test_results_that_are_no_logits_are_left_out_and_said():
     draft = Draft([node("mean", "%x", out="m"), LINEAR, node("aten.softmax.int", "%y", 1, out="p")])
     draft.outputs[:] = [{"user_output": {"arg": {"as_tensor": {"name": name}}}} for name in ("m", "y", "p")]

@@ -4,6 +4,7 @@ from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
 import pytest
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from atent_ext.core import registry
@@ -24,6 +25,20 @@ def test_a_number_may_be_a_fraction():
     recipe = recipes.load("digits-linf-atent", given)
     assert (recipe.threat.eps, recipe.objective["eps"], recipe.build_objective().eps) == (8 / 255, 8 / 255, 8 / 255)
     assert (recipe.objective["noise"], recipe.epochs, recipe.ema) == (0.001, 3, 0.999)  # noise is of no base
+
+
+def test_a_fraction_is_a_number_in_a_file_too_and_inside_a_mapping(tmp_path):
+    path = tmp_path / "mine.yaml"
+    fields = recipe_files.read("digits-linf-atent")
+    fields["threat"] = {"norm": "Linf", "eps": "2/255"}
+    fields["objective"] |= {"eps": "2/255", "step_size": "1/1000"}
+    path.write_text(yaml.safe_dump(fields), encoding="utf-8")
+    recipe = recipes.load(str(path))
+    assert (recipe.threat.eps, recipe.objective["eps"], recipe.objective["step_size"]) == (2 / 255, 2 / 255, 0.001)
+    assert recipes.parse(fields, "a stranger's") == recipe
+    given = "objective={name: pgd-at, norm: Linf, eps: 2/255, steps: 1, step_size: 1/255}"
+    recipe = recipes.load("digits-linf-atent", ["threat={norm: Linf, eps: 2/255}", given])
+    assert (recipe.threat.eps, recipe.objective["eps"]) == (2 / 255, 2 / 255)
 
 
 def test_what_is_a_text_stays_one():

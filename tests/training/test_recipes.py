@@ -326,7 +326,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(override, nearest):
 def test_a_name_near_to_none_is_refused_with_all():
     message = refusal("digits-linf-atent", "zzzzzz=3")
     assert "unknown field 'zzzzzz'; known: " in message
-    assert "batch_size, dataset" in message
+    assert "batch_size, classes, dataset" in message
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,12 @@ from torch import Tensor
 from atent_ext.core import compat
 from atent_ext.core.errors import BadInput
 from atent_ext.core.version import __version__
-from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet
 from atent_ext.integrations.robustbench import registration
 from atent_ext.integrations.robustbench.source import robustbench_source
 from atent_ext.storage import files
 from atent_ext.training.recipes import Recipe
-from atent_ext.training.run_folder import RunFolder
+from atent_ext.training.run_folder import RunFolder, load_data
 
 MEMBERS = {"cifar10": "cifar_10", "cifar100": "cifar_100"}
 """Our data sets that RobustBench has: name -> member of its enumeration."""
@@ -67,6 +66,8 @@ def export(
     `overwrite` is False; MissingExtra if robustbench is not installed.
     """
     compat.robustbench()
+    if name is not None:
+        registration.check_name(name)
     folder = RunFolder(run)
     recipe = folder.recipe()
     name = name or recipe.name
@@ -77,7 +78,7 @@ def export(
         if path.exists() and not overwrite:
             message = f"{path} exists; give --overwrite to replace it, or another --name"
             raise BadInput(message, code="exists", field="out")
-    images = datasets.load(recipe.dataset, data_root)
+    images = load_data(recipe, data_root)
     state = folder.load_model(images).state_dict()
     files.save_state(with_prefix(state), weights)
     files.write(entry, _entry(name, recipe, images, weights.relative_to(out)))

@@ -97,7 +97,7 @@ def register_run(run: Path | str, name: str | None = None, data_root: Path | str
         name or recipe.name,
         dataset=recipe.dataset,
         threat_model=recipe.threat.norm,
-        model=lambda: folder.load_model(datasets.load(source, data_root)),
+        model=lambda: folder.load_model(datasets.load(source, data_root, classes=recipe.classes)),
         data_root=data_root,
         trained=True,
     )
@@ -134,8 +134,7 @@ def _member(dataset: str, data_root: Path | str | None) -> Any:
     from robustbench.data import _clean_dataset_loaders as loaders
     from robustbench.model_zoo.enums import BenchmarkDataset
 
-    if dataset not in registry.entries("data set") and not dataset.startswith(("folder:", "npz:")):
-        raise registry.nearest("data set", dataset, [*registry.entries("data set"), "folder:PATH", "npz:FILE"])
+    datasets.check_name(dataset)
     source, known = _absolute(dataset), BenchmarkDataset._value2member_map_
     member = known.get(folder_name(dataset)) or _add_member(BenchmarkDataset, folder_name(dataset))
     if member.value != dataset and member in loaders and loaders[member].args[0] != source:

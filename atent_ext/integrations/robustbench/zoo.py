@@ -46,13 +46,11 @@ def load_zoo(name: str, *, dataset: str, threat_model: str, model_dir: Path | st
 
 
 def zoo_files(name: str, *, dataset: str, threat_model: str, model_dir: Path | str = "models") -> list[Path]:
-    """The checkpoints that RobustBench reads for a model of its zoo. Raises BadInput if a file is missing."""
+    """The checkpoints that RobustBench reads for a model of its zoo. Raises as `check`, and if a file is missing."""
+    check(name, dataset=dataset, threat_model=threat_model)
     entry, member = _zoo_entry(name, dataset, threat_model)
     file = Path(model_dir) / member.value / threat_model / f"{name}.pt"
     source = entry.get("gdrive_id")
-    if source is None or (member.value == "imagenet" and "Standard" in name):
-        message = f"RobustBench reads {name!r} from no model_dir: another package downloads it; choose another"
-        raise BadInput(message, code="unsupported", field="name")
     parts = range(len(source)) if isinstance(source, list) else None
     files = [file] if parts is None else [file.with_name(f"{file.name}_m{part}.pt") for part in parts]
     for path in files:
@@ -60,6 +58,17 @@ def zoo_files(name: str, *, dataset: str, threat_model: str, model_dir: Path | s
             message = f"there is no checkpoint {path}; put it there, or name the model_dir that has it"
             raise BadInput(message, code="missing", field="model_dir")
     return files
+
+
+def check(name: str, *, dataset: str, threat_model: str) -> None:
+    """Raise BadInput unless RobustBench's zoo has a model of this name that it reads from a file. No file is looked at.
+
+    Raises MissingExtra if robustbench is not installed.
+    """
+    entry, member = _zoo_entry(name, dataset, threat_model)
+    if entry.get("gdrive_id") is None or (member.value == "imagenet" and "Standard" in name):
+        message = f"RobustBench reads {name!r} from no model_dir: another package downloads it; choose another"
+        raise BadInput(message, code="unsupported", field="name")
 
 
 def _zoo_entry(name: str, dataset: str, threat_model: str) -> tuple[Mapping[str, Any], Any]:

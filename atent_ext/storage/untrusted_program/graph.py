@@ -86,7 +86,7 @@ def parse(archive: Archive) -> Graph:
     _check_declared(graph)
     held, images = _inputs(field(signature, "input_specs", list, "the signature"), archive)
     shape, kind = _shape(graph, images)
-    reader = _Nodes({*held, images})
+    reader = _Nodes({*held, images}, images)
     calls = reader.read(field(graph, "nodes", list, "the graph"))
     outputs = tuple(_outputs(field(signature, "output_specs", list, "the signature"), reader.known))
     return Graph(held, images, shape, kind, calls, outputs, tuple(reader.random))
@@ -189,10 +189,14 @@ def _numbers(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class _Nodes:
-    """Reads nodes in their order. known: the names that were made; dropped: those of checks, which nothing may use."""
+    """Reads nodes in their order.
 
-    def __init__(self, known: set[str]) -> None:
+    known: the names that were made. seen: those that depend on the images. dropped: of checks, which nothing may use.
+    """
+
+    def __init__(self, known: set[str], images: str) -> None:
         self.known = known
+        self.seen = {images}
         self.dropped: set[str] = set()
         self.random: list[str] = []
 
@@ -216,7 +220,9 @@ class _Nodes:
             call = Call(target, torch.ops.aten.sym_size.int, args, kwargs, outputs)
         else:
             call = self._operator(target, args, kwargs, outputs)
-        self.known.update(name for name in outputs if name)
+        made = {name for name in outputs if name}
+        self.known |= made
+        self.seen |= made if self.seen.intersection(call.refs) else set()
         return call
 
     def _operator(
@@ -239,7 +245,7 @@ class _Nodes:
         trains = {"aten.batch_norm.default": "training", "aten.instance_norm.default": "use_input_stats"}.get(name)
         if trains is None or not values.get(trains):
             return call
-        if name == "aten.batch_norm.default":
+        if name == "aten.batch_norm.default" and self.seen.intersection(call.refs):  # not of weights alone
             self.random.append(f"{name} in training mode")
         return Call(call.target, call.function, (), values | {"running_mean": None, "running_var": None}, call.outputs)
 

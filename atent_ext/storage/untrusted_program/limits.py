@@ -25,7 +25,7 @@ def check(name: str, values: Mapping[str, Any], where: str) -> None:
     """
     images = values.get("input")
     if name == "native_group_norm" and isinstance(images, Tensor):
-        stated = [values.get(part) for part in ("N", "C", "HxW", "group")]
+        stated: list[Any] = [values.get(part) for part in ("N", "C", "HxW", "group")]
         if not all(type(part) is int and part > 0 for part in stated) or images.dim() < 2:
             raise Refused(f"is broken: {where}, has sizes {stated}")
         count, channels, pixels, groups = stated

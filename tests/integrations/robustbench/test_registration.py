@@ -5,6 +5,7 @@ clock that stands still, because `benchmark` passes no seed and AutoAttack then 
 """
 
 import hashlib
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from original_autoattack import choose
 from problems import attack_spec
 from torch import nn
 
@@ -192,6 +194,25 @@ def test_a_network_of_ones_own_on_a_data_set_of_ones_own(
     clean, robust = compared(monkeypatch, model, pictures, threat, eps)
     assert 0 < robust < clean
     assert same_weights(model, trained)
+
+
+@pytest.mark.parametrize("package", ["pyautoattack", "autoattack"])
+def test_a_benchmark_with_a_state_file_gives_the_accuracy_without_it(
+    package, run, short_autoattack, tmp_path, monkeypatch
+):
+    choose(monkeypatch, package)
+    for name in ("AutoAttack", "EvaluationState"):
+        monkeypatch.setattr(robustbench.eval, name, None)  # so that it is as before afterwards
+    ours.register_run(run)
+    assert issubclass(robustbench.eval.AutoAttack, importlib.import_module(package).AutoAttack)
+    model = load_model("tiny-digits", dataset="digits", threat_model="Linf")
+    expected = benchmark(model, 8, "digits", "Linf", eps=0.1)
+    state = tmp_path / "state.json"
+    assert benchmark(model, 8, "digits", "Linf", eps=0.1, aa_state_path=state) == pytest.approx(expected, abs=1e-6)
+    monkeypatch.setattr(robustbench.eval, "clean_accuracy", None)  # the second call gets nowhere near it
+    with pytest.raises(BadInput, match=r"state\.json exists") as error:
+        benchmark(model, 8, "digits", "Linf", eps=0.1, aa_state_path=state)
+    assert (error.value.code, error.value.field) == ("exists", "state_path")
 
 
 def test_its_cards_take_the_name_of_the_data_set(run, short_autoattack, tmp_path):

@@ -1,0 +1,208 @@
+"""Images and labels of a NumPy archive: axes, value ranges and forms of labels are recognised, or refused by name.
+
+What can mean one thing only is converted, and a note says so. What can mean two is refused with both readings.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atent_ext.core.errors import BadInput, Code
+from atent_ext.core.layouts import described, layout
+
+_TRAIN = (("x_train", "y_train"), ("train_images", "train_labels"))
+_TEST = (("x_test", "y_test"), ("test_images", "test_labels"), ("images", "labels"))
+_ROUNDING = 1e-3
+"""Images in [0, 1] may lie this far outside, as in `core.validate`."""
+_FEW = 1000
+"""Labels of few images may need this many classes; beyond it they are taken for something else, unless it is stated."""
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """The parts of an archive: images (N, C, H, W) float32 in [0, 1] with labels (N,) int64; `train` may be missing.
+
+    classes: given, of one-hot labels, or one more than the largest label. counted: whether the labels decided it.
+    notes: what was converted.
+    """
+
+    train: tuple[Tensor, Tensor] | None
+    test: tuple[Tensor, Tensor]
+    classes: int
+    counted: bool
+    notes: tuple[str, ...]
+
+
+def read(path: Path, classes: int | None = None) -> Arrays:
+    """Read a NumPy archive of x_test and y_test and, unless it is for tests only, x_train and y_train.
+
+    Images: (N, C, H, W), (N, H, W, C) or (N, H, W); whole numbers 0-255, or floats of 0-1 or 0-255. Labels: class
+    numbers from 0, (N,) or (N, 1), or one-hot (N, classes). The names train_images, test_images, images and so on are
+    read, too. classes: the number of classes where the labels may lack some; None counts them.
+    Raises BadInput for a file that is missing or no such archive, for shapes and values that are none of these or could
+    be two of them, and for labels outside the classes.
+    """
+    members = _members(path)
+    names, notes = [*members], dict[str, None]()
+    pictures = _pictures(path, {name: members[name] for name in names[::2]}, notes)
+    numbers = _numbers(path, {name: members[name] for name in names[1::2]}, list(map(len, pictures)), notes)
+    labels = [torch.from_numpy(part) for part, _ in numbers]
+    counts = {count for _, count in numbers if count}
+    stated = classes or max(counts, default=None)
+    count = stated or 1 + max(int(part.max()) for part in labels)
+    _check_range(path, names[1::2], labels, count, bool(stated))
+    *train, test = zip(pictures, labels, strict=True)
+    return Arrays(train[0] if train else None, test, count, not stated, tuple(notes))
+
+
+def _members(path: Path) -> dict[str, Any]:
+    """The arrays of the archive, images and labels in turns, those of the training part first if there is one."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = [*_pair(archive.files, _TRAIN, False), *_pair(archive.files, _TEST, True)]
+            members = {name: archive[name] for name in names}
+        if not all(isinstance(member, np.ndarray) for member in members.values()):
+            raise ValueError("a member is no array")
+    except Exception as error:  # a broken archive fails in many ways, also with MemoryError or TokenError
+        message = f"{path} is not a NumPy archive of x_train, y_train, x_test, y_test: {error}"
+        raise BadInput(message, code="unreadable" if path.exists() else "missing", field="name") from error
+    return members
+
+
+def _pair(files: Sequence[str], known: Sequence[tuple[str, str]], needed: bool) -> tuple[str, ...]:
+    for pair in known:
+        absent = [name for name in pair if name not in files]
+        if len(absent) == 1:
+            raise ValueError(f"there is no {absent[0]} in it; it holds {', '.join(files)}")
+        if not absent:
+            return pair
+    if needed:
+        raise ValueError(f"it holds {', '.join(files) or 'nothing'}; x_test and y_test are needed")
+    return ()
+
+
+# ---- images
+
+
+def _pictures(path: Path, arrays: Mapping[str, Any], notes: dict[str, None]) -> list[Tensor]:
+    divisors = {name: _divisor(path, name, array) for name, array in arrays.items()}
+    _check_alike(path, arrays, divisors)
+    images = []
+    for name, array in arrays.items():
+        ordered = _channels_first(path, name, array, notes)
+        if divisors[name] > 1 and array.dtype.kind == "f":
+            notes["floats of 0-255, divided by 255"] = None
+        native = np.uint8 if divisors[name] > 1 and array.dtype.kind in "iu" else np.float32
+        images.append(torch.from_numpy(np.ascontiguousarray(ordered, native)).float().div_(divisors[name]))
+    shapes = [tuple(part.shape[1:]) for part in images]
+    if len(set(shapes)) > 1:
+        message = f"{path}: images are {shapes[0]} in training and {shapes[1]} in test; C, H and W alike are needed"
+        raise BadInput(message, code="bad-shape", field="images")
+    return images
+
+
+def _divisor(path: Path, name: str, array: Any) -> int:
+    """What brings the values of an array to [0, 1]: 1 or 255. Raises BadInput for values of another range."""
+    if array.dtype.kind not in "biuf":
+        message = f"{path}: {name} is {array.dtype}; images are whole numbers 0-255 or floats of 0-1"
+        raise BadInput(message, code="bad-type", field="images")
+    if not array.size:
+        message = f"{path}: {name} is {array.dtype} {array.shape}; at least one image is needed"
+        raise BadInput(message, code="bad-shape", field="images")
+    least, most = float(array.min()), float(array.max())
+    if array.dtype.kind == "b":
+        return 1
+    if array.dtype.kind == "f" and least >= -_ROUNDING and most <= 1 + _ROUNDING:
+        return 1
+    if least >= 0 and most <= 255 and (array.dtype.kind in "iu" or most > 2):
+        return 255
+    guess = "they look normalised: store the images without it, and put it into the model; " if least < 0 else ""
+    message = f"{path}: {name} spans [{least:.4g}, {most:.4g}] as {array.dtype}; {guess}0-255 or floats of 0-1 are read"
+    raise BadInput(message, code="bad-value", field="images")
+
+
+def _check_alike(path: Path, arrays: Mapping[str, Any], divisors: Mapping[str, int]) -> None:
+    """Refuse floats of 0-1 beside floats of 0-255, and whole numbers that are all 0 and 1."""
+    floats = {divisors[name] for name, array in arrays.items() if array.dtype.kind == "f"}
+    if len(floats) > 1:
+        ranges = " and ".join(f"{name} up to {float(array.max()):.4g}" for name, array in arrays.items())
+        message = f"{path}: {ranges}: floats of 0-1 beside floats of 0-255, or one of them is dark; give both one range"
+        raise BadInput(message, code="conflict", field="images")
+    whole = [array for array in arrays.values() if array.dtype.kind in "iu"]
+    if whole and max(int(array.max()) for array in whole) <= 1:
+        message = f"{path}: images are {whole[0].dtype} 0 and 1 only: black and white, or nearly black of 0-255; "
+        message += "store them as floats of 0-1, or times 255"
+        raise BadInput(message, code="bad-value", field="images")
+
+
+def _channels_first(path: Path, name: str, array: Any, notes: dict[str, None]) -> Any:
+    """The array as (N, C, H, W), a view of it. Raises BadInput for another rank and for axes of two readings."""
+    sizes = array.shape[1:]
+    if array.ndim == 3 and all(sizes):
+        notes["(N, H, W) read as one channel"] = None
+        return array[:, None]
+    if array.ndim != 4 or not all(sizes):
+        message = f"{path}: {name} is {array.dtype} {array.shape}; (N, C, H, W), (N, H, W, C) or (N, H, W) is needed"
+        raise BadInput(message, code="bad-shape", field="images")
+    order = layout(sizes)
+    if order is None:
+        message = f"{path}: {name} is {array.shape}, either {described(sizes, 'CHW')}, or {described(sizes, 'HWC')}; "
+        message += "make one of them plain: (N, C, H, W) with fewer channels than pixels, or square pictures"
+        raise BadInput(message, code="bad-shape", field="images")
+    if order == "HWC":
+        notes[f"{described(sizes, 'HWC')}, read as (N, C, H, W)"] = None
+        return array.transpose(0, 3, 1, 2)
+    return array
+
+
+# ---- labels
+
+
+def _numbers(
+    path: Path, arrays: Mapping[str, Any], counts: Sequence[int], notes: dict[str, None]
+) -> list[tuple[Any, int | None]]:
+    """For each part class numbers (N,) int64, and the number of classes if the labels are one-hot."""
+    parts: list[tuple[Any, int | None]] = []
+    for (name, array), count in zip(arrays.items(), counts, strict=True):
+        if array.ndim == 2 and array.shape[1] > 1 and len(array) == count and _one_hot(array):
+            notes[f"one-hot labels of {array.shape[1]} classes"] = None
+            parts.append((array.argmax(1).astype(np.int64), array.shape[1]))
+            continue
+        column = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+        _check_numbers(path, name, column, count)
+        parts.append((column.astype(np.int64), None))
+    return parts
+
+
+def _one_hot(array: Any) -> bool:
+    if array.dtype.kind not in "biuf":
+        return False
+    return bool(((array == 0) | (array == 1)).all() and (array.sum(1) == 1).all())
+
+
+def _check_numbers(path: Path, name: str, labels: Any, count: int) -> None:
+    whole, fits = labels.dtype.kind in "iu", labels.shape == (count,)
+    if not (whole and fits and labels.min() >= 0 and labels.max() < 2**63):
+        code: Code = "bad-value" if whole and fits else "bad-shape" if whole else "bad-type"
+        needed = f"one class number per image is needed, integers >= 0 of shape ({count},), or one-hot rows of 0 and 1"
+        message = f"{path}: labels {name} are {labels.dtype} {labels.shape}; {needed}"
+        raise BadInput(message, code=code, field="labels")
+
+
+def _check_range(path: Path, names: Sequence[str], labels: Sequence[Tensor], classes: int, stated: bool) -> None:
+    """Refuse labels outside the stated classes, and numbers that are too large for class numbers if none are stated."""
+    least, most = min(int(part.min()) for part in labels), max(int(part.max()) for part in labels)
+    if stated and most >= classes:
+        start = "; number classes from 0" if least == 1 else ""
+        message = f"{path}: labels span [{least}, {most}]; of {classes} classes they are 0 to {classes - 1}{start}"
+        raise BadInput(message, code="bad-value", field="labels")
+    images = sum(map(len, labels))
+    if not stated and classes > max(images, _FEW):
+        message = f"{path}: labels reach {most} with {images} images in {' and '.join(names)}; number classes from 0, "
+        message += "or state how many there are with --classes"
+        raise BadInput(message, code="bad-value", field="labels")

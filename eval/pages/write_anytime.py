@@ -1,0 +1,130 @@
+"""Writes docs/anytime.md from eval/results/anytime.json (`eval/stress/anytime.py`)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import measured
+import typer
+
+from atent_ext.cli import exit
+from atent_ext.storage import files
+
+PAGE = """\
+# Intervals that hold whenever one stops
+
+Written by `eval/pages/write_anytime.py` from `eval/results/anytime.json`, which `eval/stress/anytime.py` writes.
+
+`atent_ext.core.statistics.confidence_sequence` gives, after any number of images drawn in random order, an interval
+for the accuracy on all N images. With probability 95 % it holds at all moments at once, so that one may look after
+every image and stop at any. A Wilson interval holds for a number of images that was fixed before.
+`sequential_mcnemar` is the like for two models on the same images; `atent compare A.json B.json --until-decided` uses
+it.
+
+## How often they fail
+
+{streams} simulated evaluations for each accuracy and each N, looked at after every chunk: how many ever miss the
+accuracy on all N images, in %, over the accuracies {accuracies}. The highest 95 % upper bound of a rate is {misses}
+%.
+
+{coverage}
+
+Pairs of equally accurate models, looked at after every image: how many are ever called different, in %. The highest
+95 % upper bound is {differences} %.
+
+{equal}
+
+## How wide they are
+
+Points between the two ends, on a test set of 10,000 images.
+
+{widths}
+
+## How early they decide
+
+The median number of images, over random orders, until a claim of 5 or 20 points too much is refuted (the upper end
+lies below it), and until a true claim is confirmed within 1 point (the lower end lies above the claim less 1 point).
+A claim of 60 % for a network that has no image right is refuted after {masked} images.
+
+{decided}
+
+The flags of the committed cards of at least 500 images:
+
+{replays}
+"""
+
+
+def page(found: dict[str, Any]) -> str:
+    """The text of the page."""
+    coverage, equal = found["coverage"], found["equal"]
+    return PAGE.format(
+        streams=f"{coverage[0]['of']:,}",
+        accuracies=", ".join(dict.fromkeys(f"{row['accuracy']:g}" for row in coverage)),
+        misses=f"{100 * max(row['upper95'] for row in coverage):.2f}",
+        coverage=_coverage(coverage),
+        differences=f"{100 * max(row['upper95'] for row in equal):.2f}",
+        equal=_table(("images one alone has right", "drawn", "called different"), map(_equal, equal)),
+        widths=_table(("accuracy", "n", "anytime", "Wilson"), map(_width, found["widths"])),
+        masked=max(found["masked network that claims 60"].values()),
+        decided=_table(("accuracy", "N", *STOPS), map(_stops, found["decided"])),
+        replays=_table(("card", "N", "accuracy", *STOPS), map(_replay, found["replays"])),
+    )
+
+
+STOPS = ("5 too much", "20 too much", "true, within 1")
+
+
+def _table(head: tuple[str, ...], rows: Any) -> str:
+    return "\n".join(measured.table([list(row) for row in rows], list(head)))
+
+
+def _coverage(rows: list[dict[str, Any]]) -> str:
+    chunks = list(dict.fromkeys(row["chunk"] for row in rows))
+    lines = []
+    for total in dict.fromkeys(row["N"] for row in rows):
+        rates = {
+            chunk: [100 * r["failures"] / r["of"] for r in rows if (r["N"], r["chunk"]) == (total, chunk)]
+            for chunk in chunks
+        }
+        lines.append((f"{total:,}", *(f"{min(rates[chunk]):.1f} to {max(rates[chunk]):.1f}" for chunk in chunks)))
+    return _table(("N", *(f"chunks of {chunk}" for chunk in chunks)), lines)
+
+
+def _rates(rows: list[dict[str, Any]], total: int, chunk: int) -> str:
+    rates = [100 * row["failures"] / row["of"] for row in rows if (row["N"], row["chunk"]) == (total, chunk)]
+    return f"{min(rates):.1f} to {max(rates):.1f}"
+
+
+def _equal(row: dict[str, Any]) -> tuple[str, ...]:
+    return f"{row['discordant']:,}", row["drawn"], f"{100 * row['failures'] / row['of']:.2f}"
+
+
+def _width(row: dict[str, Any]) -> tuple[str, ...]:
+    return f"{100 * row['accuracy']:g} %", f"{row['n']:,}", f"{row['anytime']:.1f}", f"{row['wilson']:.1f}"
+
+
+def _medians(row: dict[str, Any]) -> tuple[str, ...]:
+    names = ("refuted +5", "refuted +20", "confirmed -1")
+    return tuple(f"{row[name]:,.0f}" if name in row else "" for name in names)
+
+
+def _stops(row: dict[str, Any]) -> tuple[str, ...]:
+    return f"{100 * row['accuracy']:g} %", f"{row['N']:,}", *_medians(row)
+
+
+def _replay(row: dict[str, Any]) -> tuple[str, ...]:
+    return f"`{row['card']}`", f"{row['n']:,}", f"{100 * row['accuracy']:.1f} %", *_medians(row)
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(out: Path = measured.ROOT / "docs" / "anytime.md") -> None:
+    found = json.loads((measured.ROOT / "eval" / "results" / "anytime.json").read_text(encoding="utf-8"))
+    files.write(out, page(found))
+    print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    exit.run(app)
