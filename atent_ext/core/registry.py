@@ -106,8 +106,8 @@ def hint(name: str, known: Iterable[str]) -> str | None:
     close = difflib.get_close_matches(name, names, n=5)
     if not close:
         return None
-    alike = [other for other in close if _digits(other) == _digits(name)]
     family = [other for other in names if _NUMBER.sub("#", other) == _NUMBER.sub("#", close[0])]
+    alike = [other for other in close if _digits(other) == _digits(name)] if _digits(name) else []
     if alike or (len(family) == 1 and not _digits(name)):
         return f"did you mean {(alike or family)[0]!r}?"
     return f"of its kind there {'is' if len(family) == 1 else 'are'} {', '.join(family)}"
