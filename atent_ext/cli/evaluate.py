@@ -1,7 +1,7 @@
 """The commands that take a trained model: eval, certify, export."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,16 +10,21 @@ from atent_ext.cli.options import (
     DataRoot,
     Dataset,
     Download,
+    Eps,
     Model,
     ModelDir,
+    Norm,
     Seed,
     Source,
+    StatedNormalisation,
+    WeightsKey,
     console,
     number,
     print_data,
     print_line,
     print_notes,
     print_table,
+    print_weights_notes,
 )
 from atent_ext.core.errors import BadInput
 
@@ -45,11 +50,10 @@ def evaluate(
     model: Model = None,
     dataset: Dataset = None,
     classes: Classes = None,
-    norm: Annotated[str | None, typer.Option(help="Linf or L2 [default for a run: its recipe's].")] = None,
-    eps: Annotated[
-        float | None,
-        typer.Option(parser=number("--eps"), metavar="NUMBER", help="Radius, such as 8/255 [default: the run's]."),
-    ] = None,
+    weights_key: WeightsKey = None,
+    normalisation: StatedNormalisation = None,
+    norm: Norm = None,
+    eps: Eps = None,
     seed: Seed = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch; the random draws follow it.")] = 250,
     chunk: Annotated[
@@ -67,6 +71,7 @@ def evaluate(
     from atent_ext import subjects
     from atent_ext.cli.console import ScoringBar
     from atent_ext.core import validate
+    from atent_ext.core.schema import normalisation as parse_normalisation
     from atent_ext.evaluation import scoring
     from atent_ext.evaluation.protocol import load_protocol
     from atent_ext.models import speed as speeds
@@ -77,7 +82,22 @@ def evaluate(
     subjects.check_values(model, dataset, norm, eps, classes)
     chosen = load_protocol(protocol)
     _no_folder(out)
-    loaded = subjects.load(subject, model, dataset, norm, eps, data_root, download, model_dir, held_out, classes)
+    stated = None if normalisation is None else parse_normalisation(normalisation)
+    loaded = subjects.load(
+        subject,
+        model,
+        dataset,
+        norm,
+        eps,
+        data_root,
+        download,
+        model_dir,
+        held_out,
+        classes=classes,
+        weights_key=weights_key,
+        normalisation=stated,
+    )
+    print_weights_notes(loaded.about.weights_notes)
     target = out or scoring.default_path(Path(subject), loaded, chosen, n, seed or 0)
     finished = target.exists() and not overwrite  # `score` returns it, or raises BadInput if its setting differs
     with ScoringBar(console) as bar:
@@ -128,6 +148,8 @@ def certify(
     model: Model = None,
     dataset: Dataset = None,
     classes: Classes = None,
+    weights_key: WeightsKey = None,
+    normalisation: StatedNormalisation = None,
     norm: Annotated[
         str | None, typer.Option(help="For robustbench:NAME: the threat model that it was trained for.")
     ] = None,
@@ -142,13 +164,27 @@ def certify(
     from atent_ext import subjects
     from atent_ext.certification.smoothing import Smoothing
     from atent_ext.cli.console import certified_table
+    from atent_ext.core.schema import normalisation as parse_normalisation
     from atent_ext.evaluation import certificates, scoring
 
     smoothing = Smoothing(sigma=sigma, n0=n0, n=n, alpha=alpha, batch_size=batch_size)
     smoothing.require(radius or 0.0)
     _no_folder(out)
     threat = (norm or "Linf", 0.0)  # its norm is part of a name in RobustBench's zoo; radii are what is measured
-    loaded = subjects.load(subject, model, dataset, *threat, data_root, download, model_dir, classes=classes)
+    stated = None if normalisation is None else parse_normalisation(normalisation)
+    loaded = subjects.load(
+        subject,
+        model,
+        dataset,
+        *threat,
+        data_root,
+        download,
+        model_dir,
+        classes=classes,
+        weights_key=weights_key,
+        normalisation=stated,
+    )
+    print_weights_notes(loaded.about.weights_notes)
     total = len(loaded.test)
     if most is not None and most > total:
         message = f"--max is {most}, but there are only {total} test images; ask for at most {total}"
@@ -176,18 +212,51 @@ def _no_folder(out: Path | None) -> None:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    subject: Annotated[str, typer.Argument(help="A run folder, or a weights file.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write to: the library's folder of models.")],
     to: Annotated[str, typer.Option("--to", help="The library: robustbench.")] = "robustbench",
-    name: Annotated[str | None, typer.Option("--name", help="The model's name there [default: the recipe's].")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The model's name there [default: the recipe's, or the file's].")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model of that name in --out.")] = False,
+    model: Model = None,
+    dataset: Dataset = None,
+    classes: Classes = None,
+    weights_key: WeightsKey = None,
+    normalisation: StatedNormalisation = None,
+    norm: Norm = None,
+    eps: Eps = None,
     data_root: DataRoot = None,
 ) -> None:
     """Write a trained model as another library loads it."""
+    from atent_ext import subjects
     from atent_ext.core.registry import nearest
-    from atent_ext.integrations.robustbench.export import export as write
+    from atent_ext.core.schema import normalisation as parse_normalisation
+    from atent_ext.integrations.robustbench import export as robustbench
 
     if to != "robustbench":
         raise nearest("library to export to", to, ["robustbench"])
-    weights, entry = write(run, out, name, data_root=data_root, overwrite=overwrite)
-    print_line(f"written: {weights}; how RobustBench finds it: {entry}")
+    stated = None if normalisation is None else parse_normalisation(normalisation)
+    of_file: dict[str, Any] = {"model": model, "dataset": dataset, "norm": norm, "eps": eps, "classes": classes}
+    of_file |= {"weights_key": weights_key, "normalisation": stated}
+    if Path(subject).is_file():
+        loaded = subjects.load(Path(subject).absolute(), root=data_root, **of_file)  # a path, and no name
+        print_weights_notes(loaded.about.weights_notes)
+        written = robustbench.export_network(
+            loaded.model,
+            out,
+            name or loaded.about.name,
+            model=str(model),
+            dataset=str(dataset),
+            classes=classes,
+            threat=loaded.threat,
+            data_root=data_root,
+            overwrite=overwrite,
+        )
+    else:
+        for option, value in of_file.items():
+            if value is not None:
+                message = f"{subject} is no weights file; leave out --{option.replace('_', '-')}"
+                raise BadInput(message, code="unused", field=option)
+        written = robustbench.export(Path(subject), out, name, data_root=data_root, overwrite=overwrite)
+    print_line(f"written: {written[0]}; how RobustBench finds it: {written[1]}")

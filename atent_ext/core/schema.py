@@ -2,12 +2,14 @@
 
 import unicodedata
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from typing_extensions import Self
 
 from atent_ext.core import registry, validate
+from atent_ext.core.errors import BadInput
 from atent_ext.core.immutable import frozen
 from atent_ext.core.norms import NormName
 
@@ -66,6 +68,45 @@ class Network(Section):
 
     name: str
     arguments: dict[str, Any] = {}
+
+
+class Normalisation(Section):
+    """Per channel, applied to images in [0, 1] before the network: (x - mean) / std."""
+
+    mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=16)]
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=16)]
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> "Normalisation":
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} means, {len(self.std)} deviations; one of each per channel is needed")
+        return self
+
+
+def _which(value: Any) -> str:
+    return " " if isinstance(value, str) else ""
+
+
+StatedNormalisation = (
+    Annotated[Annotated[Normalisation, Tag("")] | Annotated[Literal["none"], Tag(" ")], Discriminator(_which)] | None
+)
+"""What is said of a weights file: a normalisation, that there is none, or nothing, which leaves it open.
+
+Without tags pydantic would report the errors of both kinds.
+"""
+
+
+def normalisation(text: str) -> Normalisation | Literal["none"]:
+    """Parse `none`, or a normalisation as a card writes it: `{mean: [0.5], std: [0.25]}`. Raises BadInput otherwise."""
+    if text == "none":
+        return "none"
+    remedy = "say none, or '{mean: [0.5], std: [0.25]}' with one value per channel"
+    try:
+        return Normalisation.model_validate(yaml.safe_load(text))
+    except (ValidationError, yaml.YAMLError) as error:
+        reason = explain(error, Normalisation) if isinstance(error, ValidationError) else "it is not YAML"
+        message = f"normalisation is {text[:100]!r} ({reason}); {remedy}"
+        raise BadInput(message, code="bad-value", field="normalisation") from None
 
 
 def explain(error: ValidationError, kind: type[BaseModel]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from atent_ext.core import registry, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import norm as norm_called
+from atent_ext.core.schema import StatedNormalisation
 from atent_ext.data import datasets
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.subjects import zoo
@@ -33,6 +34,8 @@ def load(
     model_dir: Path | None = None,
     held_out: bool = False,
     classes: int | None = None,
+    weights_key: str | None = None,
+    normalisation: StatedNormalisation = None,
 ) -> Subject:
     """The subject of a run folder, of a name of the zoo, or of a weights file with its model and data set.
 
@@ -40,7 +43,8 @@ def load(
     "./". "zoo:NAME" is always a model of the zoo. `robustbench:NAME` is a model of RobustBench; its checkpoint is in
     `model_dir` (None: "models"), and without `eps` it is scored at the radius of RobustBench's leaderboard.
     model, dataset: needed for a weights file. norm, eps: override the threat model. held_out: as in `from_run`; only
-    for run folders. classes: as in `datasets.load`; only where `dataset` is given.
+    for run folders. classes: as in `datasets.load`; only where `dataset` is given. weights_key, normalisation: as in
+    `from_weights`; only for weights files.
     Raises BadInput for a name or a value that is not valid, before any file is looked at; for an argument that is
     missing or does not apply; and for a name that is both a model of the zoo and an existing path.
     """
@@ -53,6 +57,11 @@ def load(
             code="unused",
             field="held_out",
         )
+    if (weights_key, normalisation) != (None, None) and (robustbench or name is not None or path.is_dir()):
+        option = "normalisation" if weights_key is None else "weights_key"
+        message = f"{reference} is no weights file, whose weights and normalisation can be stated; leave out "
+        message += f"--{option.replace('_', '-')}"
+        raise BadInput(message, code="unused", field=option)
     if robustbench:
         if model or dataset is None:
             message = f"{reference} is a model of RobustBench's zoo; it needs --dataset, and no --model"
@@ -77,7 +86,8 @@ def load(
         message = f"{reference} is no run folder; a weights file needs --model, --dataset and --eps"
         missing = next(name for name, value in (("model", model), ("dataset", dataset), ("eps", eps)) if value is None)
         raise BadInput(message, code="missing", field=missing)
-    return from_weights(path, model, dataset, threat_model(norm or "Linf", eps), root, download, classes)
+    threat = threat_model(norm or "Linf", eps)
+    return from_weights(path, model, dataset, threat, root, download, classes, weights_key, normalisation)
 
 
 def check_values(

@@ -30,7 +30,7 @@ from atent_ext.models import speed, weights
 from atent_ext.storage import files, signals
 from atent_ext.training.batches import Batch, Batches
 from atent_ext.training.recipes import Recipe, Schedule
-from atent_ext.training.run_folder import RunFolder, build_model, not_both
+from atent_ext.training.run_folder import RunFolder, build_model, initialise, not_both
 
 Metrics = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -96,9 +96,9 @@ def fit(
     with seeded(recipe.seed):
         model = build_model(recipe, data)
         if recipe.init_from and not (resume and folder.state.exists()):
-            source = Path(recipe.init_from)
             with data.explaining():
-                weights.load_weights(model, RunFolder(source).weights if source.is_dir() else source)
+                initialise(model, recipe)
+        weights.check_saved(model)
         if resume and recipe.speed == "auto" and folder.exists():  # the setting that it chose when it started
             recipe = recipe.model_copy(update={"speed": folder.recipe().speed})
         trainer = _Trainer(recipe, model, rest.take(recipe.examples), held_out, folder)

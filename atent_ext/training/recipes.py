@@ -95,10 +95,11 @@ class Recipe(Section):
     registered objective, and its fields. eps_ramp: the share of the training, in [0, 1], in which eps and step_size of
     the objective grow linearly to their values. ema: the decay of an exponential moving average of the weights; if it
     is set, the average is validated and kept. examples: train on the first `examples` images that are not held out
-    (None: all). init_from: a run folder or a weights file to fine-tune from; a relative
-    path is relative to the current folder. speed: as in `atent_ext.models.speed`; if the model cannot run with it, a
-    simpler one is used; "auto" is measured on the first batch. The recipe in the run folder holds the speed that was
-    used. differs: the differences from the published setting.
+    (None: all). init_from: a run folder or a weights file to fine-tune from; a relative path is relative to the current
+    folder. init_weights_key, init_normalisation: which weights of a file with several networks are meant, and that they
+    are of images in [0, 1], where the file leaves that open. speed: as in `atent_ext.models.speed`; if the model cannot
+    run with it, a simpler one is used; "auto" is measured on the first batch. The recipe in the run folder holds the
+    speed that was used. differs: the differences from the published setting.
     """
 
     name: str
@@ -111,6 +112,8 @@ class Recipe(Section):
     threat: Threat
     model: Network
     init_from: str | None = None
+    init_weights_key: str | None = None
+    init_normalisation: Literal["none"] | None = None
     objective: dict[str, Any]
     optimizer: Optimizer
     schedule: Schedule = Schedule()

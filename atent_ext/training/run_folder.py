@@ -5,6 +5,7 @@ weights.safetensors   the weights of the selected epoch         state.pt        
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from atent_ext.core import processes
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import seeded
 from atent_ext.data import datasets
@@ -22,6 +24,7 @@ from atent_ext.storage import files, locks
 from atent_ext.training import recipes
 from atent_ext.training.recipes import Recipe
 
+_log = logging.getLogger(__name__)
 # In the order of deletion. The state comes first: without the other files it would claim epochs that are gone.
 _RESULTS = ("state.pt", "metrics.jsonl", "weights.safetensors")
 
@@ -141,3 +144,13 @@ def load_data(recipe: Recipe, root: Path | str | None = None, download: bool = F
 def build_model(recipe: Recipe, data: DataSet) -> nn.Module:
     """Build the recipe's network, newly initialised, for the classes and channels of `data`."""
     return networks.build_for(recipe.model.name, data.train.images, len(data.classes), **recipe.model.arguments)
+
+
+def initialise(model: nn.Module, recipe: Recipe) -> None:
+    """Load the weights of `recipe.init_from` into `model`; logs what was guessed. Raises BadInput as `weights.fill`."""
+    source = Path(str(recipe.init_from))
+    path = RunFolder(source).weights if source.is_dir() else source
+    stated = recipe.init_normalisation
+    for note in weights.load_weights(model, path, key=recipe.init_weights_key, normalisation=stated)[1]:
+        if processes.is_main():
+            _log.warning("%s: %s", path, note)
