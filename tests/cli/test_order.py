@@ -41,6 +41,7 @@ BENCH = "robustbench:Carmon2019Unlabeled"
         ([*SENT, "A", "--name", "a b"], "name"),
         ([*SENT, "A\x1b"], "authors"),
         (["compare", NOWHERE], "a comparison needs at least two"),
+        (["compare", NOWHERE, NOWHERE, "--until-decided", "--seed", "-1"], "seed is -1"),
         (["train", "mnist-linf-atent", "--data-root", NOWHERE, "--resume", "--overwrite"], "exclude each other"),
         (["reproduce", "v2-table2", "--out", "junk", "--row", "nobody"], "'nobody'"),
         (["plot", "landscap", NOWHERE], "unknown figure 'landscap'"),
