@@ -33,13 +33,13 @@ def check(found: Contents, fit: Fit, stated: StatedNormalisation, path: Path, no
         return
     if stored:
         notes.append(f"the stored normalisation, {listed([scale.name for scale in stored])}, is mean 0 and std 1: none")
-        return
-    for scale in found.scales:
+    elsewhere = _elsewhere(found, fit.group)
+    for scale in elsewhere:
         if stated is None or (claimed is not None and not _agrees(scale, claimed)):
             raise _contradiction(scale, stated, path)
-    if found.scales and stated == "none":
+    if elsewhere and stated == "none":
         notes.append(
-            f"the file mentions a normalisation, {listed([scale.name for scale in found.scales])}; none is stated"
+            f"the file mentions a normalisation, {listed([scale.name for scale in elsewhere])}; none is stated"
         )
     if stated is not None:
         return
@@ -61,6 +61,17 @@ def _stored(group: Group, own: set[str]) -> list[Scale]:
         return []
     found = [(name, tensor, checkpoints.scale_kind(name)) for name, tensor in group.tensors.items() if name not in own]
     return [Scale(name, kind, tensor) for name, tensor, kind in found if kind]
+
+
+def _elsewhere(found: Contents, own: Group) -> list[Scale]:
+    """A mean and a std that lie together outside the network's group, as tensors or as lists, and do something."""
+    scales = list(found.scales)
+    for group in found.groups:
+        pair = [] if group is own else [scale for scale in _stored(group, set()) if _numbers(scale.values) is not None]
+        for scale in pair:
+            if {other.kind for other in pair if other.stem == scale.stem} == {"mean", "std"}:
+                scales.append(Scale(".".join((*group.path, scale.name)), scale.kind, scale.values))
+    return [scale for scale in scales if any(not _is_identity(other) for other in scales if other.stem == scale.stem)]
 
 
 def _is_identity(scale: Scale) -> bool:

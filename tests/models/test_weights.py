@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from problems import Shared, tiny_with_statistics
-from saved_ways import EXTRAS, SCALE, WAYS, averaged, infixed, prefixed
+from saved_ways import EXTRAS, SCALE, WAYS, averaged, infixed, prefixed, scale
 from strangers import saved
 from torch import nn
 
@@ -161,11 +161,14 @@ def test_a_normalisation_that_does_nothing_is_none():
 
 
 def test_a_mean_and_std_beside_the_weights_are_a_normalisation_unless_none_is_stated():
-    content = {"state_dict": GOOD, "config": {"mean": [0.25], "std": [0.5]}}
-    refusal(content, "conflict", "normalisation")
-    refusal(content, "conflict", "normalisation", normalisation=Normalisation(mean=[0.3], std=[0.5]))
-    for stated in ("none", Normalisation(**SCALE)):
-        assert same(read(content, normalisation=stated)[0], GOOD)
+    as_lists, as_tensors = {"config": {"mean": [0.25], "std": [0.5]}}, scale()
+    for beside in (as_lists, as_tensors):
+        content = {"state_dict": GOOD, **beside}
+        refusal(content, "conflict", "normalisation")
+        refusal(content, "conflict", "normalisation", normalisation=Normalisation(mean=[0.3], std=[0.5]))
+        for stated in ("none", Normalisation(**SCALE)):
+            assert same(read(content, normalisation=stated)[0], GOOD)
+    assert same(read({"state_dict": GOOD, "config": {"mean": [0.0], "std": [1.0]}})[0], GOOD)
     assert same(read({"state_dict": GOOD, "losses": {"mean": [0.25]}})[0], GOOD)
 
 
