@@ -102,7 +102,7 @@ def hint(name: str, known: Iterable[str]) -> str | None:
     A name of other numbers is not what was meant: wrn-28-10 is no misspelt wrn-34-10, and weights of the one do not fit
     the other. Then all names that differ from the closest one in their numbers alone are listed.
     """
-    names = sorted(known)
+    names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=5)
     if not close:
         return None
