@@ -11,9 +11,12 @@ from pathlib import Path
 import forked
 import numpy as np
 import pytest
+import torch
 from commands import atent
 from original_autoattack import STAND_INS
+from PIL import Image
 from sklearn.datasets import load_digits
+from torch import nn
 
 pytestmark = pytest.mark.integration
 
@@ -22,6 +25,7 @@ TWO = "torchrun --nproc-per-node 2 -m"
 QUICK = "--set epochs=1 --set objective.steps=1 --set validation.count=100"
 RUN = "atent train mnist-linf-atent-fast --set epochs=2 --seed 1"
 SHARED_RUN = f"{TWO} atent_ext train mnist-linf-pgd-at-fast"
+PROGRAM = "atent export runs/mnist-linf-atent-fast --to pt2 --out model.pt2"
 CARD = "atent verify mine --n 500"
 SUBMISSION = "atent submission new runs/mnist-linf-atent-fast --out mine --authors 'A. Author' --license MIT"
 # What each command of the README is run with on top; one that is not listed here fails the test.
@@ -39,6 +43,9 @@ SMALLER = {
     "atent reproduce v2-table2 --scale cpu --data-root DATA": "",
     "atent plot curve runs/mnist-linf-atent-fast --out curve.png": "--n 4",
     "atent eval model.safetensors --model small-cnn --dataset mnist --eps 0.3 --n 1000": "--n 4",
+    "atent eval net.py:make --weights w.pth --dataset folder:images --eps 8/255": "--n 4 --protocol quick",
+    PROGRAM: "",
+    "atent eval model.pt2 --dataset mnist --eps 0.3": "--n 4",
     "atent certify runs/mnist-linf-atent-fast --sigma 0.25 --n 1000 --images 100": "--n 50 --images 2",
     "atent ls zoo": "",
     "atent eval mnist-linf-atent --protocol clean --n 1000": "--n 4",
@@ -56,6 +63,7 @@ NEEDS = {
     "runs/mnist-linf-atent-fast": RUN,
     "mnist-linf-atent-fast --resume": RUN,
     "runs/mnist-linf-pgd-at-fast": SHARED_RUN,
+    "eval model.pt2": PROGRAM,
     "verify mine": SUBMISSION,
     "mine.card.json": CARD,
 }
@@ -103,7 +111,21 @@ def folder(tmp_path_factory):
     for name, part in {"train": slice(0, 700), "t10k": slice(700, 720)}.items():
         (raw / f"{name}-images-idx3-ubyte.gz").write_bytes(idx(images[part]))
         (raw / f"{name}-labels-idx1-ubyte.gz").write_bytes(idx(bunch.target[part]))
+    own_network(home)
     return home
+
+
+def own_network(home):
+    """A user's own file, its weights, and a folder of images."""
+    layers = "nn.Sequential(nn.Flatten(), nn.Linear(192, 2))"
+    (home / "net.py").write_text(f"from torch import nn\n\n\ndef make():\n    return {layers}\n")
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)).state_dict(), home / "w.pth")
+    pixels = np.random.default_rng(0).integers(256, size=(2, 2, 2, 8, 8, 3), dtype=np.uint8)
+    for part, of_part in zip(("train", "test"), pixels, strict=True):
+        for name, of_class in zip("ab", of_part, strict=True):
+            (home / "images" / part / name).mkdir(parents=True)
+            for number, image in enumerate(of_class):
+                Image.fromarray(image).save(home / "images" / part / name / f"{number}.png")
 
 
 def process(folder, *arguments, **more):

@@ -12,13 +12,16 @@ from atent_ext.cli.options import (
     Download,
     Eps,
     Model,
+    ModelArguments,
     ModelDir,
     Norm,
     Seed,
     Source,
     StatedNormalisation,
+    Weights,
     WeightsKey,
     console,
+    notice,
     number,
     print_data,
     print_line,
@@ -48,6 +51,8 @@ def evaluate(
         bool, typer.Option("--overwrite", help="Score anew where --out is there, of this setting or of another one.")
     ] = False,
     model: Model = None,
+    model_arg: ModelArguments = None,
+    weights: Weights = None,
     dataset: Dataset = None,
     classes: Classes = None,
     weights_key: WeightsKey = None,
@@ -84,18 +89,11 @@ def evaluate(
     _no_folder(out)
     stated = None if normalisation is None else parse_normalisation(normalisation)
     loaded = subjects.load(
-        subject,
-        model,
-        dataset,
-        norm,
-        eps,
-        data_root,
-        download,
-        model_dir,
-        held_out,
-        classes=classes,
+        *(subject, model, dataset, norm, eps, data_root, download, model_dir, held_out, classes),
         weights_key=weights_key,
         normalisation=stated,
+        weights=weights,
+        arguments=subjects.parse_arguments(model_arg or ()),
     )
     print_weights_notes(loaded.about.weights_notes)
     target = out or scoring.default_path(Path(subject), loaded, chosen, n, seed or 0)
@@ -116,6 +114,8 @@ def evaluate(
         )
     print_table(report.table())
     print_data(report)
+    for note in loaded.notes:
+        notice(note)
     print_notes([report])
     written = "written earlier, and nothing was scored (--overwrite scores anew)" if finished else "written"
     print_line(f"{written}: {target}")
@@ -212,14 +212,21 @@ def _no_folder(out: Path | None) -> None:
 
 
 def export(
-    subject: Annotated[str, typer.Argument(help="A run folder, or a weights file.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write to: the library's folder of models.")],
-    to: Annotated[str, typer.Option("--to", help="The library: robustbench.")] = "robustbench",
+    subject: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="A run folder or a weights file; for --to pt2 all that eval takes."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder to write to, the library's folder of models; or FILE.pt2.")
+    ],
+    to: Annotated[str, typer.Option("--to", help="robustbench, or pt2: a program of torch.export.")] = "robustbench",
     name: Annotated[
         str | None, typer.Option("--name", help="The model's name there [default: the recipe's, or the file's].")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model of that name in --out.")] = False,
     model: Model = None,
+    model_arg: ModelArguments = None,
+    weights: Weights = None,
     dataset: Dataset = None,
     classes: Classes = None,
     weights_key: WeightsKey = None,
@@ -227,36 +234,74 @@ def export(
     norm: Norm = None,
     eps: Eps = None,
     data_root: DataRoot = None,
+    download: Download = False,
+    model_dir: ModelDir = None,
 ) -> None:
-    """Write a trained model as another library loads it."""
-    from atent_ext import subjects
+    """Write a trained model as another library loads it, or as a program that is run without its source code.
+
+    A program (.pt2) is the network as operators and numbers, with its normalisation. `atent eval FILE.pt2` scores it,
+    and a submission with a model.pt2 needs no architecture in its card.
+    """
     from atent_ext.core.registry import nearest
     from atent_ext.core.schema import normalisation as parse_normalisation
-    from atent_ext.integrations.robustbench import export as robustbench
 
-    if to != "robustbench":
-        raise nearest("library to export to", to, ["robustbench"])
+    if to not in ("robustbench", "pt2"):
+        raise nearest("library to export to", to, ["robustbench", "pt2"])
     stated = None if normalisation is None else parse_normalisation(normalisation)
     of_file: dict[str, Any] = {"model": model, "dataset": dataset, "norm": norm, "eps": eps, "classes": classes}
     of_file |= {"weights_key": weights_key, "normalisation": stated}
-    if Path(subject).is_file():
-        loaded = subjects.load(Path(subject).absolute(), root=data_root, **of_file)  # a path, and no name
-        print_weights_notes(loaded.about.weights_notes)
-        written = robustbench.export_network(
-            loaded.model,
-            out,
-            name or loaded.about.name,
-            model=str(model),
-            dataset=str(dataset),
-            classes=classes,
-            threat=loaded.threat,
-            data_root=data_root,
-            overwrite=overwrite,
-        )
-    else:
-        for option, value in of_file.items():
-            if value is not None:
-                message = f"{subject} is no weights file; leave out --{option.replace('_', '-')}"
-                raise BadInput(message, code="unused", field=option)
-        written = robustbench.export(Path(subject), out, name, data_root=data_root, overwrite=overwrite)
+    if to == "pt2":
+        _refuse_given({"name": name, "norm": norm, "eps": eps}, "--to pt2 does not take it")
+        # The threat model plays no role here; without one some sources would ask for it.
+        of_file |= {"norm": "Linf", "eps": 0.0, "root": data_root, "download": download, "model_dir": model_dir}
+        _export_program(subject, out, overwrite, of_file | {"weights": weights}, model_arg)
+        return
+    _refuse_given({"model_arg": model_arg, "weights": weights, "model_dir": model_dir}, "only --to pt2 takes it")
+    written = _export_robustbench(subject, out, name, overwrite, of_file, data_root)
     print_line(f"written: {written[0]}; how RobustBench finds it: {written[1]}")
+
+
+def _refuse_given(given: dict[str, Any], why: str) -> None:
+    for option, value in given.items():
+        if value is not None:
+            message = f"--{option.replace('_', '-')} is {value}, and {why}; drop it"
+            raise BadInput(message, code="unused", field=option)
+
+
+def _export_program(
+    subject: str, out: Path, overwrite: bool, source: dict[str, Any], model_arg: list[str] | None
+) -> None:
+    from atent_ext import subjects
+    from atent_ext.models import programs
+
+    programs.check_path(out, overwrite)
+    loaded = subjects.load(subject, **source, arguments=subjects.parse_arguments(model_arg or ()))
+    print_weights_notes(loaded.about.weights_notes)
+    program = programs.export(loaded.model, loaded.test.images, out, overwrite=overwrite)
+    for note in program.notes:
+        notice(note)
+    print_line(f"written: {out}, {program.operators} operators; `atent eval {out}` scores it")
+
+
+def _export_robustbench(
+    subject: str, out: Path, name: str | None, overwrite: bool, of_file: dict[str, Any], data_root: Path | None
+) -> tuple[Path, Path]:
+    from atent_ext import subjects
+    from atent_ext.integrations.robustbench import export as robustbench
+
+    if not Path(subject).is_file():
+        _refuse_given(of_file, f"{subject} is no weights file")
+        return robustbench.export(Path(subject), out, name, data_root=data_root, overwrite=overwrite)
+    loaded = subjects.load(Path(subject).absolute(), root=data_root, **of_file)  # a path, and no name
+    print_weights_notes(loaded.about.weights_notes)
+    return robustbench.export_network(
+        loaded.model,
+        out,
+        name or loaded.about.name,
+        model=str(of_file["model"]),
+        dataset=str(of_file["dataset"]),
+        classes=of_file["classes"],
+        threat=loaded.threat,
+        data_root=data_root,
+        overwrite=overwrite,
+    )

@@ -31,12 +31,26 @@ def number(option: str) -> Callable[[str], float]:
 Source = Annotated[
     str,
     typer.Argument(
-        help="A run folder, a weights file, a name of `atent ls zoo`, robustbench:NAME. "
+        help="A run folder, a weights file, a program (.pt2), a name of `atent ls zoo`, robustbench:NAME, or code that "
+        "is run to make a network: timm:NAME, torchvision:NAME, FILE.py:callable, package.module:callable. "
         "Where a folder is called like a model: ./NAME is the folder, zoo:NAME the model."
     ),
 ]
-Model = Annotated[str | None, typer.Option("--model", help="For a weights file: the network's registry name.")]
-Dataset = Annotated[str | None, typer.Option("--dataset", help="For a weights file or robustbench:NAME: the data set.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="For a weights file: the network's registry name, or code that is run to make it, as for SOURCE.",
+    ),
+]
+ModelArguments = Annotated[
+    list[str] | None,
+    typer.Option("--model-arg", metavar="KEY=VALUE", help="An argument of the network; may be repeated."),
+]
+Weights = Annotated[Path | None, typer.Option("--weights", help="For code: the weights of the network that it makes.")]
+Dataset = Annotated[
+    str | None, typer.Option("--dataset", help="For code, a weights file, a program or robustbench:NAME: the data set.")
+]
 Classes = Annotated[
     int | None,
     typer.Option("--classes", min=1, help="For npz:FILE: the number of classes [default: the largest label plus one]."),

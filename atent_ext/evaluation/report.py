@@ -111,7 +111,8 @@ class Report(About):
     """The results of one model under one protocol.
 
     part, n, total: the first `n` of the `total` images of this part of the data set. smaller_batches: chunk number ->
-    batch size, for chunks that ran out of memory. prepared: what was changed to run the model faster.
+    batch size, for chunks that ran out of memory. prepared: how the model was read, and
+    what was changed to run it faster.
     protocol_attacks: the fields of the protocol's attacks. content_sha256: of weights, images and labels. Reports of
     older versions lack some fields.
     """

@@ -38,7 +38,8 @@ _CHUNK = {"cpu": 100, "cuda": 250}
 class Subject:
     """A model, the images it is scored on, the threat model, and `about`: where each comes from.
 
-    part: which part of the data set the images are, `datasets.TEST` or `datasets.HELD_OUT`.
+    part: which part of the data set the images are, `datasets.TEST` or `datasets.HELD_OUT`. notes: what is to be said
+    about how the model was read; the report has them.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class Subject:
     threat: Threat
     about: About
     part: str = datasets.TEST
+    notes: tuple[str, ...] = ()
 
 
 def score(
@@ -260,7 +262,7 @@ def _report(
         smaller_batches=smaller_batches(records),
         speed=prepared.speed,
         folded=prepared.folded,
-        prepared=prepared.notes,
+        prepared=(*subject.notes, *prepared.notes),
         processes=processes,
         machine={"device": facts["device"], "threads": threads, "python": platform.python_version()},
         results=tuple(result_of(outcome) for outcome in outcomes(records)),

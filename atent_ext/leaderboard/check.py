@@ -20,7 +20,7 @@ from atent_ext.evaluation.report import Result
 from atent_ext.leaderboard import site
 from atent_ext.leaderboard.ranking import Entry, measured
 from atent_ext.submissions import masking, sanity, verification
-from atent_ext.submissions.cards import read_card
+from atent_ext.submissions.cards import PROGRAM, read_card
 from atent_ext.training import recipes
 
 _LARGEST = 1_000_000
@@ -101,7 +101,7 @@ def _known(entry: Entry) -> Iterator[str]:
     submission = entry.card.submission
     for kind, name in (("data set", submission.dataset), ("model", submission.architecture.name)):
         known = registry.entries(kind)
-        if name not in known:
+        if name not in known and (kind, name) != ("model", PROGRAM):
             yield str(registry.nearest(kind, name, known))
     scored, submitted = entry.report.threat, submission.threat
     if scored != submitted:

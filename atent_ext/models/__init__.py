@@ -2,6 +2,7 @@
 
 networks   the architectures of the registry
 weights    saving and loading the weights of a network: the one reader of files
+programs   networks as exported programs (.pt2)
 speed      memory formats, compilation, CUDA graphs, folding of BatchNorm
 wrappers   normalisation in front of a network
 which_weights, stated_normalisation   what the reader does where a file leaves something open

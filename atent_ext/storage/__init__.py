@@ -7,4 +7,5 @@ checkpoints         what lies in a checkpoint, however nested
 state_dicts         where the network is among it: prefixed, wrapped, or parameters in order
 untrusted           folders and YAML from others
 untrusted_weights   weights from others: of bounded size, tensors only
+untrusted_program   exported programs (.pt2) from others: known operators only
 """

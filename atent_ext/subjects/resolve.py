@@ -1,11 +1,16 @@
 """Resolve a reference that a user typed to a subject.
 
 zoo:NAME or NAME         a model of the zoo         robustbench:NAME        a model of RobustBench's zoo
-PATH                     a run folder or a weights file; ./NAME where the zoo has a model of that name, too
+timm:NAME                a network of timm          torchvision:NAME        a network of torchvision
+FILE.py:NAME             the user's own code        package.module:NAME     the same
+PATH                     a run folder, a weights file or an exported program (.pt2); ./NAME where the zoo has a model of
+                         that name, too
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from atent_ext.core import registry, validate
 from atent_ext.core.errors import BadInput
@@ -15,6 +20,8 @@ from atent_ext.data import datasets
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.subjects import zoo
 from atent_ext.subjects.base import threat_model, under
+from atent_ext.subjects.exported_program import SUFFIX, from_program
+from atent_ext.subjects.python_code import from_code, is_code
 from atent_ext.subjects.robustbench import from_zoo
 from atent_ext.subjects.run_folder import from_run
 from atent_ext.subjects.weights_file import from_weights
@@ -36,19 +43,31 @@ def load(
     classes: int | None = None,
     weights_key: str | None = None,
     normalisation: StatedNormalisation = None,
+    weights: Path | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Subject:
-    """The subject of a run folder, of a name of the zoo, or of a weights file with its model and data set.
+    """The subject of a run folder, of a name of the zoo, of a program, or of a weights file with model and data set.
 
     reference: what the user typed. With a path separator ("./NAME") it is always a path; note that a `Path` drops the
     "./". "zoo:NAME" is always a model of the zoo. `robustbench:NAME` is a model of RobustBench; its checkpoint is in
     `model_dir` (None: "models"), and without `eps` it is scored at the radius of RobustBench's leaderboard.
-    model, dataset: needed for a weights file. norm, eps: override the threat model. held_out: as in `from_run`; only
-    for run folders. classes: as in `datasets.load`; only where `dataset` is given. weights_key, normalisation: as in
-    `from_weights`; only for weights files.
+    model, dataset: needed for a weights file; a program needs a dataset. norm, eps: override the threat model.
+    held_out: as in `from_run`; only for run folders. classes: as in `datasets.load`; only where `dataset` is given.
+    weights_key, normalisation: as in `from_weights`; only for weights files. weights: of the network that the code of
+    `reference` makes. arguments: of that code, or of `model`.
     Raises BadInput for a name or a value that is not valid, before any file is looked at; for an argument that is
     missing or does not apply; and for a name that is both a model of the zoo and an existing path.
     """
     check_values(model, dataset, norm, eps, classes)
+    code = is_code(str(reference)) and not Path(reference).exists()
+    _check_of_code(reference, code or model is not None, code, weights, arguments)
+    if code:
+        place = (root, download, classes)
+        stated = (weights_key, normalisation)
+        if weights is None and weights_key is not None:
+            message = f"--weights-key is {weights_key}, and no --weights are given; drop it"
+            raise BadInput(message, code="unused", field="weights_key")
+        return _of_code(str(reference), weights, arguments, (model, dataset, norm, eps), held_out, *place, *stated)
     name, path = _zoo_name(str(reference)), Path(reference)
     robustbench = str(reference).startswith(_ROBUSTBENCH)
     if held_out and (robustbench or name is not None):
@@ -57,7 +76,9 @@ def load(
             code="unused",
             field="held_out",
         )
-    if (weights_key, normalisation) != (None, None) and (robustbench or name is not None or path.is_dir()):
+    if (weights_key, normalisation) != (None, None) and (
+        robustbench or name is not None or path.is_dir() or path.suffix == SUFFIX
+    ):
         option = "normalisation" if weights_key is None else "weights_key"
         message = f"{reference} is no weights file, whose weights and normalisation can be stated; leave out "
         message += f"--{option.replace('_', '-')}"
@@ -82,12 +103,49 @@ def load(
     if path.is_dir():
         _refuse(f"{reference} is a run folder, whose recipe", model, dataset, classes)
         return under(from_run(path, root, download, held_out), norm, eps)
+    if path.suffix == SUFFIX:
+        return from_program(path, model, dataset, norm, eps, root, download, classes)
     if model is None or dataset is None or eps is None:
         message = f"{reference} is no run folder; a weights file needs --model, --dataset and --eps"
         missing = next(name for name, value in (("model", model), ("dataset", dataset), ("eps", eps)) if value is None)
         raise BadInput(message, code="missing", field=missing)
     threat = threat_model(norm or "Linf", eps)
-    return from_weights(path, model, dataset, threat, root, download, classes, weights_key, normalisation)
+    return from_weights(path, model, dataset, threat, root, download, classes, weights_key, normalisation, arguments)
+
+
+def _check_of_code(
+    reference: Path | str, made: bool, code: bool, weights: Path | None, arguments: Mapping[str, Any] | None
+) -> None:
+    """Raise BadInput for weights without code that makes a network, and for arguments that no network takes."""
+    if weights is not None and not code:
+        message = f"--weights is {weights}, and {reference} is no code that makes a network; drop it"
+        raise BadInput(message, code="unused", field="weights")
+    if arguments and not made:
+        message = f"--model-arg {', '.join(arguments)} is given, and no code or --model takes it; drop it"
+        raise BadInput(message, code="unused", field="model_arg")
+
+
+def _of_code(
+    reference: str,
+    weights: Path | None,
+    arguments: Mapping[str, Any] | None,
+    named: tuple[str | None, str | None, str | None, float | None],
+    held_out: bool,
+    root: Path | None,
+    download: bool,
+    classes: int | None,
+    weights_key: str | None,
+    normalisation: StatedNormalisation,
+) -> Subject:
+    model, dataset, norm, eps = named
+    if model is not None or held_out:
+        message = f"{reference} is the code of a network; leave out {'--held-out' if held_out else '--model'}"
+        raise BadInput(message, code="unused", field="held_out" if held_out else "model")
+    if eps is None:
+        raise BadInput(f"{reference} is the code of a network; it needs --eps", code="missing", field="eps")
+    threat = threat_model(norm or "Linf", eps)
+    place = (root, download, classes)
+    return from_code(reference, weights, arguments or {}, dataset, threat, *place, weights_key, normalisation)
 
 
 def check_values(
@@ -95,7 +153,7 @@ def check_values(
 ) -> None:
     """Raise BadInput for an argument of `load` that is wrong whatever the reference is. No file is looked at."""
     models = registry.entries("model")
-    if model is not None and model not in models:
+    if model is not None and model not in models and not is_code(model):
         raise registry.nearest("model", model, models)
     if dataset is not None:
         datasets.check_name(dataset)

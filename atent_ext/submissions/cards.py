@@ -15,6 +15,8 @@ from atent_ext.evaluation.report import Report
 from atent_ext.storage import files, untrusted
 
 Kind = TypeVar("Kind", bound=Section)
+PROGRAM = "exported-program"
+"""What a card has for an architecture where the weights file is a program, which holds its network."""
 _LARGEST = 100_000
 """Bytes of a card.yaml, at most."""
 _LARGEST_CARD = 50_000_000
@@ -58,7 +60,8 @@ class Claim(Section):
 class Submission(Section):
     """The fields of a `card.yaml`.
 
-    architecture: a network of the registry with its arguments, which are plain values. dataset: a data set of the
+    architecture: a network of the registry with its arguments, which are plain values; it is left out for a program
+    (.pt2), and is then `PROGRAM`. dataset: a data set of the
     registry, never a path. threat: norm and eps for images in [0, 1]; eps may be a fraction such as 8/255. extra_data:
     whether training used other data than the training split. random: whether the outputs are declared random, so that
     AutoAttack's "rand" version scores the network. training: how it was trained, as text. link: http:// or https://.
@@ -70,7 +73,7 @@ class Submission(Section):
     authors: Text
     link: Paragraph = ""
     venue: Paragraph = "Unpublished"
-    architecture: Network
+    architecture: Network = Network(name=PROGRAM)
     dataset: Text
     threat: Threat
     extra_data: bool = False

@@ -1,6 +1,7 @@
 """Submissions: an untrusted folder of weights and card.yaml, read without running any code in it.
 
 model.safetensors   the weights, or a checkpoint of torch.save by any name      card.yaml   what is claimed about them
+model.pt2           an exported program instead, whose card names no architecture
 recipe.yaml         how they were trained (may be left out)
 """
 
@@ -20,7 +21,7 @@ from atent_ext.data import datasets
 from atent_ext.evaluation.report import Report, Result
 from atent_ext.models import networks, wrappers
 from atent_ext.models import weights as weights_of
-from atent_ext.storage import files, untrusted
+from atent_ext.storage import files, untrusted, untrusted_program
 from atent_ext.storage.untrusted_weights import kind, looks_like_weights
 from atent_ext.submissions import cards
 from atent_ext.submissions.cards import Claim, Submission
@@ -30,7 +31,7 @@ from atent_ext.training.run_folder import RunFolder
 
 _WEIGHTS = 4 * 2**30
 _RECIPE = 100_000
-_KINDS = (".safetensors", ".pt", ".pth", ".pth.tar", ".pt.tar", ".ckpt", ".bin", ".pkl")
+_KINDS = (".safetensors", ".pt", ".pth", ".pth.tar", ".pt.tar", ".ckpt", ".bin", ".pkl", ".pt2")
 """How the names of weights files end; other files are recognised by their first bytes."""
 _ANY = {"norm": "Linf", "eps": 0.0}
 """The threat model of a card whose other fields are checked before the run is read."""
@@ -105,6 +106,12 @@ def filled(
     content: the bytes of the file `weights`, whose path errors name. notes: what was converted or ignored is appended.
     root: as in `read`. Raises BadInput for weights that do not fit, and what `read` raises for the architecture.
     """
+    if weights.suffix == ".pt2":
+        return _program(submission, content, weights, notes), None
+    if submission.architecture.name == cards.PROGRAM:
+        message = f"card.yaml names no architecture, and {weights.name} holds no program but weights; "
+        message += "name the architecture, or send a program: atent export RUN --to pt2 --out model.pt2"
+        raise BadInput(message, code="missing", field="architecture")
     network, channels = _network(submission, root)
     stated, key = submission.normalisation, submission.weights_key
     key = weights_of.fill(network, content, weights, notes, key=key, normalisation=stated)
@@ -223,6 +230,20 @@ def _network(submission: Submission, root: Path | None) -> tuple[nn.Module, int]
         message = f"architecture {architecture.name!r} does not take {architecture.arguments!r}"
         message += f" ({untrusted.line(error)}); correct it in card.yaml"
         raise BadInput(message, code="bad-value", field="architecture.arguments") from None
+
+
+def _program(submission: Submission, content: bytes, path: Path, notes: list[str]) -> nn.Module:
+    """The network of an exported program, behind the card's normalisation."""
+    if submission.architecture.name != cards.PROGRAM:
+        message = f"card.yaml names the architecture {submission.architecture.name!r}, and {path.name} holds its own; "
+        raise BadInput(f"{message}remove one of them", code="conflict", field="architecture")
+    program = untrusted_program.read(content, path)
+    known = _SHAPES.get(submission.dataset)
+    if known and program.shape != (known[1], known[2], known[2]):
+        message = f"{path} takes images {program.shape}, and those of {submission.dataset} are {known[1:]}"
+        raise BadInput(f"{message}; name its data set in card.yaml", code="bad-shape", field="dataset")
+    notes.extend(program.notes)
+    return wrappers.normalised(program.network, submission.normalisation, program.shape[0]).eval()
 
 
 # ---- writing

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from accelerate import PartialState
 from torch import nn
 
-from atent_ext.core import processes
+from atent_ext.core import processes, registry
 from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet, Split
 from atent_ext.evaluation import earlier, scoring
@@ -103,7 +103,8 @@ def _images(opened: Opened, dataset: str | None, root: Path | None, download: bo
     own = opened.submission.dataset
     if dataset is None:
         return datasets.load(own, root, download)
-    return datasets.load(dataset, root, download, shape(own, root)[0])
+    known = own in registry.entries("data set")  # a program may be for another one, whose labels are counted
+    return datasets.load(dataset, root, download, shape(own, root)[0] if known else None)
 
 
 # ---- before the scores, in the main process only

@@ -19,7 +19,7 @@ from atent_ext.integrations.robustbench.source import Source, normalised, source
 from atent_ext.models import wrappers
 from atent_ext.storage import files
 from atent_ext.submissions import folder
-from atent_ext.submissions.cards import Card, Submission
+from atent_ext.submissions.cards import PROGRAM, Card, Submission
 
 _CHECK = """\
 import sys
@@ -65,6 +65,9 @@ def bundle(card: Card, weights: Path, out: Path) -> list[Path]:
     if submission.random:
         message = f"{submission.name} is declared random; RobustBench takes deterministic networks only"
         raise BadInput(message, code="unsupported", field="random")
+    if submission.architecture.name == PROGRAM:
+        message = f"{submission.name} is an exported program; RobustBench takes networks in source code"
+        raise BadInput(message, code="unsupported", field="architecture")
     if out.exists():
         raise BadInput(f"{out} exists; name a folder that does not", code="exists", field="out")
     _same_file(card, weights)

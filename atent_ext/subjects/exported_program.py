@@ -1,0 +1,52 @@
+"""An exported program (.pt2) as a subject: its network is that of the file, and nothing of the file is run."""
+
+from pathlib import Path
+
+from atent_ext.core.errors import BadInput
+from atent_ext.data import datasets
+from atent_ext.evaluation.scoring import Subject
+from atent_ext.storage import untrusted, untrusted_program
+from atent_ext.storage.untrusted_program import Program
+from atent_ext.subjects import base
+from atent_ext.subjects.base import threat_model
+from atent_ext.submissions.cards import PROGRAM
+
+SUFFIX = ".pt2"
+
+
+def from_program(
+    path: Path,
+    model: str | None,
+    dataset: str | None,
+    norm: str | None,
+    eps: float | None,
+    root: Path | None = None,
+    download: bool = False,
+    classes: int | None = None,
+) -> Subject:
+    """The program of a .pt2 file, on the test split of `dataset`. norm: None is "Linf". classes: as in `datasets.load`.
+
+    Raises BadInput for a `model`, for a missing `dataset` or `eps`, what `untrusted_program.read` raises, and for
+    images or classes that are not the program's.
+    """
+    if model is not None or dataset is None or eps is None:
+        field = "model" if model is not None else "dataset" if dataset is None else "eps"
+        message = f"{path} is an exported program, which holds its network; give --dataset and --eps, and no --model"
+        raise BadInput(message, code="unused" if model is not None else "missing", field=field)
+    threat = threat_model(norm or "Linf", eps)
+    # The user's own path may be a link, as in the cache of a download.
+    program = untrusted_program.read(untrusted.read(path.resolve(), untrusted_program.MOST), path)
+    images = datasets.load(dataset, root, download, classes)
+    _check(program, images, path)
+    about = base.about(path.stem, PROGRAM, [path], images)
+    return Subject(program.network, images.test, threat, about, notes=program.notes)
+
+
+def _check(program: Program, images: datasets.DataSet, path: Path) -> None:
+    shape = tuple(images.test.images.shape[1:])
+    if shape != program.shape:
+        message = f"{path} takes images {program.shape}, and those of {images.name} are {shape}; name its data set"
+        raise BadInput(message, code="bad-shape", field="dataset")
+    if program.classes < len(images.classes):
+        message = f"{path} has {program.classes} logits, and {images.name} {len(images.classes)} classes; "
+        raise BadInput(f"{message}name its data set", code="bad-shape", field="dataset")
