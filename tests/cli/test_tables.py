@@ -55,15 +55,8 @@ def examined():
 
 
 def compared(scored=None):
-    figures = {
-        "scored": scored,
-        "both": 9000,
-        "a_alone": 500,
-        "b_alone": 400,
-        "neither": 100,
-        "p": 0.00123,
-        "p_holm": 0.00123,
-    }
+    figures = {"scored": scored, "both": 9000, "a_alone": 500, "b_alone": 400, "neither": 100}
+    figures |= {"p": 0.00123, "p_holm": 0.00123}
     pairs = (Pair(a=MODEL, b=OTHER, verdict="win", **figures), Pair(a=OTHER, b="c", verdict="tie", **figures))
     return Comparison(attack=ATTACKS[2], n=10000, pairs=pairs)
 
