@@ -103,6 +103,25 @@ class ExtraState(nn.Sequential):
         return {"calls": 3}
 
 
+def chain() -> nn.Sequential:
+    """A chain of layers that interval bounds know, with logits far apart; for images (N, 1, 6, 6) in float64."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = [nn.Flatten(), nn.Dropout(0.5), nn.Linear(6 * 36, 4)]
+        model = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), *head).double().eval()
+    with torch.no_grad():
+        model[-1].weight *= 6
+    return model
+
+
+def chain_batch() -> tuple[Tensor, Tensor]:
+    """Images, most of which `chain` has right."""
+    x, _ = small_batch()
+    y = chain()(x).argmax(1)
+    y[:2] = (y[:2] + 1) % 4
+    return x, y
+
+
 class OnlyBuffers(nn.Module):
     """No parameters, buffers on `device`: always class 1 of 2. `seen` has the devices of what any copy was shown."""
 

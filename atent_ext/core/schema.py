@@ -2,10 +2,21 @@
 
 import unicodedata
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from typing_extensions import Self
 
 from atent_ext.core import registry, validate
@@ -54,6 +65,23 @@ class Section(BaseModel):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with the fields in `update` replaced, which are copied but not validated."""
         return super().model_copy(update=frozen(dict(update or {})), deep=deep)
+
+
+class Growing(Section):
+    """A section that has got more fields since files of it were written.
+
+    Fields in `added` are written only where they are not their defaults, so that earlier files, and digests of what
+    would be written, stay as they are.
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_added_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in self.added}
+        written: dict[str, Any] = write(self)
+        same = {name for name, default in defaults.items() if getattr(self, name) == default}
+        return {name: value for name, value in written.items() if name not in same}
 
 
 class Threat(Section):

@@ -1,6 +1,8 @@
 """Networks by name, their weights in files, wrappers around them, and settings that make them run fast.
 
-networks   the architectures of the registry
+networks   architectures of the registry
+libraries  those of other libraries
+normfree   wide residual networks without BatchNorm
 weights    saving and loading the weights of a network: the one reader of files
 programs   networks as exported programs (.pt2)
 speed      memory formats, compilation, CUDA graphs, folding of BatchNorm

@@ -122,8 +122,9 @@ class RunFolder:
             raise BadInput(message, code="missing", field="resume")
         texts = {"description", "differs"}  # a later version may reword them
         before, now = old.model_dump(exclude=texts), new.model_dump(exclude=texts)
-        for field in (field for field in before if before[field] != now[field]):
-            difference = f"{self.path} was trained with {field} = {before[field]!r}, not {now[field]!r}"
+        for field in (field for field in before | now if before.get(field) != now.get(field)):
+            value, other = before.get(field, getattr(old, field)), now.get(field, getattr(new, field))
+            difference = f"{self.path} was trained with {field} = {value!r}, not {other!r}"
             remedy = "go on with the recipe, --set and --seed that it was started with"
             message = f"{difference}; {remedy}, or give --overwrite to start anew"
             raise BadInput(message, code="other-content", field=field)

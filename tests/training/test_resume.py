@@ -41,6 +41,15 @@ CASES = {
     "last batch smaller": ("sgd", "batch_size=48"),
     "mma": ("pgd-at", "objective={name: mma, eps: 0.15, steps: 2, least: 0.03}"),
     "entropy-sgd": ("sgd", ENTROPY_SGD),
+    "adamw, cosine, clipped, in parts": (
+        *("sgd", "optimizer={name: adamw, lr: 0.01}", "schedule={name: cosine, warmup: 0.2}"),
+        *("clip=0.5", "accumulate=2"),
+    ),
+    "perturbed and mixed": (
+        *("atent", "awp={gamma: 0.01, start: 0.4}", "mix={name: cutmix}", "label_smoothing=0.1"),
+        "augment=[affine-sharp, cutout]",
+    ),
+    "averaged": ("sgd", "swa=0.3", "optimizer={lr: 0.1, nesterov: true}"),
 }
 
 
