@@ -62,7 +62,8 @@ class _StandardisedBlock(nn.Module):
         function, gain = _ACTIVATIONS[self.activation]
         out = gain * function(self.scale * x)
         shortcut = x if self.shortcut is None else self.shortcut(out)
-        return shortcut + _BRANCH * self.skip * self.second(gain * function(self.first(out)))
+        result: Tensor = shortcut + _BRANCH * self.skip * self.second(gain * function(self.first(out)))
+        return result
 
 
 class _FixupBlock(nn.Module):
@@ -86,8 +87,9 @@ class _FixupBlock(nn.Module):
         function, _ = _ACTIVATIONS[self.activation]
         out = function(x + self.biases[0]) + self.biases[1]
         shortcut = x if self.shortcut is None else self.shortcut(out)
-        branch = self.second(function(self.first(out) + self.biases[2]) + self.biases[3])
-        return shortcut + self.scale * branch + self.biases[4]
+        branch: Tensor = self.second(function(self.first(out) + self.biases[2]) + self.biases[3])
+        result: Tensor = shortcut + self.scale * branch + self.biases[4]
+        return result
 
 
 class NormFreeWideResNet(nn.Module):

@@ -52,7 +52,7 @@ def check(names: Any) -> Any:
 
 
 def _known(name: str) -> Change:
-    known: dict[str, Change] = {**CHANGES}
+    known: dict[str, Change] = {str(key): change for key, change in CHANGES.items()}
     if name not in known:
         message = str(registry.nearest("augmentation", name, known))
         raise BadInput(message, code="unknown-name", field="augment")
