@@ -69,6 +69,59 @@ def tiny_net(classes: int = 10, channels: int = 1) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(32, classes))
 
 
+def tiny_with_statistics(seed: int) -> nn.Module:
+    """`tiny_net` whose buffers differ from those of another seed, too, as after a training."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = tiny_net().eval()
+        for name, tensor in network.named_buffers():
+            tensor.copy_(torch.tensor(7 + seed) if name.endswith("tracked") else 0.5 + torch.rand(tensor.shape))
+    return network
+
+
+class Shared(nn.Module):
+    """`tiny_net` under two names, with a tied layer in front: the same tensors have several names."""
+
+    def __init__(self, classes: int = 10, channels: int = 1) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(channels, 1, 1), nn.Conv2d(channels, 1, 1)
+        self.second.weight = self.first.weight
+        self.model = tiny_net(classes, channels)
+        self.attacker = nn.Sequential(self.model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attacker(self.second(self.first(x)))
+
+
+class ExtraState(nn.Sequential):
+    """A network whose state dict holds more than tensors."""
+
+    def __init__(self, classes: int = 10, channels: int = 1) -> None:
+        super().__init__(tiny_net(classes, channels))
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+
+def chain() -> nn.Sequential:
+    """A chain of layers that interval bounds know, with logits far apart; for images (N, 1, 6, 6) in float64."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = [nn.Flatten(), nn.Dropout(0.5), nn.Linear(6 * 36, 4)]
+        model = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), *head).double().eval()
+    with torch.no_grad():
+        model[-1].weight *= 6
+    return model
+
+
+def chain_batch() -> tuple[Tensor, Tensor]:
+    """Images, most of which `chain` has right."""
+    x, _ = small_batch()
+    y = chain()(x).argmax(1)
+    y[:2] = (y[:2] + 1) % 4
+    return x, y
+
+
 class OnlyBuffers(nn.Module):
     """No parameters, buffers on `device`: always class 1 of 2. `seen` has the devices of what any copy was shown."""
 

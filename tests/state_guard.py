@@ -163,7 +163,12 @@ def documented_draws(function: Callable[..., Any], given: Mapping[str, Any]) -> 
     torch_draws = (
         any(generator is None for generator in generators)
         or function.__qualname__ == "EntropySGD.step"  # its noise is seeded from there
-        or function.__module__ == "atent_ext.models.networks"  # the weights of a fresh network
+        or function.__module__
+        in (
+            "atent_ext.models.networks",
+            "atent_ext.models.libraries",
+            "atent_ext.models.normfree",
+        )  # the weights of a fresh network
         or function.__qualname__ == "build_model"
         or _of(owner, "attack_mode") == "targeted(random)"  # torchattacks draws the targets
         or _dropped

@@ -48,6 +48,11 @@ EQUAL = {
     "entropy-sgd": ("digits-linf-entropy-sgd", "optimizer.arguments={steps: 2, noise: 0.01}"),
     "crop-flip": ("digits-linf-pgd-at", *SHORT, "augment=crop-flip"),
     "ema": ("digits-linf-pgd-at", *SHORT, "ema=0.9"),
+    "pieces": (
+        *("digits-linf-pgd-at", *SHORT, "mix={name: cutmix}", "label_smoothing=0.1", "augment=[affine-sharp, cutout]"),
+        *("awp={gamma: 0.02}", "accumulate=2", "clip=0.5", "certified={weight: 0.2, share: 0.5, steps: 2}"),
+    ),
+    "swa": ("digits-linf-pgd-at", *SHORT, "swa=0.3"),
     "a last example alone": ("digits-linf-atent", *SHORT, NOISE, "objective.alpha=0.5", "examples=57"),
     "mma with a last example alone": ("digits-linf-mma", *SHORT, "optimizer.lr=0.5", "examples=57"),
 }

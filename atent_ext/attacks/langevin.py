@@ -163,8 +163,17 @@ def walk(
 ) -> Iterator[Tensor]:
     """Yield x'_0, ..., x'_K. x'_0 is `first` (N, ...) if given. This is the only loop over steps in the project.
 
-    `gradient` is called with x'_k after x'_k was yielded, so that a training method can use x'_k first.
+    `gradient` is called with x'_k after x'_k was yielded, so that a training method can use x'_k first. If the
+    generator's `replay.Tape` replays, the recorded iterates are yielded instead, without a gradient.
     """
+    chain = _steps(kernel, x, gradient, generator, first)
+    tape = getattr(generator, "tape", None)
+    return chain if tape is None else tape.play(chain, generator)
+
+
+def _steps(
+    kernel: Langevin, x: Tensor, gradient: Gradient, generator: Generator, first: Tensor | None
+) -> Iterator[Tensor]:
     x = x.detach()
     moving = kernel.begin(x, generator) if first is None else first
     yield moving

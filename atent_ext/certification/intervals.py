@@ -5,6 +5,7 @@ norm uses its running statistics. They hold up to floating-point rounding, and t
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeAlias
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from atent_ext.core import validate
 from atent_ext.core.errors import BadInput, Code
-from atent_ext.core.losses import margin
+from atent_ext.core.losses import cross_entropy, is_soft, margin
 from atent_ext.core.model_state import evaluating
 
 Interval: TypeAlias = tuple[Tensor, Tensor]
@@ -43,6 +44,43 @@ def worst_margins(model: nn.Module, x: Tensor, y: Tensor, eps: float, box: tuple
     of its input, which is tighter than differences of logit bounds. x (N, ...) in the box, y (N,), eps >= 0.
     Raises BadInput for invalid inputs and for networks that `sequence` refuses.
     """
+    ends = _last_features(model, x, eps, box)
+    validate.labels(y, len(x), len(ends.weight))
+    return ends.margins(y)
+
+
+def worst_cross_entropy(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, box: tuple[float, float] = (0.0, 1.0)
+) -> Tensor:
+    """Upper bounds of the cross-entropy over the ball of `worst_margins`, (N,); it does not depend on the shift.
+
+    y: (N,), or soft labels (N, classes), for which the bounds of all classes are averaged. Raises BadInput as
+    `worst_margins`.
+    """
+    if not is_soft(y):
+        return cross_entropy(worst_margins(model, x, y, eps, box), y)
+    ends = _last_features(model, x, eps, box)
+    classes = [torch.full((len(x),), label, device=x.device) for label in range(y.shape[1])]
+    bounds = torch.stack([cross_entropy(ends.margins(one), one) for one in classes], 1)
+    return (y.to(bounds) * bounds).sum(1)
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """The interval of the input of the last linear layer, (N, d), and that layer's weight and bias."""
+
+    low: Tensor
+    high: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def margins(self, y: Tensor) -> Tensor:
+        rows = self.weight - self.weight[y][:, None]
+        middle, radius = _middle(self.low, self.high)
+        return _apply(rows, middle) + _apply(rows.abs(), radius) + self.bias - self.bias[y][:, None]
+
+
+def _last_features(model: nn.Module, x: Tensor, eps: float, box: tuple[float, float]) -> _Ends:
     validate.number("eps", eps)
     validate.images(x, *box)
     layers = sequence(model, x)
@@ -50,10 +88,7 @@ def worst_margins(model: nn.Module, x: Tensor, y: Tensor, eps: float, box: tuple
     low, high = _through(layers, (x - eps).clamp(*box), (x + eps).clamp(*box))
     weight = head.weight if isinstance(head, nn.Linear) else torch.eye(low.shape[1]).to(low)
     bias = head.bias if isinstance(head, nn.Linear) and head.bias is not None else weight.new_zeros(len(weight))
-    validate.labels(y, len(x), len(weight))
-    rows = weight - weight[y][:, None]
-    middle, radius = _middle(low, high)
-    return _apply(rows, middle) + _apply(rows.abs(), radius) + bias - bias[y][:, None]
+    return _Ends(low, high, weight, bias)
 
 
 def certified_linf(

@@ -22,6 +22,7 @@ def about(content: Content) -> Iterator[str]:
     yield f"training: {submission.get('training') or 'the card says nothing of it'}"
     here = f"here: atent eval {name}" if catalog.loads(name) else "not here"
     yield f"weights: {here}; SHA-256 {weights['sha256']}"
+    yield from (f"weights: {note}" for note in weights.get("notes", ()))
     yield f"measured: {content['date']}, commit {content['commit'] or 'unknown'}: {content['command']}"
 
 

@@ -313,9 +313,15 @@ def _mair() -> None:
         raise AtentError("the trainer's cost has no gradient", code="unsupported")
 
 
+def _timm() -> None:
+    from atent_ext.models import networks
+
+    networks.build("vit", classes=3, channels=1, size="tiny", image_size=32)
+
+
 _ALL = (
     Neighbour("torch", None, "everything", _torch),
-    Neighbour("torchvision", None, "data sets, augmentation, the model vgg-11", _torchvision),
+    Neighbour("torchvision", None, "data sets, the models vgg-11 and resnet-50", _torchvision),
     Neighbour("accelerate", None, "atent train, atent_ext.fit", _accelerate),
     Neighbour("advertorch", None, "attacks.LinfATENTAttack", _advertorch),
     Neighbour("pyautoattack", None, "atent eval", _pyautoattack),
@@ -323,9 +329,10 @@ _ALL = (
         "autoattack", "git+https://github.com/fra31/auto-attack", "atent eval instead of pyautoattack", _autoattack
     ),
     Neighbour("torchattacks", "torchattacks", "integrations.torchattacks.ATENT", _torchattacks),
-    Neighbour("robustbench", "robustbench", "integrations.robustbench.register, resnet-18, wrn-34-10", _robustbench),
+    Neighbour("robustbench", "robustbench", "integrations.robustbench.register, resnet-18, wrn-28-10", _robustbench),
     Neighbour("foolbox", "foolbox", "integrations.foolbox.LinfATENTAttack", _foolbox),
     Neighbour("art", "art", "integrations.art.ATENTAttack", _art, "adversarial-robustness-toolbox"),
+    Neighbour("timm", "timm", "the models convnext and vit", _timm),
     Neighbour("mair", "git+https://github.com/Harry24k/MAIR", "integrations.mair.trainer_class", _mair),
 )
 NEIGHBOURS: Mapping[str, Neighbour] = {neighbour.module: neighbour for neighbour in _ALL}

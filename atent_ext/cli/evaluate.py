@@ -1,7 +1,7 @@
 """The commands that take a trained model: eval, certify, export."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,12 +10,16 @@ from atent_ext.cli.options import (
     DataRoot,
     Dataset,
     Download,
+    Eps,
     Model,
     ModelArguments,
     ModelDir,
+    Norm,
     Seed,
     Source,
+    StatedNormalisation,
     Weights,
+    WeightsKey,
     console,
     notice,
     number,
@@ -23,6 +27,7 @@ from atent_ext.cli.options import (
     print_line,
     print_notes,
     print_table,
+    print_weights_notes,
 )
 from atent_ext.core.errors import BadInput
 
@@ -50,11 +55,10 @@ def evaluate(
     weights: Weights = None,
     dataset: Dataset = None,
     classes: Classes = None,
-    norm: Annotated[str | None, typer.Option(help="Linf or L2 [default for a run: its recipe's].")] = None,
-    eps: Annotated[
-        float | None,
-        typer.Option(parser=number("--eps"), metavar="NUMBER", help="Radius, such as 8/255 [default: the run's]."),
-    ] = None,
+    weights_key: WeightsKey = None,
+    normalisation: StatedNormalisation = None,
+    norm: Norm = None,
+    eps: Eps = None,
     seed: Seed = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch; the random draws follow it.")] = 250,
     chunk: Annotated[
@@ -72,6 +76,7 @@ def evaluate(
     from atent_ext import subjects
     from atent_ext.cli.console import ScoringBar
     from atent_ext.core import validate
+    from atent_ext.core.schema import normalisation as parse_normalisation
     from atent_ext.evaluation import scoring
     from atent_ext.evaluation.protocol import load_protocol
     from atent_ext.models import speed as speeds
@@ -82,12 +87,15 @@ def evaluate(
     subjects.check_values(model, dataset, norm, eps, classes)
     chosen = load_protocol(protocol)
     _no_folder(out)
-    arguments = subjects.parse_arguments(model_arg or ())
+    stated = None if normalisation is None else parse_normalisation(normalisation)
     loaded = subjects.load(
         *(subject, model, dataset, norm, eps, data_root, download, model_dir, held_out, classes),
+        weights_key=weights_key,
+        normalisation=stated,
         weights=weights,
-        arguments=arguments,
+        arguments=subjects.parse_arguments(model_arg or ()),
     )
+    print_weights_notes(loaded.about.weights_notes)
     target = out or scoring.default_path(Path(subject), loaded, chosen, n, seed or 0)
     finished = target.exists() and not overwrite  # `score` returns it, or raises BadInput if its setting differs
     with ScoringBar(console) as bar:
@@ -140,6 +148,8 @@ def certify(
     model: Model = None,
     dataset: Dataset = None,
     classes: Classes = None,
+    weights_key: WeightsKey = None,
+    normalisation: StatedNormalisation = None,
     norm: Annotated[
         str | None, typer.Option(help="For robustbench:NAME: the threat model that it was trained for.")
     ] = None,
@@ -154,13 +164,27 @@ def certify(
     from atent_ext import subjects
     from atent_ext.certification.smoothing import Smoothing
     from atent_ext.cli.console import certified_table
+    from atent_ext.core.schema import normalisation as parse_normalisation
     from atent_ext.evaluation import certificates, scoring
 
     smoothing = Smoothing(sigma=sigma, n0=n0, n=n, alpha=alpha, batch_size=batch_size)
     smoothing.require(radius or 0.0)
     _no_folder(out)
     threat = (norm or "Linf", 0.0)  # its norm is part of a name in RobustBench's zoo; radii are what is measured
-    loaded = subjects.load(subject, model, dataset, *threat, data_root, download, model_dir, classes=classes)
+    stated = None if normalisation is None else parse_normalisation(normalisation)
+    loaded = subjects.load(
+        subject,
+        model,
+        dataset,
+        *threat,
+        data_root,
+        download,
+        model_dir,
+        classes=classes,
+        weights_key=weights_key,
+        normalisation=stated,
+    )
+    print_weights_notes(loaded.about.weights_notes)
     total = len(loaded.test)
     if most is not None and most > total:
         message = f"--max is {most}, but there are only {total} test images; ask for at most {total}"
@@ -188,18 +212,27 @@ def _no_folder(out: Path | None) -> None:
 
 
 def export(
-    subject: Annotated[str, typer.Argument(metavar="SOURCE", help="A run folder; for --to pt2 all that eval takes.")],
+    subject: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="A run folder or a weights file; for --to pt2 all that eval takes."),
+    ],
     out: Annotated[
         Path, typer.Option("--out", help="Folder to write to, the library's folder of models; or FILE.pt2.")
     ],
     to: Annotated[str, typer.Option("--to", help="robustbench, or pt2: a program of torch.export.")] = "robustbench",
-    name: Annotated[str | None, typer.Option("--name", help="The model's name there [default: the recipe's].")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The model's name there [default: the recipe's, or the file's].")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model of that name in --out.")] = False,
     model: Model = None,
     model_arg: ModelArguments = None,
     weights: Weights = None,
     dataset: Dataset = None,
     classes: Classes = None,
+    weights_key: WeightsKey = None,
+    normalisation: StatedNormalisation = None,
+    norm: Norm = None,
+    eps: Eps = None,
     data_root: DataRoot = None,
     download: Download = False,
     model_dir: ModelDir = None,
@@ -210,36 +243,65 @@ def export(
     and a submission with a model.pt2 needs no architecture in its card.
     """
     from atent_ext.core.registry import nearest
+    from atent_ext.core.schema import normalisation as parse_normalisation
 
-    if to == "pt2":
-        from atent_ext.models import programs
-        from atent_ext.subjects import load, parse_arguments
-
-        if name is not None:
-            message = f"--name is {name}, and a program is called as its file; drop it"
-            raise BadInput(message, code="unused", field="name")
-        programs.check_path(out, overwrite)
-        # The threat model plays no role here; without one some sources would ask for it.
-        arguments = parse_arguments(model_arg or ())
-        loaded = load(
-            *(subject, model, dataset, "Linf", 0.0, data_root, download, model_dir),
-            classes=classes,
-            weights=weights,
-            arguments=arguments,
-        )
-        program = programs.export(loaded.model, loaded.test.images, out, overwrite=overwrite)
-        for note in program.notes:
-            notice(note)
-        print_line(f"written: {out}, {program.operators} operators; `atent eval {out}` scores it")
-        return
-    if to != "robustbench":
+    if to not in ("robustbench", "pt2"):
         raise nearest("library to export to", to, ["robustbench", "pt2"])
-    given = {"model": model, "model_arg": model_arg, "weights": weights, "dataset": dataset, "classes": classes}
-    for option, value in (given | {"model_dir": model_dir}).items():
-        if value is not None:
-            message = f"--{option.replace('_', '-')} is {value}, and only --to pt2 takes it; drop it"
-            raise BadInput(message, code="unused", field=option)
-    from atent_ext.integrations.robustbench.export import export as write
+    stated = None if normalisation is None else parse_normalisation(normalisation)
+    of_file: dict[str, Any] = {"model": model, "dataset": dataset, "norm": norm, "eps": eps, "classes": classes}
+    of_file |= {"weights_key": weights_key, "normalisation": stated}
+    if to == "pt2":
+        _refuse_given({"name": name, "norm": norm, "eps": eps}, "--to pt2 does not take it")
+        # The threat model plays no role here; without one some sources would ask for it.
+        of_file |= {"norm": "Linf", "eps": 0.0, "root": data_root, "download": download, "model_dir": model_dir}
+        _export_program(subject, out, overwrite, of_file | {"weights": weights}, model_arg)
+        return
+    _refuse_given({"model_arg": model_arg, "weights": weights, "model_dir": model_dir}, "only --to pt2 takes it")
+    written = _export_robustbench(subject, out, name, overwrite, of_file, data_root)
+    print_line(f"written: {written[0]}; how RobustBench finds it: {written[1]}")
 
-    weights, entry = write(Path(subject), out, name, data_root=data_root, overwrite=overwrite)
-    print_line(f"written: {weights}; how RobustBench finds it: {entry}")
+
+def _refuse_given(given: dict[str, Any], why: str) -> None:
+    for option, value in given.items():
+        if value is not None:
+            message = f"--{option.replace('_', '-')} is {value}, and {why}; drop it"
+            raise BadInput(message, code="unused", field=option)
+
+
+def _export_program(
+    subject: str, out: Path, overwrite: bool, source: dict[str, Any], model_arg: list[str] | None
+) -> None:
+    from atent_ext import subjects
+    from atent_ext.models import programs
+
+    programs.check_path(out, overwrite)
+    loaded = subjects.load(subject, **source, arguments=subjects.parse_arguments(model_arg or ()))
+    print_weights_notes(loaded.about.weights_notes)
+    program = programs.export(loaded.model, loaded.test.images, out, overwrite=overwrite)
+    for note in program.notes:
+        notice(note)
+    print_line(f"written: {out}, {program.operators} operators; `atent eval {out}` scores it")
+
+
+def _export_robustbench(
+    subject: str, out: Path, name: str | None, overwrite: bool, of_file: dict[str, Any], data_root: Path | None
+) -> tuple[Path, Path]:
+    from atent_ext import subjects
+    from atent_ext.integrations.robustbench import export as robustbench
+
+    if not Path(subject).is_file():
+        _refuse_given(of_file, f"{subject} is no weights file")
+        return robustbench.export(Path(subject), out, name, data_root=data_root, overwrite=overwrite)
+    loaded = subjects.load(Path(subject).absolute(), root=data_root, **of_file)  # a path, and no name
+    print_weights_notes(loaded.about.weights_notes)
+    return robustbench.export_network(
+        loaded.model,
+        out,
+        name or loaded.about.name,
+        model=str(of_file["model"]),
+        dataset=str(of_file["dataset"]),
+        classes=of_file["classes"],
+        threat=loaded.threat,
+        data_root=data_root,
+        overwrite=overwrite,
+    )

@@ -31,9 +31,8 @@ def number(option: str) -> Callable[[str], float]:
 Source = Annotated[
     str,
     typer.Argument(
-        help="A run folder, a weights file (.safetensors, .pt, .pth), a program (.pt2), a name of `atent ls zoo`, "
-        "robustbench:NAME, or code that is run to make a network: timm:NAME, torchvision:NAME, FILE.py:callable, "
-        "package.module:callable. "
+        help="A run folder, a weights file, a program (.pt2), a name of `atent ls zoo`, robustbench:NAME, or code that "
+        "is run to make a network: timm:NAME, torchvision:NAME, FILE.py:callable, package.module:callable. "
         "Where a folder is called like a model: ./NAME is the folder, zoo:NAME the model."
     ),
 ]
@@ -56,6 +55,11 @@ Classes = Annotated[
     int | None,
     typer.Option("--classes", min=1, help="For npz:FILE: the number of classes [default: the largest label plus one]."),
 ]
+Norm = Annotated[str | None, typer.Option("--norm", help="Linf or L2 [default for a run: its recipe's].")]
+Eps = Annotated[
+    float | None,
+    typer.Option("--eps", parser=number("--eps"), metavar="NUMBER", help="Radius, such as 8/255 [default: the run's]."),
+]
 ModelDir = Annotated[
     Path | None, typer.Option("--model-dir", help="For robustbench:NAME: its model_dir [default: models].")
 ]
@@ -67,6 +71,13 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.")]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Folder with the data sets [default: $ATENT_DATA].")]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision fetch missing data.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**64 - 1, help="Seed of every random draw.")]
+WeightsKey = Annotated[
+    str | None, typer.Option("--weights-key", help="For a weights file with several networks: which, ema.shadow say.")
+]
+StatedNormalisation = Annotated[
+    str | None,
+    typer.Option("--normalisation", help="For a weights file: none, or '{mean: [0.5], std: [0.25]}' by channel."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 
 
@@ -90,6 +101,12 @@ def print_data(about: "About") -> None:
     """Print how the arrays or the folder of a subject's images were read; nothing for data sets with a name."""
     if ":" in about.data and about.data_note:
         print_line(f"note: {about.data_note}")
+
+
+def print_weights_notes(notes: Sequence[str]) -> None:
+    """Print what was guessed while a weights file was read."""
+    for note in notes:
+        print_line(f"weights: {note}")
 
 
 def print_json(content: Any) -> None:

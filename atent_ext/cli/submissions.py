@@ -11,7 +11,7 @@ import typer
 
 from atent_ext.cli import card_text
 from atent_ext.cli.exit import Group
-from atent_ext.cli.options import DataRoot, Seed, console, notice, print_line, print_table
+from atent_ext.cli.options import DataRoot, Seed, console, notice, print_line, print_table, print_weights_notes
 from atent_ext.core.errors import BadInput
 
 _CARD = ".card.json"
@@ -100,6 +100,7 @@ def verify(
         print_table(card.report.table())
         if dataset is not None:
             notice(card.report.data_note)
+    print_weights_notes(card.weights.get("notes", ()))
     for line in card_text.remarks(card.model_dump()):
         print_line(line)
     if not card.report:

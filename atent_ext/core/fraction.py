@@ -22,17 +22,19 @@ def fraction(text: str, field: str) -> float | None:
 
 
 def fractions(value: Any, texts: Collection[str] = (), field: str = "", depth: int = 5) -> Any:
-    """A copy of plain data in which each text `a/b` is its value, except where the field is called like one of `texts`.
+    """Plain data in which each text `a/b` is its value, except where the field is called like one of `texts`.
 
-    field: the name of `value`, for errors. depth: levels that are looked at, since YAML data may contain itself.
-    Raises BadInput if b is 0.
+    What holds no fraction is returned itself, the rest as a copy. field: the name of `value`, for errors. depth: levels
+    that are looked at, since YAML data may contain itself. Raises BadInput if b is 0.
     """
     if isinstance(value, str):
         number = None if field.rpartition(".")[2] in texts else fraction(value, field)
         return value if number is None else number
     if isinstance(value, dict) and depth:
         start = f"{field}." if field else ""
-        return {key: fractions(below, texts, f"{start}{key}", depth - 1) for key, below in value.items()}
+        fields = {key: fractions(below, texts, f"{start}{key}", depth - 1) for key, below in value.items()}
+        return fields if any(fields[key] is not value[key] for key in value) else value
     if isinstance(value, list) and depth:
-        return [fractions(below, texts, field, depth - 1) for below in value]
+        items = [fractions(below, texts, field, depth - 1) for below in value]
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
     return value

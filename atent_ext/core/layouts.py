@@ -15,11 +15,11 @@ _CHANNELS = 4
 def layout(shape: Sequence[int]) -> Layout | None:
     """The layout of images of this shape (three sizes, without N); None if both are as likely.
 
-    Two things count: few channels and many pixels, and pictures that are square.
+    Two things count: few channels and many pixels, and pictures that are square. Those of few pixels may be features.
     """
     first, middle, last = shape
     few = (first <= _CHANNELS) - (last <= _CHANNELS)
-    square = (middle == last != first) - (first == middle != last)
+    square = (middle == last != first) - (_CHANNELS < first == middle != last)
     if few + square == 0:
         return "CHW" if first == last == 1 else None
     return "CHW" if few + square > 0 else "HWC"

@@ -1,4 +1,7 @@
-"""Per-example losses: (logits (N, classes), target) -> (N,). None of them reduces over the batch."""
+"""Per-example losses: (logits (N, classes), target) -> (N,). None of them reduces over the batch.
+
+Labels `y` are class numbers (N,), or probabilities (N, classes) where that is said: soft labels.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +16,32 @@ def _wide(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
+def is_soft(y: Tensor) -> bool:
+    """Whether labels are probabilities (N, classes)."""
+    return y.dim() == 2
+
+
+def likeliest(y: Tensor) -> Tensor:
+    """The class numbers (N,) of labels that may be soft: the most probable class of each."""
+    return y.argmax(1) if is_soft(y) else y
+
+
+def expected(values: Tensor, y: Tensor) -> Tensor:
+    """The mean of values (N, classes) over the labels, which may be soft: (N,)."""
+    return (values * y.to(values)).sum(1) if is_soft(y) else values.gather(1, y[:, None]).squeeze(1)
+
+
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy in nats. Raises BadInput for labels >= classes on the CPU; on a GPU, CUDA reports an assertion."""
+    """Cross-entropy in nats, also of soft labels.
+
+    Raises BadInput for labels >= classes on the CPU; on a GPU, CUDA reports an assertion.
+    """
     validate.logits(logits, len(y))
+    if is_soft(y):
+        if y.shape != logits.shape:
+            message = f"labels are probabilities of {y.shape[1]} classes, for a model of {logits.shape[1]} classes"
+            raise BadInput(message, code="bad-shape", field="labels")
+        return F.cross_entropy(_wide(logits), y.to(_wide(logits)), reduction="none")
     try:
         return F.cross_entropy(logits, y, reduction="none")
     except IndexError:
@@ -42,19 +68,23 @@ def kl_divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """MART's BCE: cross-entropy plus -log(1 - the largest wrong probability) (Wang et al. 2020, Eq. 5)."""
-    wrong = F.softmax(_wide(validate.logits(logits, len(y))), 1).scatter(1, y[:, None], 0.0).amax(1)
+    """MART's BCE: cross-entropy plus -log(1 - the largest wrong probability) (Wang et al. 2020, Eq. 5).
+
+    All classes but the likeliest are wrong for a soft label.
+    """
+    wrong = F.softmax(_wide(validate.logits(logits, len(y))), 1).scatter(1, likeliest(y)[:, None], 0.0).amax(1)
     return cross_entropy(logits, y) - torch.log(1.0001 - wrong + 1e-12)
 
 
 def mart_regularizer(adversarial: Tensor, clean: Tensor, y: Tensor) -> Tensor:
     """MART's KL(f(x) ‖ f(x')) weighted by 1 - the clean probability of the label (Wang et al. 2020, Eq. 8).
 
-    `adversarial` and `clean` are logits (N, classes); the clean softmax is not detached.
+    `adversarial` and `clean` are logits (N, classes); the clean softmax is not detached. The probability of a soft
+    label is the mean over it.
     """
     p = F.softmax(_wide(validate.logits(clean, len(y))), 1).clamp_min(1e-12)
     kl = (p * (p.log() - torch.log(F.softmax(_wide(validate.logits(adversarial, len(y))), 1) + 1e-12))).sum(1)
-    return kl * (1.0000001 - p.gather(1, y[:, None]).squeeze(1))
+    return kl * (1.0000001 - expected(p, y))
 
 
 def soft_margin(logits: Tensor, y: Tensor) -> Tensor:

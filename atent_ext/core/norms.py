@@ -57,9 +57,9 @@ class Norm(Protocol):
 def per_example(value: Radius, x: Tensor) -> Tensor:
     """Reshape a radius (N,) to (N, 1, ...), which broadcasts against `x`; a number is returned unchanged.
 
-    Raises BadInput for a tensor of another shape.
+    So is a tensor of the shape of `x`, a radius per feature. Raises BadInput for a tensor of another shape.
     """
-    if not isinstance(value, Tensor) or value.dim() == 0:
+    if not isinstance(value, Tensor) or value.dim() == 0 or value.shape == x.shape:
         return cast(Tensor, value)  # broadcasts like a tensor, without a copy to the device
     if value.shape != x.shape[:1]:
         message = f"a radius or step size per example must have shape ({len(x)},), not {tuple(value.shape)}"
@@ -71,11 +71,13 @@ class SharedGenerator(torch.Generator):
     """A generator that gives each process its rows of a draw for the whole batch: `rows` of `total` examples.
 
     Processes that use the same seed then draw the same noise for each example as a single process would. Tensors whose
-    length is not that of `rows` are drawn as from any other generator.
+    length is not that of `rows` are drawn as from any other generator. tape: an `attacks.replay.Tape`, which records or
+    replays the chains that are walked with this generator.
     """
 
     total: int = 0
     rows: range = range(0)
+    tape: Any = None
 
 
 def _sample(draw: Callable[..., Tensor], x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -47,13 +47,20 @@ MODELS: Mapping[str, str] = {
     "digits-cnn": "atent_ext.models.networks:DigitsCNN",
     "lenet5-v1": "atent_ext.models.networks:LeNet5V1",
     "small-cnn": "atent_ext.models.networks:SmallCNN",
-    "lenet5-madry": "atent_ext.models.networks:lenet5_madry",
-    "lenet5-advertorch": "atent_ext.models.networks:lenet5_advertorch",
-    "resnet-18": "atent_ext.models.networks:resnet18",
-    "resnet-18-pyautoattack": "atent_ext.models.networks:resnet18_pyautoattack",
+    "lenet5-madry": "atent_ext.models.libraries:lenet5_madry",
+    "lenet5-advertorch": "atent_ext.models.libraries:lenet5_advertorch",
+    "resnet-18": "atent_ext.models.libraries:resnet18",
+    "resnet-18-pyautoattack": "atent_ext.models.libraries:resnet18_pyautoattack",
     "resnet-20": "atent_ext.models.networks:ResNet20",
-    "wrn-34-10": "atent_ext.models.networks:wrn34_10",
-    "vgg-11": "atent_ext.models.networks:vgg11",
+    "resnet-50": "atent_ext.models.libraries:resnet50",
+    "preact-resnet-18": "atent_ext.models.libraries:preact_resnet18",
+    "wrn-28-10": "atent_ext.models.libraries:wrn28_10",
+    "wrn-34-10": "atent_ext.models.libraries:wrn34_10",
+    "wrn-70-16": "atent_ext.models.libraries:wrn70_16",
+    "wrn-normfree": "atent_ext.models.normfree:NormFreeWideResNet",
+    "vgg-11": "atent_ext.models.libraries:vgg11",
+    "convnext": "atent_ext.models.libraries:convnext",
+    "vit": "atent_ext.models.libraries:vit",
 }
 
 DATASETS: Mapping[str, str] = {
@@ -102,12 +109,12 @@ def hint(name: str, known: Iterable[str]) -> str | None:
     A name of other numbers is not what was meant: wrn-28-10 is no misspelt wrn-34-10, and weights of the one do not fit
     the other. Then all names that differ from the closest one in their numbers alone are listed.
     """
-    names = sorted(known)
+    names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=5)
     if not close:
         return None
-    alike = [other for other in close if _digits(other) == _digits(name)]
     family = [other for other in names if _NUMBER.sub("#", other) == _NUMBER.sub("#", close[0])]
+    alike = [other for other in close if _digits(other) == _digits(name)] if _digits(name) else []
     if alike or (len(family) == 1 and not _digits(name)):
         return f"did you mean {(alike or family)[0]!r}?"
     return f"of its kind there {'is' if len(family) == 1 else 'are'} {', '.join(family)}"

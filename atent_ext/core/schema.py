@@ -2,12 +2,25 @@
 
 import unicodedata
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from typing_extensions import Self
 
 from atent_ext.core import registry, validate
+from atent_ext.core.errors import BadInput
 from atent_ext.core.immutable import frozen
 from atent_ext.core.norms import NormName
 
@@ -54,6 +67,23 @@ class Section(BaseModel):
         return super().model_copy(update=frozen(dict(update or {})), deep=deep)
 
 
+class Growing(Section):
+    """A section that has got more fields since files of it were written.
+
+    Fields in `added` are written only where they are not their defaults, so that earlier files, and digests of what
+    would be written, stay as they are.
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_added_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in self.added}
+        written: dict[str, Any] = write(self)
+        same = {name for name, default in defaults.items() if getattr(self, name) == default}
+        return {name: value for name, value in written.items() if name not in same}
+
+
 class Threat(Section):
     """The threat model: perturbations of norm at most eps >= 0, in units of the images, which lie in [0, 1]."""
 
@@ -66,6 +96,45 @@ class Network(Section):
 
     name: str
     arguments: dict[str, Any] = {}
+
+
+class Normalisation(Section):
+    """Per channel, applied to images in [0, 1] before the network: (x - mean) / std."""
+
+    mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=16)]
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=16)]
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> "Normalisation":
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} means, {len(self.std)} deviations; one of each per channel is needed")
+        return self
+
+
+def _which(value: Any) -> str:
+    return " " if isinstance(value, str) else ""
+
+
+StatedNormalisation = (
+    Annotated[Annotated[Normalisation, Tag("")] | Annotated[Literal["none"], Tag(" ")], Discriminator(_which)] | None
+)
+"""What is said of a weights file: a normalisation, that there is none, or nothing, which leaves it open.
+
+Without tags pydantic would report the errors of both kinds.
+"""
+
+
+def normalisation(text: str) -> Normalisation | Literal["none"]:
+    """Parse `none`, or a normalisation as a card writes it: `{mean: [0.5], std: [0.25]}`. Raises BadInput otherwise."""
+    if text == "none":
+        return "none"
+    remedy = "say none, or '{mean: [0.5], std: [0.25]}' with one value per channel"
+    try:
+        return Normalisation.model_validate(yaml.safe_load(text))
+    except (ValidationError, yaml.YAMLError) as error:
+        reason = explain(error, Normalisation) if isinstance(error, ValidationError) else "it is not YAML"
+        message = f"normalisation is {text[:100]!r} ({reason}); {remedy}"
+        raise BadInput(message, code="bad-value", field="normalisation") from None
 
 
 def explain(error: ValidationError, kind: type[BaseModel]) -> str:

@@ -1,8 +1,8 @@
 """Interfaces that several packages use.
 
 Shapes, everywhere: `x` (N, ...) images or features with any rank >= 2, values inside the box (usually [0, 1]);
-`y` (N,) integer labels; `logits` (N, classes); a per-example loss (N,); `eps` a number or a tensor (N,), one value per
-example.
+`y` (N,) integer labels, or probabilities (N, classes) for an objective; `logits` (N, classes); a per-example loss (N,);
+`eps` a number or a tensor (N,), one value per example.
 """
 
 from collections.abc import Callable, Iterator

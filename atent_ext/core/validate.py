@@ -198,6 +198,16 @@ def places(index: Tensor, count: int) -> None:
         raise BadInput(message, code="bad-value", field="index")
 
 
+def targets(y: Tensor, count: int) -> None:
+    """Refuse targets that are neither labels nor probabilities (count, classes)."""
+    if not (isinstance(y, Tensor) and y.is_floating_point() and y.dim() == 2):
+        return labels(y, count)
+    good = y.shape[0] == count and bool((y >= 0).all()) and bool(((y.sum(1) - 1).abs() < _ROUNDING).all())
+    if not good:
+        message = f"labels have shape {tuple(y.shape)}; {count} rows of probabilities that add up to 1 are needed"
+        raise BadInput(message, code="bad-value", field="labels")
+
+
 def labels(y: Tensor, count: int, classes: int | None = None) -> None:
     """Refuse labels that are not (count,) integers in [0, classes)."""
     if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype is torch.bool or y.is_complex():

@@ -100,7 +100,7 @@ def load(name: str, root: Path | str | None = None, download: bool = False, clas
         return _arrays(name, classes)
     loaded = _image_folder(name) if name.startswith(_FOLDER) else _registered(name, root, download)
     if classes not in (None, len(loaded.classes)):
-        message = f"classes is {classes}, but {name} has {len(loaded.classes)}; leave it out"
+        message = f"classes is {classes}, but {name} has {len(loaded.classes)}; give data of as many"
         raise BadInput(message, code="conflict", field="classes")
     return loaded
 

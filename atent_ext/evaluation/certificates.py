@@ -106,7 +106,7 @@ def _certified(path: Path, current: Certified) -> list[Certificate]:
         reason = " ".join(text.split())
         message = f"{path} is no report of `atent certify` ({reason[:200]}); name another file"
         raise BadInput(message, code="unreadable", field="path") from None
-    for key in ("weights_sha256", "data", "smoothing", "seed", "skip"):
+    for key in ("weights_sha256", "model", "data", "smoothing", "seed", "skip"):
         was, now = getattr(old, key), getattr(current, key)
         if was != now:
             message = f"{path} holds another {key}: {was!r}, not {now!r}; name another file"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from atent_ext.core import seeds
+from atent_ext.core import seeds, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Section
 from atent_ext.core.statistics import holm, paired, sequential_mcnemar
@@ -101,6 +101,7 @@ def compare(
     if len(reports) < 2:
         message = f"{len(reports)} report is given; a comparison needs at least two"
         raise BadInput(message, code="missing", field="reports")
+    validate.seed(seed)
     read = [report if isinstance(report, Report) else Report.load(report) for report in reports]
     first, *others = read
     for other in others:

@@ -93,13 +93,14 @@ class Result(Section):
 class About(Section):
     """Where a model and its images come from.
 
-    weights_sha256: of the weights file. data_sha256: of the scored images and labels. None where unknown. recipe: of a
-    training run.
+    weights_sha256: of the weights file. weights_notes: what was guessed while it was read. data_sha256: of the scored
+    images and labels. None where unknown. recipe: of a training run.
     """
 
     name: Readable
     model: Readable
     weights_sha256: str | None = None
+    weights_notes: tuple[Readable, ...] = ()
     data: Readable
     data_note: Readable = ""
     data_sha256: str | None = None

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from atent_ext.attacks import langevin
+from atent_ext.attacks.langevin import Langevin
 from atent_ext.core import model_state, outputs, seeds, validate
 from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.core.norms import L2, LINF, Norm
+from atent_ext.integrations import art_features
+from atent_ext.integrations.art_features import FeatureKernel, Features
 
 try:
     from art.attacks.attack import EvasionAttack
@@ -44,10 +47,11 @@ _IGNORED = ("x_init", "x_adv_init", "resume")
 class ATENTAttack(EvasionAttack):  # type: ignore[misc]
     """ATENT's Langevin chain as an attack on any ART classifier with loss gradients, inside its `clip_values`.
 
-    norm: "inf", np.inf or 2. eps: radius. eps_step: step size; None is 2.5 eps / max_iter. (PGD's fixed 0.1 would leave
-    a small ball at once, and ℓ∞ is projected at the last step only.) max_iter: number of steps. noise: square root of
-    the temperature. gamma: pull towards x (None: 0.05 for norm 2, 0 for inf). num_random_init: 0 starts at x; n > 1
-    means n restarts, of which each example keeps the first that fools the classifier, or the first if none does.
+    norm: "inf", np.inf or 2. eps: radius, a number or an array that NumPy broadcasts to x: of each example, and for
+    norm inf of each feature. eps_step: step size, in the same way; None is 2.5 eps / max_iter. (PGD's fixed 0.1 would
+    leave a small ball at once, and ℓ∞ is projected at the last step only.) max_iter: number of steps. noise: square
+    root of the temperature. gamma: pull towards x (None: 0.05 for norm 2, 0 for inf). num_random_init: 0 starts at x;
+    n > 1 means n restarts, of which each example keeps the first that fools the classifier, or the first if none does.
     seed: of starts and noise, so that a call is reproducible; None draws a seed from NumPy's global state, as ART does.
     verbose: show a progress bar (0: none).
 
@@ -65,8 +69,8 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
         self,
         estimator: Any,
         norm: float | str = np.inf,
-        eps: float = 0.3,
-        eps_step: float | None = None,
+        eps: float | np.ndarray = 0.3,
+        eps_step: float | np.ndarray | None = None,
         max_iter: int = 40,
         noise: float = 1e-3,
         gamma: float | None = None,
@@ -84,13 +88,13 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
         self._check_params()
 
     @property
-    def kernel(self) -> langevin.Langevin:
+    def kernel(self) -> Langevin:
         """The attack as a `Langevin` kernel, made from the current attributes."""
         return langevin.atent(
             _norm(self.norm),
-            self.eps,
+            art_features.radius(self.eps),
             self.max_iter,
-            self.eps_step,
+            art_features.radius(self.eps_step),
             noise=self.noise,
             gamma=self.gamma,
             box=_box(self.estimator),
@@ -106,7 +110,9 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
             validate.steps("num_random_init", self.num_random_init)
         for name in ("eps", "eps_step", "noise", "gamma"):
             if name in ("eps", "noise") or getattr(self, name) is not None:
-                validate.radius(name, getattr(self, name))
+                value = art_features.radius(getattr(self, name))
+                validate.radius(name, value)
+                art_features.check_shape(name, value, self.estimator)
         if self.seed is not None:
             validate.seed(self.seed)
         check_verbose(self.verbose)
@@ -115,13 +121,16 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
             raise BadInput(message, code="bad-type", field="targeted")
         self.kernel  # noqa: B018 -- building it checks the norm and the clip values
 
-    def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
+    def generate(
+        self, x: np.ndarray, y: np.ndarray | None = None, mask: np.ndarray | None = None, **kwargs: Any
+    ) -> np.ndarray:
         """The last iterate of one chain per example, (N, ...), in the floating dtype of x (integers: float32).
 
         x: (N, ...) inside the classifier's `clip_values`, any rank >= 2. y: labels, or the target classes if
-        `targeted`; None: the classifier's own predictions. Raises BadInput for inputs outside the clip values, invalid
-        labels, a targeted attack without y, and unknown options; `x_init`, `x_adv_init` and `resume`, which belong to
-        other attacks of ART, are ignored, as by ART's own gradient attacks.
+        `targeted`; None: the classifier's own predictions. mask: an array that NumPy broadcasts to x; features where it
+        is 0 or False do not change. Raises BadInput for inputs outside the clip values, invalid labels, a targeted
+        attack without y, arrays of other shapes, and unknown options; `x_init`, `x_adv_init` and `resume`, which belong
+        to other attacks of ART, are ignored, as by ART's own gradient attacks.
         """
         refuse_options("generate", kwargs, _IGNORED)
         if y is None and self.targeted:
@@ -131,11 +140,12 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
         with _untouched(self.estimator), outputs.explained(lambda: _outputs(self.estimator, x), 1):
             inputs = torch.tensor(x).to(input_dtype(self.estimator, x))
             validate.images(inputs, *_box(self.estimator), "give the classifier other clip_values")
+            features = art_features.features(self.kernel, self.estimator, inputs, mask)
             adversary, generator = inputs.clone(), seeded_generator(self.seed)
             classes = self._predicted(inputs) if y is None else class_numbers(y, len(x), self.estimator)
             for start in tqdm(starts, desc="ATENT - Batches", leave=False, disable=not self.verbose):
-                part = slice(start, start + self.batch_size)
-                adversary[part] = self._strongest(inputs[part], classes[part], generator)
+                part = torch.arange(start, min(start + self.batch_size, len(x)))
+                adversary[part] = self._strongest(inputs[part], classes[part], features, part, generator)
         return adversary.numpy().astype(x.dtype if x.dtype.kind == "f" else ART_NUMPY_DTYPE)
 
     def _predicted(self, x: Tensor) -> Tensor:
@@ -144,26 +154,32 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
         with torch.random.fork_rng(devices=()):  # ART's data loader draws a seed that it does not use
             return torch.tensor(self.estimator.predict(x.numpy(), batch_size=self.batch_size).argmax(1))
 
-    def _strongest(self, x: Tensor, classes: Tensor, generator: torch.Generator) -> Tensor:
-        """The first restart that fools the classifier, (N, ...); the first restart where none does."""
-        adversary, left = self._chain(x, classes, generator), torch.arange(len(x))
+    def _strongest(
+        self, x: Tensor, classes: Tensor, features: Features, rows: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """The first restart that fools the classifier, (N, ...); the first restart where none does.
+
+        rows: the places of the examples in the call, (N,).
+        """
+        adversary, left = self._chain(x, classes, features.of(rows), generator), torch.arange(len(x))
         for _ in range(1, self.num_random_init):
             left = left[(self._predicted(adversary[left]) == classes[left]) != self.targeted]
             if not len(left):
                 break
-            restart = self._chain(x[left], classes[left], generator)
+            restart = self._chain(x[left], classes[left], features.of(rows[left]), generator)
             fools = (self._predicted(restart) == classes[left]) == self.targeted
             adversary[left[fools]] = restart[fools]
         return adversary
 
-    def _chain(self, x: Tensor, classes: Tensor, generator: torch.Generator) -> Tensor:
+    def _chain(self, x: Tensor, classes: Tensor, kernel: Langevin, generator: torch.Generator) -> Tensor:
         one_hot = to_categorical(classes.numpy(), self.estimator.nb_classes)
 
         def gradient(moving: Tensor) -> Tensor:
             # ART's gradient is that of the batch mean; "sign" and "unit" directions do not depend on its scale.
             return torch.as_tensor(self.estimator.loss_gradient(moving.numpy(), one_hot)).to(moving)
 
-        return langevin.finite(deque(langevin.walk(self.kernel, x, gradient, generator), maxlen=1).pop())
+        masked = kernel.masked(gradient) if isinstance(kernel, FeatureKernel) else gradient
+        return langevin.finite(deque(langevin.walk(kernel, x, masked, generator), maxlen=1).pop())
 
 
 def _module(estimator: Any) -> nn.ModuleList:
@@ -208,13 +224,11 @@ def _norm(norm: float | str) -> Norm:
 
 
 def _box(estimator: Any) -> tuple[float, float]:
-    """ART's clip values; without them the box is unbounded, as for ART's own attacks."""
-    clip = (-math.inf, math.inf) if estimator.clip_values is None else estimator.clip_values
-    low, high = np.unique(clip[0]), np.unique(clip[1])
-    if len(low) > 1 or len(high) > 1:
-        message = "clip_values differ between features; ATENT needs one lowest and one highest value"
-        raise BadInput(message, code="unsupported", field="clip_values")
-    return float(low[0]), float(high[0])
+    """ART's clip values; unbounded without them, as for ART's own attacks, and where `Features` hold them."""
+    if estimator.clip_values is None or not art_features.has_one_box(estimator):
+        return -math.inf, math.inf
+    low, high = (float(np.unique(side)[0]) for side in estimator.clip_values)
+    return low, high
 
 
 def class_numbers(y: np.ndarray, count: int, classifier: Any) -> Tensor:

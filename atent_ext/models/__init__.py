@@ -1,10 +1,13 @@
 """Networks by name, their weights in files, wrappers around them, and settings that make them run fast.
 
-networks   the architectures of the registry
-weights    saving and loading the weights of a network
-wrappers   normalisation in front of a network
+networks   architectures of the registry
+libraries  those of other libraries
+normfree   wide residual networks without BatchNorm
+weights    saving and loading the weights of a network: the one reader of files
 programs   networks as exported programs (.pt2)
 speed      memory formats, compilation, CUDA graphs, folding of BatchNorm
+wrappers   normalisation in front of a network
+which_weights, stated_normalisation   what the reader does where a file leaves something open
 """
 
 import lazy_loader

@@ -55,12 +55,6 @@ def build_for(name: str, images: Tensor, classes: int, **arguments: Any) -> nn.M
     return network
 
 
-def _require(network: str, argument: str, value: int, supported: int) -> None:
-    if value != supported:
-        message = f"{network} takes {argument}={supported} only, not {value}; choose another model"
-        raise BadInput(message, code="unsupported", field=argument)
-
-
 class DigitsCNN(nn.Sequential):
     """For 8×8 images: conv 16 and 32 (3×3, padded), max-pool 2, fc 512-100-classes, with ReLU; 57,110 weights."""
 
@@ -188,75 +182,3 @@ def _kaiming(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-
-
-def lenet5_madry(classes: int = 10, channels: int = 1) -> nn.Module:
-    """`LeNet5Madry` of advertorch_examples for 28×28 images: conv 32 and 64 (5×5), fc 3136-1024-classes."""
-    from atent_ext.core import compat
-
-    compat.advertorch()
-    from advertorch_examples.models import LeNet5Madry
-
-    network: nn.Module = LeNet5Madry(nb_filters=(channels, 32, 64), nb_classes=classes)
-    # The network flattens the last pooled tensor with `view`, which fails for channels-last tensors.
-    network.get_submodule("maxpool2").register_forward_hook(_contiguous)
-    return network
-
-
-def _contiguous(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    return output.contiguous()
-
-
-def lenet5_advertorch(classes: int = 10, channels: int = 1) -> nn.Module:
-    """`LeNet5` of advertorch for 28×28 images, 1 channel, 10 classes: the class of the two checkpoints it ships."""
-    from atent_ext.core import compat
-
-    _require("lenet5-advertorch", "classes", classes, 10)
-    _require("lenet5-advertorch", "channels", channels, 1)
-    compat.advertorch()
-    from advertorch.test_utils import LeNet5
-
-    network: nn.Module = LeNet5()
-    return network
-
-
-def resnet18_pyautoattack(classes: int = 10, channels: int = 3) -> nn.Module:
-    """pyautoattack's ResNet-18 for 32×32 images: the class of the checkpoint it ships."""
-    from pyautoattack.examples.resnet import BasicBlock, ResNet
-
-    _require("resnet-18-pyautoattack", "channels", channels, 3)
-    network: nn.Module = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes)
-    return network
-
-
-def resnet18(classes: int = 10, channels: int = 3) -> nn.Module:
-    """RobustBench's ResNet-18 for 32×32 images. Raises MissingExtra without the extra `robustbench`."""
-    from atent_ext.core import compat
-
-    _require("resnet-18", "channels", channels, 3)
-    compat.robustbench()
-    from robustbench.model_zoo.architectures.resnet import BasicBlock, ResNet
-
-    network: nn.Module = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes)
-    return network
-
-
-def wrn34_10(classes: int = 10, channels: int = 3) -> nn.Module:
-    """RobustBench's WideResNet-34-10 for 32×32 images. Raises MissingExtra without the extra `robustbench`."""
-    from atent_ext.core import compat
-
-    _require("wrn-34-10", "channels", channels, 3)
-    compat.robustbench()
-    from robustbench.model_zoo.architectures.wide_resnet import WideResNet
-
-    network: nn.Module = WideResNet(depth=34, widen_factor=10, num_classes=classes)
-    return network
-
-
-def vgg11(classes: int = 10, channels: int = 3) -> nn.Module:
-    """torchvision's unchanged VGG-11: made for 224×224 images; its adaptive pooling allows 32×32 and larger."""
-    from torchvision.models import vgg11 as network_class
-
-    _require("vgg-11", "channels", channels, 3)
-    network: nn.Module = network_class(weights=None, num_classes=classes)
-    return network

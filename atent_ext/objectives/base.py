@@ -28,15 +28,16 @@ def model_mode(mode: InnerMode, model: Model) -> AbstractContextManager[None]:
 
 
 def check_batch(x: Tensor, y: Tensor, box: tuple[float, float] = (-math.inf, math.inf)) -> Tensor:
-    """Check images `x` (N, ...) and labels `y` (N,), and return the labels as int64.
+    """Check images `x` (N, ...) and labels `y`, and return the labels: int64 (N,), or soft ones (N, classes).
 
-    Raises BadInput if the batch is empty, an image leaves the box, or the labels are not one class number per image.
+    Raises BadInput if the batch is empty, an image leaves the box, or the labels are neither one class number nor the
+    probabilities of the classes per image.
     """
     validate.images(x, *box, "give the objective another box")
-    validate.labels(y, len(x))
+    validate.targets(y, len(x))
     if len(x) == 0:
         raise BadInput("the batch is empty; a loss needs at least one image", code="bad-shape", field="images")
-    return y.long()
+    return y if y.is_floating_point() else y.long()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class Adversarial:
         return replace(self, eps=self.eps * factor, step_size=self.step_size * factor)
 
     def check(self, x: Tensor, y: Tensor) -> Tensor:
-        """`check_batch` with the objective's box: the labels as int64, or BadInput."""
+        """`check_batch` with the objective's box: the labels, or BadInput."""
         return check_batch(x, y, self.box)
 
     def adversary(

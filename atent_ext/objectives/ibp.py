@@ -8,7 +8,7 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from atent_ext.certification.intervals import worst_margins
+from atent_ext.certification.intervals import worst_cross_entropy
 from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
@@ -64,5 +64,5 @@ class IBP:
         """Yield the loss. Raises BadInput as `check_batch` does, and for a network without interval bounds."""
         y = check_batch(x, y, self.box)
         clean = cross_entropy(model(x), y).mean()  # first: it updates BatchNorm's running statistics in train mode
-        worst = worst_margins(cast(nn.Module, model), x, y, self.eps, self.box)
-        yield self.kappa * clean + (1 - self.kappa) * cross_entropy(worst, y).mean()
+        worst = worst_cross_entropy(cast(nn.Module, model), x, y, self.eps, self.box)
+        yield self.kappa * clean + (1 - self.kappa) * worst.mean()

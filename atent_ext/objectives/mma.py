@@ -11,7 +11,7 @@ from typing_extensions import Self
 from atent_ext.attacks.langevin import last_iterate, pgd
 from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
-from atent_ext.core.losses import cross_entropy, soft_margin
+from atent_ext.core.losses import cross_entropy, likeliest, soft_margin
 from atent_ext.core.norms import norm as norm_called
 from atent_ext.core.norms import per_example
 from atent_ext.core.types import Model
@@ -120,13 +120,14 @@ class MMA(Adversarial):
     ) -> Terms:
         """Yield the loss. Raises BadInput as `check_batch` does."""
         y = self.check(x, y)
+        classes = likeliest(y)  # margins are those of a class
         with model_mode(self.inner_mode, model), torch.no_grad():
             logits = validate.logits(model(x), len(x))
-            validate.labels(y, len(x), logits.shape[1])
-            correct = soft_margin(logits, y) < 0
+            validate.labels(classes, len(x), logits.shape[1])
+            correct = soft_margin(logits, classes) < 0
             lengths = self.lengths.of(index, x).clamp_max(BEYOND * self.eps)
-            unit = self._directions(model, x, y, lengths, generator)
-            margins = self._boundary(model, x, y, unit, lengths)
+            unit = self._directions(model, x, classes, lengths, generator)
+            margins = self._boundary(model, x, classes, unit, lengths)
         self.lengths.put(index, correct, margins)
         near = correct & (margins < self.eps)
         points = torch.where(per_example(near, x).bool(), self._at(x, unit, margins), x)

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -63,21 +63,25 @@ def _replace(path: Path, data: bytes) -> None:
         raise
 
 
-def mapping(path: Path, remedy: str, content: bytes | None = None) -> dict[Any, Any]:
+def mapping(path: Path, remedy: str) -> dict[Any, Any]:
     """The mapping that torch.save wrote to `path`, read without running code from it.
 
-    `content`: the bytes of the file, if they were read already. `remedy`: the end of the error message. Raises BadInput
-    if the file cannot be read as tensors, numbers, texts and containers of them, or holds no mapping.
+    `remedy`: the end of the error message. Raises BadInput if the file cannot be read as tensors, numbers, texts and
+    containers of them, or holds no mapping.
     """
+    state = _torch_load(path, path, remedy)
+    if not isinstance(state, Mapping):
+        raise BadInput(f"{path} holds a {type(state).__name__}; {remedy}", code="unreadable", field="path")
+    return dict(state)
+
+
+def _torch_load(source: Path | BytesIO, path: Path, remedy: str) -> Any:
     try:
-        state = torch.load(path if content is None else BytesIO(content), map_location="cpu", weights_only=True)
+        return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # torch fails in many ways on other files: KeyError, IndexError, struct.error, ...
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         message = f"{path} cannot be read as tensors ({reason.partition('. ')[0][:200]}); {remedy}"
         raise BadInput(message, code="unreadable", field="path") from None
-    if not isinstance(state, Mapping):
-        raise BadInput(f"{path} holds a {type(state).__name__}; {remedy}", code="unreadable", field="path")
-    return dict(state)
 
 
 def tensors(path: Path) -> dict[Any, Any]:
@@ -90,17 +94,21 @@ def tensors(path: Path) -> dict[Any, Any]:
     return mapping(path, "a checkpoint of tensors, numbers and texts only is needed")
 
 
-def parse_weights(content: bytes, path: Path) -> dict[Any, Any]:
-    """Parse the bytes of an untrusted .safetensors, .pt or .pth file; `path` names the file in errors.
+def parse_weights(content: bytes, path: Path) -> Mapping[Any, Any] | Sequence[Any]:
+    """Parse the bytes of a weights file, whose content says of which kind it is: safetensors, or torch.save's.
 
-    Raises BadInput if the bytes are not a complete file of that kind, claim a larger size than they have, or name
-    anything but tensors.
+    `path` names the file in errors. Raises BadInput if the bytes are no complete file of these kinds, claim a larger
+    size than they have, or name anything but tensors.
     """
     untrusted_weights.check(content, path)
-    if path.suffix != ".safetensors":
-        return mapping(path, "a plain state dict of tensors is needed", content)
+    if not untrusted_weights.is_safetensors(content, path):
+        remedy = "a plain state dict of tensors is needed"
+        state = _torch_load(BytesIO(content), path, remedy)
+        if not isinstance(state, Mapping | list | tuple):
+            raise BadInput(f"{path} holds a {type(state).__name__}; {remedy}", code="unreadable", field="path")
+        return state
     try:
-        return dict(safetensors.torch.load(content))
+        return safetensors.torch.load(content)
     except Exception as error:  # SafetensorError, and other errors for a dtype that torch does not have
         reason = " ".join(f"{error}".split())[:200]
         message = f"{path} is not a whole safetensors file ({reason}); download it again"

@@ -1,134 +1,200 @@
-"""Load the usual layouts of state dicts: inside checkpoints, with wrappers' prefixes, in other precisions.
+"""Find a network among groups of tensors: under prefixes, with wrappers inside the names, or as parameters in order.
 
-Each function appends to `notes` what it did. No tensor is computed with before its shape is known to be the network's.
+Everything goes by names, shapes and kinds of numbers. No tensor is computed with.
 """
 
-from collections import Counter
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atent_ext.core.errors import BadInput
+from atent_ext.storage.checkpoints import Contents, Group, Keys, is_averaged, scale_kind
 
-_AVERAGED = ("state_dict_ema", "ema_state_dict", "model_ema", "ema")
-_RAW = ("state_dict", "model_state_dict", "model", "net", "network", "module")
-_PREFIXES = ("module.", "model.", "_orig_mod.", "network.", "net.", "1.")
-"""Of DataParallel and AveragedModel, Lightning and others, torch.compile, and a network behind a normalisation."""
-_LISTED = 12
-"""How many names an error or a note lists."""
-_DEPTH = 4
-"""How many mappings may be nested around a state dict."""
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts of names that DataParallel and AveragedModel, torch.compile and FSDP add, around a network or a part of it."""
+_COUNTERS = {"n_averaged", "num_updates", "decay", "step", "initted", "n_classes"}
+"""Single numbers that AveragedModel, libraries of moving averages and MAIR store beside the weights."""
+_PARTS, _LENGTH = 64, 1000
+"""The most parts and letters of a name that is looked at."""
 
 
-def unwrap(checkpoint: Mapping[Any, Any], path: Path, notes: list[str]) -> dict[str, Tensor]:
-    """The state dict of a checkpoint: the checkpoint itself, or the mapping under one of the usual keys.
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """The names that a network needs.
 
-    Averaged weights (EMA) are preferred to raw ones, because authors who average report the averaged weights.
-    Raises BadInput if there are no tensors with names.
+    network: its class. state: its state dict. parameters: the names of its parameters, in order. shared: name -> the
+    first name of the same tensor, for tensors that the network has under several names.
     """
-    for _ in range(_DEPTH):
-        keys = [key for key in (*_AVERAGED, *_RAW) if _holds_weights(checkpoint.get(key))]
-        if not keys:
-            break
-        notes.append(f"the weights under {keys[0]!r} are read" + _left_aside(keys, checkpoint))
-        checkpoint = checkpoint[keys[0]]
-    tensors = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if not tensors:
-        message = f"{path} holds no tensors by name, but {_names(checkpoint)}; a plain state dict is needed"
-        raise BadInput(message, code="unreadable", field="path")
-    left = [name for name in checkpoint if name not in tensors]
-    if left:
-        notes.append(f"left aside, no tensors: {_names(left)}")
-    return tensors
+
+    network: str
+    state: Mapping[str, Tensor]
+    parameters: tuple[str, ...]
+    shared: Mapping[str, str]
+
+    @classmethod
+    def of(cls, network: nn.Module) -> "Wanted":
+        """The names of `network`. Raises BadInput if its state dict holds more than tensors."""
+        state = network.state_dict()
+        tensors_only(state, network)
+        first: dict[Any, str] = {}
+        same = {name: first.setdefault(_place(tensor) or name, name) for name, tensor in state.items()}
+        shared = {name: other for name, other in same.items() if name != other}
+        return cls(type(network).__name__, state, tuple(name for name, _ in network.named_parameters()), shared)
 
 
-def _holds_weights(value: Any) -> bool:
-    """Whether it is a mapping that contains a tensor, or such a mapping (timm's ema contains a module)."""
-    inner = list(value.values()) if isinstance(value, Mapping) else []
-    return any(isinstance(part, Tensor) for part in inner) or any(
-        isinstance(part, Tensor) for mapping in inner if isinstance(mapping, Mapping) for part in mapping.values()
-    )
+def tensors_only(state: Mapping[str, Any], network: nn.Module) -> None:
+    """Raise BadInput unless all values are tensors: `get_extra_state` of a module may return anything."""
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            message = f"{type(network).__name__} has {name!r} of type {type(value).__name__} in its state dict"
+            message += " (get_extra_state); weights files hold tensors only: return a tensor, or leave it out"
+            raise BadInput(message, code="unsupported", field="model")
 
 
-def _left_aside(keys: list[str], checkpoint: Mapping[Any, Any]) -> str:
-    others = [key for key in checkpoint if key != keys[0]]
-    averaged = keys[0] in _AVERAGED and len(keys) > 1
-    why = "; they are averaged, which is what is reported" if averaged else ""
-    return f"{why}; left aside: {_names(others)}" if others else why
+def _place(tensor: Tensor) -> Any:
+    """Where the numbers of a tensor lie; None for a tensor without numbers or memory."""
+    if tensor.device.type == "meta" or not tensor.numel():
+        return None
+    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def rename(state: Mapping[str, Tensor], expected: Collection[str], notes: list[str]) -> dict[str, Tensor]:
-    """The tensors under the names of the network: wrappers' prefixes and the counter of AveragedModel are removed."""
-    named = {name: tensor for name, tensor in state.items() if name in expected or name != "n_averaged"}
-    if len(named) < len(state):
-        notes.append("left aside: 'n_averaged', the counter of torch's AveragedModel")
-    while prefix := next((prefix for prefix in _PREFIXES if _is_wrapper(prefix, named, expected)), None):
-        named = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
-        notes.append(f"the prefix {prefix!r} is taken off all names")
-    plain = {name.replace("_orig_mod.", ""): tensor for name, tensor in named.items()}
-    if plain.keys() != named.keys() and len(plain) == len(named):
-        notes.append("'_orig_mod.' of torch.compile is taken out of the names")
-        return plain
-    return named
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Tensors of a group under the names of a network.
 
-
-def _is_wrapper(prefix: str, names: Collection[str], expected: Collection[str]) -> bool:
-    every = bool(names) and all(name.startswith(prefix) for name in names)
-    return every and not any(name.startswith(prefix) for name in expected)
-
-
-def fill(network: nn.Module, state: Mapping[str, Tensor], path: Path, notes: list[str]) -> None:
-    """Load the tensors into the network, converted to its precision.
-
-    Raises BadInput if tensors are missing, unknown, of another shape or not finite; the message lists the first twelve.
-    The network is then unchanged.
+    prefix: what stands before the network's names. names: the network's name -> the name in the group. missing, wrong:
+    the network's names that the group lacks, or has in another shape or kind of number.
     """
-    expected = network.state_dict()
-    counters = [name for name in expected if name.endswith(".num_batches_tracked") and name not in state]
-    if counters:  # torch before 0.4.1 had none; eval mode never reads them
-        notes.append(f"{len(counters)} BatchNorm counters (num_batches_tracked) are not in the file and start at 0")
-    tensors = {**{name: torch.zeros_like(expected[name]) for name in counters}, **state}
-    differences = _differences(tensors, expected)
-    if differences:
-        more = f" and {len(differences) - _LISTED} more" if len(differences) > _LISTED else ""
-        listed = ", ".join(differences[:_LISTED]) + more
-        remedy = "correct the architecture in card.yaml, or the file"
-        message = f"{path} does not fit {type(network).__name__}: {listed}; {remedy}"
-        raise BadInput(message, code="bad-shape", field="path")
-    converted = {name: tensors[name].to(value.dtype) for name, value in expected.items()}
-    dtypes = Counter((tensors[name].dtype, value.dtype) for name, value in expected.items())
-    for (old, new), count in dtypes.items():
-        if old != new:
-            notes.append(f"{count} tensors converted from {_dtype(old)} to {_dtype(new)}")
-    broken = [name for name, value in converted.items() if not bool(value.isfinite().all())]
-    if broken:
-        message = f"{path} has NaN or infinite weights in {_names(broken)}; send the weights of a healthy epoch"
-        raise BadInput(message, code="bad-value", field="path")
-    network.load_state_dict(converted)
+
+    group: Group
+    prefix: Keys
+    names: Mapping[str, str]
+    missing: tuple[str, ...]
+    wrong: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The name of these weights in the file: the keys and the prefix with dots, "." for the file itself."""
+        return ".".join((*self.group.path, *self.prefix)) or "."
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the names say that the weights are averaged over the training."""
+        return is_averaged(self.prefix, self.group.averaged)
+
+    @property
+    def right(self) -> int:
+        """How many tensors have a name of the network and its shape."""
+        return len(self.names) - len(self.wrong)
+
+    def has_all(self, names: Sequence[str]) -> bool:
+        """Whether these names of the network are there, and nothing has another shape."""
+        return not self.wrong and not set(self.missing) & set(names)
 
 
-def _differences(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    missing = [f"missing {name}" for name in expected if name not in tensors]
-    unknown = [f"unknown {name[:100]!a}" for name in tensors if name not in expected]
-    common = [(name, tensors[name], value) for name, value in expected.items() if name in tensors]
-    shapes = [
-        f"wrong shape {name} {tuple(tensor.shape)} for {tuple(value.shape)}"
-        for name, tensor, value in common
-        if tensor.shape != value.shape
+def fits(found: Contents, wanted: Wanted) -> list[Fit]:
+    """Every place in a checkpoint where tensors have names of the network, the best ones first.
+
+    A place may lack tensors or have others. Names are compared without the parts that wrappers add.
+    """
+    return sorted((fit for group in found.groups for fit in _fits(group, wanted)), key=lambda fit: -fit.right)
+
+
+def _fits(group: Group, wanted: Wanted) -> Iterator[Fit]:
+    if group.ordered:
+        for order in {wanted.parameters, tuple(wanted.state)}:
+            if len(order) == len(group.tensors):
+                yield _fit(group, (), dict(zip(order, group.tensors, strict=True)), wanted)
+        return
+    places: dict[Keys, dict[str, str]] = {}
+    twice = set[tuple[Keys, str]]()
+    wrappers, known, undotted = _known(wanted)
+    for stored in group.tensors:
+        parts = tuple(stored.split("."))
+        if len(parts) > _PARTS or len(stored) > _LENGTH:
+            continue
+        for start in range(len(parts)):
+            if parts[start] in wrappers:  # it belongs to the prefix
+                continue
+            tail = ".".join(part for part in parts[start:] if part not in wrappers)
+            name = known.get(tail) or (undotted.get(tail) if start == len(parts) - 1 else None)
+            if name is not None and places.setdefault(parts[:start], {}).setdefault(name, stored) != stored:
+                twice.add((parts[:start], name))
+    for prefix, names in places.items():
+        yield _fit(group, prefix, {name: names[name] for name in names if (prefix, name) not in twice}, wanted)
+
+
+def _known(wanted: Wanted) -> tuple[set[str], dict[str, str], dict[str, str]]:
+    """The parts of names to skip, the network's names without them, and its names without dots (as LitEma has them)."""
+    wrappers, known = _WRAPPERS, {".".join(_unwrapped(name)): name for name in wanted.state}
+    if len(known) < len(wanted.state):  # wrappers tell names of this network apart
+        wrappers, known = set(), {name: name for name in wanted.state}
+    flat = [text.replace(".", "") for text in known]
+    undotted = {text: name for text, name in zip(flat, known.values(), strict=True) if flat.count(text) == 1}
+    return wrappers, known, undotted
+
+
+def _unwrapped(name: str) -> list[str]:
+    return [part for part in name.split(".") if part not in _WRAPPERS]
+
+
+def _fit(group: Group, prefix: Keys, names: Mapping[str, str], wanted: Wanted) -> Fit:
+    present = {wanted.shared.get(name, name) for name in names}
+    missing = tuple(name for name in wanted.state if wanted.shared.get(name, name) not in present)
+    wrong = tuple(name for name, stored in names.items() if not _suits(group.tensors[stored], wanted.state[name]))
+    return Fit(group, prefix, names, missing, wrong)
+
+
+def _suits(stored: Tensor, expected: Tensor) -> bool:
+    """Whether a tensor has the expected shape, and numbers that the expected kind of number can hold."""
+    kind, needed = _kind(stored.dtype), _kind(expected.dtype)
+    return stored.shape == expected.shape and (kind == needed or (kind, needed) == ("real", "complex"))
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return "complex" if dtype.is_complex else "real" if dtype.is_floating_point else "whole"
+
+
+def unknown(fit: Fit, used: Set[str]) -> list[str]:
+    """Tensors that seem to belong to the network of a fit, and do not: below its prefix, or in the same Sequential.
+
+    used: the names in the group that belong to some network. Means and deviations of images are not listed.
+    """
+    below = "".join(f"{part}." for part in fit.prefix)
+    numbered = bool(fit.prefix) and fit.prefix[-1].isdigit()
+    above = "".join(f"{part}." for part in fit.prefix[:-1])
+    return [
+        stored
+        for stored in fit.group.tensors
+        if stored not in used
+        and not (scale_kind(stored) or stored.rpartition(".")[2] in _COUNTERS)
+        and (
+            stored.startswith(below)
+            or (numbered and stored.startswith(above) and stored[len(above) :].partition(".")[0].isdigit())
+        )
     ]
-    dtypes = [f"wrong type {name} {_dtype(tensor.dtype)}" for name, tensor, _ in common if tensor.dtype.is_complex]
-    return [*missing, *unknown, *shapes, *dtypes]
 
 
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def inner_wrappers(fit: Fit) -> list[str]:
+    """The parts that wrappers added inside the names: DataParallel or torch.compile around a part of the network."""
+    parts = {
+        part
+        for name, stored in fit.names.items()
+        if not fit.group.ordered
+        for part in stored.split(".")[len(fit.prefix) :]
+        if part in _WRAPPERS and part not in name.split(".")
+    }
+    return sorted(parts)
 
 
-def _names(names: Collection[Any]) -> str:
-    """The first names of a collection on one line; names that are no texts are listed by their type."""
-    shown = [ascii(name[:100]) if isinstance(name, str) else type(name).__name__ for name in list(names)[:_LISTED]]
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return (", ".join(shown) or "nothing") + more
+def is_counter(name: str) -> bool:
+    """Whether it is BatchNorm's number of batches: torch before 0.4.1 had none, and eval mode never reads it."""
+    return name.rpartition(".")[2] == "num_batches_tracked"
+
+
+def only_wrappers(prefix: Keys) -> bool:
+    """Whether a prefix is of DataParallel, torch.compile and the like alone, which change nothing."""
+    return all(part in _WRAPPERS for part in prefix)

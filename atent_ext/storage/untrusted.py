@@ -11,6 +11,8 @@ from atent_ext.core.errors import BadInput, Code
 
 _NESTED = 20
 """Largest number of levels of a YAML file; cards and recipes have four."""
+# O_NONBLOCK: opening a named pipe must not block. Windows has neither flag.
+_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 
 
 # ---- files
@@ -64,10 +66,8 @@ def read(path: Path, most: int) -> bytes:
 
     Raises BadInput if the file is missing, a symbolic link or a device, is too large, or changes in the meantime.
     """
-    # O_NONBLOCK: opening a named pipe must not block. Windows has neither flag.
-    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
     try:
-        handle = os.open(path, flags)
+        handle = os.open(path, _FLAGS)
     except OSError as error:
         if path.is_symlink():
             message = f"{path} is a symbolic link; put the file itself there"
@@ -84,6 +84,16 @@ def read(path: Path, most: int) -> bytes:
     if len(content) != size:
         raise BadInput(f"{path} changed while it was read; try again", code="unreadable", field="path")
     return content
+
+
+def start(path: Path, count: int) -> bytes:
+    """The first `count` bytes of a plain file, fewer if it is shorter; none of a link, a device or a file of others."""
+    try:
+        handle = os.open(path, _FLAGS)
+    except OSError:
+        return b""
+    with os.fdopen(handle, "rb") as file:
+        return file.read(count) if stat.S_ISREG(os.fstat(handle).st_mode) else b""
 
 
 def _size(handle: int, path: Path, most: int) -> int:

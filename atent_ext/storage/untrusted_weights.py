@@ -6,6 +6,7 @@ keys whose hash takes exponential time.
 """
 
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _PICKLE = 4 * 2**20
 """Largest pickle of a torch file in bytes. It holds the tensors' names, no data: 2,000 tensors take half a megabyte."""
 _MEMBERS = 100_000
 """Largest number of members of a torch zip."""
+_ZIP = b"PK\x03\x04"
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _SAVE = "a plain state dict is needed: torch.save(model.state_dict(), ...), or better a .safetensors file"
 _AGAIN = "download it again, from the link of the file itself"
@@ -45,20 +47,45 @@ _NOT_WEIGHTS: tuple[tuple[bytes, str], ...] = (
 
 
 def check(content: bytes, path: Path) -> None:
-    """Check the bytes of a .safetensors, .pt or .pth file before it is parsed; `path` names the file in errors.
+    """Check the bytes of a weights file before it is parsed; `path` names the file in errors.
 
-    Raises BadInput for a file of another kind (the message says which), for a file that is cut off or claims a larger
-    size than it has, and for a pickle that names anything but tensors.
+    The content says of which kind it is: safetensors, a zip or a pickle of torch.save. Raises BadInput for a file of
+    another kind (the message says which), for a file that is cut off or claims a larger size than it has, and for a
+    pickle that names anything but tensors.
     """
-    if path.suffix == ".safetensors" and content[8:9] == b"{":
+    if is_safetensors(content, path):
         return _check_header(content, path)
     _check_kind(content, path)
-    if path.suffix == ".safetensors":
-        raise _error(path, f"is not a safetensors file; {_SAVE}")
-    if content.startswith(b"PK\x03\x04"):
+    if content.startswith(_ZIP):
         _check_zip(content, path)
+    elif path.suffix == ".safetensors" and not content.startswith(b"\x80"):
+        raise _error(path, f"is not a safetensors file; {_SAVE}")
     else:
         _check_legacy(content, path)
+
+
+def is_safetensors(content: bytes, path: Path) -> bool:
+    """Whether the bytes start as a safetensors file does, by a length and a header in JSON.
+
+    In a file of another name the length must fit, too: the first letters of a JSON text would be an enormous one.
+    """
+    fits = path.suffix == ".safetensors" or int.from_bytes(content[:8], "little") <= len(content) - 8
+    return content[8:9] == b"{" and fits
+
+
+def looks_like_weights(head: bytes) -> bool:
+    """Whether a file that starts with `head`, some hundred bytes, seems to be of safetensors or torch.save."""
+    zipped = head.startswith(_ZIP) and b"data.pkl" in head
+    return zipped or head.startswith(b"\x80\x02") or (head[8:9] == b"{" and head[4:8] == bytes(4))
+
+
+def kind(head: bytes, path: Path) -> str:
+    """What a file that starts with `head` is, as the end of a sentence, if it is no weights file."""
+    try:
+        _check_kind(head, path)
+    except BadInput as error:
+        return str(error).removeprefix(f"{path} is ")
+    return "no file of safetensors or torch.save"
 
 
 def _error(path: Path, what: str, code: Code = "unreadable") -> BadInput:
@@ -74,8 +101,6 @@ def _check_kind(content: bytes, path: Path) -> None:
             raise _error(path, f"is {what}")
     if content[257:262] == b"ustar":
         raise _error(path, f"is a tar archive, as the first versions of torch wrote; {_SAVE}")
-    if path.suffix == ".safetensors" and content.startswith((b"PK\x03\x04", b"\x80\x02")):
-        raise _error(path, "is a file of torch.save by its first bytes; name it .pt")
 
 
 def _check_header(content: bytes, path: Path) -> None:
@@ -150,6 +175,25 @@ def _check_legacy(content: bytes, path: Path) -> None:
 
 # ---- pickles
 
+_BESIDE = re.compile(
+    r"(numpy|argparse|pathlib|datetime|omegaconf|easydict|yacs)\..*|types\.SimpleNamespace|.*defaultdict"
+)
+"""What trainers usually store beside the tensors."""
+_CONVERTER = (
+    "import torch; keep = lambda x: {{k: keep(v) for k, v in x.items() if isinstance(v, (dict, torch.Tensor))}} "
+    "if isinstance(x, dict) else x; "
+    "torch.save(keep(torch.load('{file}', map_location='cpu', weights_only=False)), 'tensors.pt')"
+)
+"""Code that keeps the tensors of a file. Loading runs what the file says, so only its author may run it."""
+
+
+def _converter(name: str, path: Path) -> str:
+    """The remedy for a pickle that names something: a command, if a trainer may well have stored that."""
+    file = path.name
+    if not (_BESIDE.fullmatch(name) and file.isprintable() and not set(file) & set("'\"\\$`!")):
+        return _SAVE
+    return f'whoever trained it, and nobody else, converts it by: python -c "{_CONVERTER.format(file=file)}"'
+
 
 def _storages(stream: BytesIO, path: Path) -> dict[str, int]:
     """Scan the next pickle of a stream: the storages that it asks for, and their sizes in bytes."""
@@ -158,7 +202,19 @@ def _storages(stream: BytesIO, path: Path) -> dict[str, int]:
     return scanner.storages
 
 
-_SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1}
+_SIZES = {
+    "ComplexDouble": 16,
+    "ComplexFloat": 8,
+    "Double": 8,
+    "Float": 4,
+    "Half": 2,
+    "BFloat16": 2,
+    "Long": 8,
+    "Int": 4,
+    "Short": 2,
+    "Char": 1,
+    "Byte": 1,
+}
 _STORAGES = {f"torch.{name}Storage": size for name, size in (_SIZES | {"Bool": 1}).items()}
 _STORAGES["torch.storage.UntypedStorage"] = 1
 _CALLED = {"collections.OrderedDict", "collections.Counter", "torch.Size", "torch.device"}
@@ -242,7 +298,7 @@ class _PickleScanner(pickle._Unpickler):
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not (dtype or full in _CALLED or full in _STORAGES):
             what = f"holds more than tensors: it names {full[:100]!r}, which was not run"
-            raise _error(self.path, f"{what}; {_SAVE}", "unsafe")
+            raise _error(self.path, f"{what}; {_converter(full, self.path)}", "unsafe")
         return _Global(full)
 
     def persistent_load(self, pid: Any) -> dict[Any, Any]:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.core.model_state import seeded
 from atent_ext.core.registry import nearest
-from atent_ext.core.schema import Threat
+from atent_ext.core.schema import StatedNormalisation, Threat
 from atent_ext.data import datasets
 from atent_ext.evaluation.scoring import Subject
-from atent_ext.models import networks
+from atent_ext.models import networks, wrappers
 from atent_ext.models import weights as weights_files
 from atent_ext.storage import untrusted
 from atent_ext.subjects import base
@@ -92,23 +92,28 @@ def from_code(
     root: Path | None = None,
     download: bool = False,
     classes: int | None = None,
+    key: str | None = None,
+    normalisation: StatedNormalisation = None,
 ) -> Subject:
     """The network of a reference, with the weights of `file` (None: as the code makes it), on `dataset`.
 
-    classes: as in `datasets.load`.
+    classes: as in `datasets.load`. key: as in `weights.fill`. normalisation: as there, and applied.
     Raises what `build` raises, and BadInput for a missing data set and for weights that do not fit.
     """
     if dataset is None:
         raise BadInput(f"{reference} is code; it needs --dataset", code="missing", field="dataset")
     images = datasets.load(dataset, root, download, classes)
     network = build(reference, arguments, images.test.images, len(images.classes))
+    notes: tuple[str, ...] = ()
     if file is not None:
         with images.explaining():
-            weights_files.load_weights(network, file)
+            key, notes = weights_files.load_weights(network, file, key=key, normalisation=normalisation)
+    network = wrappers.normalised(network, normalisation, images.test.images.shape[1]).eval()
     where, _, what = reference.rpartition(":")
     name = f"{Path(where).stem}-{what}"
-    about = base.about(name, shown(reference), [] if file is None else [file], images)
-    return Subject(network.eval(), images.test, threat, about)
+    described = wrappers.described(shown(reference), normalisation, key)
+    about = base.about(name, described, [] if file is None else [file], images)
+    return Subject(network, images.test, threat, about.model_copy(update={"weights_notes": notes}))
 
 
 def _made(name: str, make: Callable[..., Any], arguments: Arguments) -> nn.Module:

@@ -15,6 +15,7 @@ from typing import Any
 from atent_ext.core import registry, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import norm as norm_called
+from atent_ext.core.schema import StatedNormalisation
 from atent_ext.data import datasets
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.subjects import zoo
@@ -40,6 +41,8 @@ def load(
     model_dir: Path | None = None,
     held_out: bool = False,
     classes: int | None = None,
+    weights_key: str | None = None,
+    normalisation: StatedNormalisation = None,
     weights: Path | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Subject:
@@ -50,7 +53,8 @@ def load(
     `model_dir` (None: "models"), and without `eps` it is scored at the radius of RobustBench's leaderboard.
     model, dataset: needed for a weights file; a program needs a dataset. norm, eps: override the threat model.
     held_out: as in `from_run`; only for run folders. classes: as in `datasets.load`; only where `dataset` is given.
-    weights: of the network that the code of `reference` makes. arguments: of that code, or of `model`.
+    weights_key, normalisation: as in `from_weights`; only for weights files. weights: of the network that the code of
+    `reference` makes. arguments: of that code, or of `model`.
     Raises BadInput for a name or a value that is not valid, before any file is looked at; for an argument that is
     missing or does not apply; and for a name that is both a model of the zoo and an existing path.
     """
@@ -59,7 +63,11 @@ def load(
     _check_of_code(reference, code or model is not None, code, weights, arguments)
     if code:
         place = (root, download, classes)
-        return _of_code(str(reference), weights, arguments, (model, dataset, norm, eps), held_out, *place)
+        stated = (weights_key, normalisation)
+        if weights is None and weights_key is not None:
+            message = f"--weights-key is {weights_key}, and no --weights are given; drop it"
+            raise BadInput(message, code="unused", field="weights_key")
+        return _of_code(str(reference), weights, arguments, (model, dataset, norm, eps), held_out, *place, *stated)
     name, path = _zoo_name(str(reference)), Path(reference)
     robustbench = str(reference).startswith(_ROBUSTBENCH)
     if held_out and (robustbench or name is not None):
@@ -68,6 +76,13 @@ def load(
             code="unused",
             field="held_out",
         )
+    if (weights_key, normalisation) != (None, None) and (
+        robustbench or name is not None or path.is_dir() or path.suffix == SUFFIX
+    ):
+        option = "normalisation" if weights_key is None else "weights_key"
+        message = f"{reference} is no weights file, whose weights and normalisation can be stated; leave out "
+        message += f"--{option.replace('_', '-')}"
+        raise BadInput(message, code="unused", field=option)
     if robustbench:
         if model or dataset is None:
             message = f"{reference} is a model of RobustBench's zoo; it needs --dataset, and no --model"
@@ -94,7 +109,8 @@ def load(
         message = f"{reference} is no run folder; a weights file needs --model, --dataset and --eps"
         missing = next(name for name, value in (("model", model), ("dataset", dataset), ("eps", eps)) if value is None)
         raise BadInput(message, code="missing", field=missing)
-    return from_weights(path, model, dataset, threat_model(norm or "Linf", eps), root, download, classes, arguments)
+    threat = threat_model(norm or "Linf", eps)
+    return from_weights(path, model, dataset, threat, root, download, classes, weights_key, normalisation, arguments)
 
 
 def _check_of_code(
@@ -118,6 +134,8 @@ def _of_code(
     root: Path | None,
     download: bool,
     classes: int | None,
+    weights_key: str | None,
+    normalisation: StatedNormalisation,
 ) -> Subject:
     model, dataset, norm, eps = named
     if model is not None or held_out:
@@ -126,7 +144,8 @@ def _of_code(
     if eps is None:
         raise BadInput(f"{reference} is the code of a network; it needs --eps", code="missing", field="eps")
     threat = threat_model(norm or "Linf", eps)
-    return from_code(reference, weights, arguments or {}, dataset, threat, root, download, classes)
+    place = (root, download, classes)
+    return from_code(reference, weights, arguments or {}, dataset, threat, *place, weights_key, normalisation)
 
 
 def check_values(

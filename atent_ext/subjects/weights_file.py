@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from atent_ext.core.schema import Threat
+from atent_ext.core.schema import StatedNormalisation, Threat
 from atent_ext.data import datasets
 from atent_ext.evaluation.scoring import Subject
-from atent_ext.models import weights
+from atent_ext.models import weights, wrappers
 from atent_ext.subjects import base, python_code
 
 
@@ -19,14 +19,20 @@ def from_weights(
     root: Path | None = None,
     download: bool = False,
     classes: int | None = None,
+    key: str | None = None,
+    normalisation: StatedNormalisation = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Subject:
     """A weights file for a network of the registry or of code (`python_code.build`), made with `arguments`.
 
-    classes: as in `datasets.load`. Raises BadInput for a file that holds no weights or does not fit.
+    The file is read as `weights.fill` does; a stated normalisation is applied. classes: as in `datasets.load`. Raises
+    BadInput for a file that holds no weights or does not fit, and where nothing decides what is meant.
     """
     images = datasets.load(dataset, root, download, classes)
     network = python_code.build(model, arguments or {}, images.test.images, len(images.classes))
     with images.explaining():
-        weights.load_weights(network, path)
-    return Subject(network.eval(), images.test, threat, base.about(path.stem, python_code.shown(model), [path], images))
+        key, notes = weights.load_weights(network, path, key=key, normalisation=normalisation)
+    network = wrappers.normalised(network, normalisation, images.test.images.shape[1]).eval()
+    name = wrappers.described(python_code.shown(model), normalisation, key)
+    about = base.about(path.stem, name, [path], images)
+    return Subject(network, images.test, threat, about.model_copy(update={"weights_notes": notes}))

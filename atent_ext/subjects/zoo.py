@@ -30,7 +30,7 @@ def load(name: str) -> nn.Module:
     if digest != stated:
         message = f"{path} has SHA-256 {digest}, and the card of {name} is of {stated}; reinstall atent-ext"
         raise BadInput(message, code="other-content", field="weights.sha256")
-    return folder.filled(card.submission, content, path, [])
+    return folder.filled(card.submission, content, path, [])[0]
 
 
 def names() -> list[str]:

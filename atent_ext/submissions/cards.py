@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from atent_ext.core.errors import BadInput
-from atent_ext.core.schema import Network, Readable, Section, Threat, readable
+from atent_ext.core.schema import Network, Normalisation, Readable, Section, StatedNormalisation, Threat, readable
 from atent_ext.evaluation.report import Report
 from atent_ext.storage import files, untrusted
 
@@ -44,19 +44,6 @@ def _plain(value: Any) -> bool:
     return value is None or (isinstance(value, int) and abs(value) <= _MOST)
 
 
-class Normalisation(Section):
-    """Per channel, applied to images in [0, 1] before the network: (x - mean) / std."""
-
-    mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=16)]
-    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=16)]
-
-    @model_validator(mode="after")
-    def _of_one_length(self) -> "Normalisation":
-        if len(self.mean) != len(self.std):
-            raise ValueError(f"{len(self.mean)} means, {len(self.std)} deviations; one of each per channel is needed")
-        return self
-
-
 class Claim(Section):
     """A claimed accuracy in percent, on clean images or under attack. attack, source: free text.
 
@@ -78,6 +65,8 @@ class Submission(Section):
     registry, never a path. threat: norm and eps for images in [0, 1]; eps may be a fraction such as 8/255. extra_data:
     whether training used other data than the training split. random: whether the outputs are declared random, so that
     AutoAttack's "rand" version scores the network. training: how it was trained, as text. link: http:// or https://.
+    normalisation: of images before the network, or "none"; left out, it says nothing, and a file that speaks of one is
+    refused. weights_key: the name of the weights in a file that holds several networks, such as "ema.shadow".
     """
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
@@ -89,10 +78,16 @@ class Submission(Section):
     threat: Threat
     extra_data: bool = False
     training: Paragraph = ""
-    normalisation: Normalisation | None = None
+    normalisation: StatedNormalisation = None
+    weights_key: Annotated[str, Field(min_length=1, max_length=300), AfterValidator(readable)] | None = None
     random: bool = False
     license: Text
     claims: Annotated[tuple[Claim, ...], Field(max_length=20)] = ()
+
+    @property
+    def scale(self) -> Normalisation | None:
+        """The normalisation in front of the network; None if there is none, stated or not."""
+        return self.normalisation if isinstance(self.normalisation, Normalisation) else None
 
     @field_validator("name")
     @classmethod
@@ -278,7 +273,7 @@ def first_field(error: ValidationError) -> str:
 
 
 def _field(error: Any) -> str:
-    return ".".join(str(part)[:50] for part in error["loc"])
+    return ".".join(str(part)[:50] for part in error["loc"] if str(part).strip())  # tags are blank
 
 
 def _field_error(error: Any) -> str:

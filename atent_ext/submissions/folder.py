@@ -1,36 +1,38 @@
 """Submissions: an untrusted folder of weights and card.yaml, read without running any code in it.
 
-model.safetensors   the weights; or one .pt or .pth that holds a state dict      card.yaml   what is claimed about them
+model.safetensors   the weights, or a checkpoint of torch.save by any name      card.yaml   what is claimed about them
 model.pt2           an exported program instead, whose card names no architecture
 recipe.yaml         how they were trained (may be left out)
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from atent_ext.core.errors import AtentError, BadInput
 from atent_ext.core.model_state import seeded
 from atent_ext.data import datasets
 from atent_ext.evaluation.report import Report, Result
-from atent_ext.models import networks
-from atent_ext.models.wrappers import Normalised
-from atent_ext.storage import files, state_dicts, untrusted, untrusted_program
+from atent_ext.models import networks, wrappers
+from atent_ext.models import weights as weights_of
+from atent_ext.storage import files, untrusted, untrusted_program
+from atent_ext.storage.untrusted_weights import kind, looks_like_weights
 from atent_ext.submissions import cards
-from atent_ext.submissions.cards import Claim, Normalisation, Submission
+from atent_ext.submissions.cards import Claim, Submission
 from atent_ext.training import recipes
 from atent_ext.training.recipes import Recipe
 from atent_ext.training.run_folder import RunFolder
 
 _WEIGHTS = 4 * 2**30
 _RECIPE = 100_000
-_KINDS = (".safetensors", ".pt", ".pth", ".pt2")
+_KINDS = (".safetensors", ".pt", ".pth", ".pth.tar", ".pt.tar", ".ckpt", ".bin", ".pkl", ".pt2")
+"""How the names of weights files end; other files are recognised by their first bytes."""
 _ANY = {"norm": "Linf", "eps": 0.0}
 """The threat model of a card whose other fields are checked before the run is read."""
 _SHAPES: Mapping[str, tuple[int, int, int]] = {
@@ -49,7 +51,8 @@ class Opened:
 
     network: with the weights loaded, on the CPU, in eval mode; takes images in [0, 1], a `Normalised` if the card has a
     normalisation. weights: the file, of `bytes` bytes with the hash `sha256`. parameters: how many the network has.
-    notes: what was converted or ignored, as text. recipe: that of recipe.yaml, None if there is no such file.
+    notes: what was guessed, converted or ignored, as text. recipe: that of recipe.yaml, None if there is no such file.
+    key: the name of the weights that were read, where the file has several; else None.
     """
 
     submission: Submission
@@ -60,6 +63,7 @@ class Opened:
     parameters: int
     notes: tuple[str, ...]
     recipe: Recipe | None = None
+    key: str | None = None
 
 
 def read(folder: Path, root: Path | None = None, *, most: int = _WEIGHTS) -> Opened:
@@ -80,7 +84,7 @@ def read(folder: Path, root: Path | None = None, *, most: int = _WEIGHTS) -> Ope
     notes: list[str] = []
     if recipe is not None and recipe.init_from is not None:
         notes.append(f"the recipe starts from {recipe.init_from[:100]!r}, which is not looked at")
-    network = filled(submission, content, weights, notes, root)
+    network, key = filled(submission, content, weights, notes, root)
     return Opened(
         submission,
         network,
@@ -90,30 +94,28 @@ def read(folder: Path, root: Path | None = None, *, most: int = _WEIGHTS) -> Ope
         sum(parameter.numel() for parameter in network.parameters()),
         tuple(notes),
         recipe,
+        key,
     )
 
 
 def filled(
     submission: Submission, content: bytes, weights: Path, notes: list[str], root: Path | None = None
-) -> nn.Module:
-    """The submission's network with the weights loaded, as `Opened.network`.
+) -> tuple[nn.Module, str | None]:
+    """The submission's network with the weights loaded, as `Opened.network`, and their name, as `Opened.key`.
 
     content: the bytes of the file `weights`, whose path errors name. notes: what was converted or ignored is appended.
     root: as in `read`. Raises BadInput for weights that do not fit, and what `read` raises for the architecture.
     """
     if weights.suffix == ".pt2":
-        return _program(submission, content, weights, notes)
+        return _program(submission, content, weights, notes), None
     if submission.architecture.name == cards.PROGRAM:
         message = f"card.yaml names no architecture, and {weights.name} holds no program but weights; "
         message += "name the architecture, or send a program: atent export RUN --to pt2 --out model.pt2"
         raise BadInput(message, code="missing", field="architecture")
     network, channels = _network(submission, root)
-    state = state_dicts.unwrap(files.parse_weights(content, weights), weights, notes)
-    names = network.state_dict().keys()
-    state = _without_normalisation(state, names, submission.normalisation, weights, notes)
-    state = state_dicts.rename(state, names, notes)
-    state_dicts.fill(network, state, weights, notes)
-    return _normalised(network, submission.normalisation, channels).eval()
+    stated, key = submission.normalisation, submission.weights_key
+    key = weights_of.fill(network, content, weights, notes, key=key, normalisation=stated)
+    return wrappers.normalised(network, stated, channels).eval(), key
 
 
 def shape(dataset: str, root: Path | None = None) -> tuple[int, tuple[int, int, int]]:
@@ -169,17 +171,25 @@ def new(
 
 
 def _weights_file(folder: Path, files: list[Path]) -> Path:
-    weights = [path for path in files if path.suffix.lower() in _KINDS]
+    """The one weights file, by its name or by its first bytes."""
+    others = [path for path in files if path not in (folder / "card.yaml", folder / "recipe.yaml")]
+    weights = [path for path in others if path.name.lower().endswith(_KINDS)]
+    weights += [path for path in others if path not in weights and looks_like_weights(untrusted.start(path, 512))]
     if not weights:
-        message = f"there is no weights file in {folder}; put model.safetensors there, or one .pt or .pth"
+        kinds = [
+            f"{str(path.relative_to(folder))[:100]!r} is {kind(untrusted.start(path, 512), path)}"
+            for path in others[:5]
+        ]
+        found = f" ({'; '.join(kinds)})" if kinds else ""
+        message = f"there is no weights file in {folder}{found}; put model.safetensors there, or a file of torch.save"
         raise BadInput(message, code="missing", field="weights")
     if len(weights) > 1:
-        names = ", ".join(repr(str(path.relative_to(folder))) for path in weights[:5])
+        names = ", ".join(repr(str(path.relative_to(folder))) for path in sorted(weights)[:5])
         message = f"{folder} has {len(weights)} weights files ({names}); leave one of them"
         raise BadInput(message, code="conflict", field="weights")
-    if weights[0].parent != folder or weights[0].suffix not in _KINDS:
+    if weights[0].parent != folder:
         name = str(weights[0].relative_to(folder))
-        message = f"the weights lie in {name!r}; put them into {folder} itself, as model.safetensors, .pt or .pth"
+        message = f"the weights lie in {name!r}; put them into {folder} itself"
         raise BadInput(message, code="bad-value", field="weights")
     return weights[0]
 
@@ -233,51 +243,7 @@ def _program(submission: Submission, content: bytes, path: Path, notes: list[str
         message = f"{path} takes images {program.shape}, and those of {submission.dataset} are {known[1:]}"
         raise BadInput(f"{message}; name its data set in card.yaml", code="bad-shape", field="dataset")
     notes.extend(program.notes)
-    return _normalised(program.network, submission.normalisation, program.shape[0]).eval()
-
-
-def _normalised(network: nn.Module, normalisation: Normalisation | None, channels: int) -> nn.Module:
-    if normalisation is None:
-        return network
-    if len(normalisation.mean) != channels:
-        message = f"normalisation has {len(normalisation.mean)} means, and the images have {channels} channels; "
-        message += "give one mean and one std per channel"
-        raise BadInput(message, code="bad-shape", field="normalisation")
-    return Normalised(network, normalisation.mean, normalisation.std)
-
-
-def _without_normalisation(
-    state: dict[str, Tensor],
-    expected: Collection[str],
-    card: Normalisation | None,
-    path: Path,
-    notes: list[str],
-) -> dict[str, Tensor]:
-    """`state` without the mean and std of a normalising wrapper. Raises BadInput where they differ from the card's."""
-    usual = {"mean", "std", "mu", "sigma"} - {_last_part(name) for name in expected}
-    stored = {name: tensor for name, tensor in state.items() if _last_part(name) in usual}
-    for name, tensor in stored.items():
-        claimed = () if card is None else card.mean if _last_part(name) in ("mean", "mu") else card.std
-        if not _equal(tensor, claimed):
-            values = f"of shape {tuple(tensor.shape)}"
-            if 0 < tensor.numel() <= 16 and not tensor.is_complex():
-                values = ", ".join(f"{float(value):.4g}" for value in tensor.flatten())
-            message = f"{path} holds a normalisation, {name[:100]!r} = ({values}), and the card says "
-            message += f"{claimed or 'none'}; put mean and std under normalisation in card.yaml"
-            raise BadInput(message, code="conflict", field="normalisation")
-    if stored:
-        notes.append(f"the normalisation stored as {', '.join(map(repr, stored))} is that of the card")
-    return {name: tensor for name, tensor in state.items() if name not in stored}
-
-
-def _equal(stored: Tensor, claimed: Sequence[float]) -> bool:
-    if stored.is_complex() or not 0 < stored.numel() == len(claimed):
-        return False
-    return bool(torch.allclose(stored.flatten().double(), torch.tensor(claimed, dtype=torch.float64), atol=1e-4))
-
-
-def _last_part(name: str) -> str:
-    return name.rpartition(".")[2]
+    return wrappers.normalised(program.network, submission.normalisation, program.shape[0]).eval()
 
 
 # ---- writing

@@ -20,6 +20,7 @@ from atent_ext.evaluation.protocol import Protocol, load_protocol
 from atent_ext.evaluation.report import About, Report, Result
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.models.speed import prepare
+from atent_ext.models.wrappers import described
 from atent_ext.submissions import masking, sanity
 from atent_ext.submissions.cards import Card, Check, Claim, Sign, Submission, Verdict
 from atent_ext.submissions.folder import Opened, shape
@@ -206,19 +207,13 @@ def _subject(opened: Opened, images: DataSet) -> Subject:
     submission = opened.submission
     about = About(
         name=submission.name,
-        model=_model(submission),
+        model=described(submission.architecture.name, submission.normalisation, opened.key),
         weights_sha256=opened.sha256,
         # Paths of this machine stay out of reports.
         data=images.name if ":" not in images.name else f"{submission.dataset} ({_file(images.name)})",
         data_note=images.note,
     )
     return Subject(opened.network, images.test, submission.threat, about)
-
-
-def _model(submission: Submission) -> str:
-    """The network as text, with its normalisation, which the hash of the weights does not cover."""
-    name, scale = submission.architecture.name, submission.normalisation
-    return name if scale is None else f"{name}, images normalised by mean {scale.mean} and std {scale.std}"
 
 
 def _file(dataset: str) -> str:
@@ -297,6 +292,7 @@ def _card(
         "sha256": opened.sha256,
         "bytes": opened.bytes,
         "parameters": opened.parameters,
+        **({} if opened.key is None else {"key": opened.key}),
         "notes": list(opened.notes),
     }
     return Card(

@@ -1,10 +1,17 @@
 """Training: recipes as data, one loop for every objective, run folders in which an interrupted training is resumed.
 
 recipes       a run as validated data
+optimizers    its optimizer and learning rate
 recipe_files  the files of registry/recipes as plain data: bases, overrides
 overrides     changes of a recipe, and the fields that depend on them
 loop          the training loop, `fit`
-batches       order, augmentation and shares of batches
+step          one optimizer step: terms, parts of a batch, perturbed weights, clipping
+averages      averages of the weights
+splits        the images of a training
+batches       order and shares of batches
+augment       random changes of images
+mixing        mixup, CutMix, label smoothing
+progress      who is told how far a training is
 run_folder    what a run leaves on disk, and who may write there
 entropy_sgd   the optimizer Entropy-SGD
 """

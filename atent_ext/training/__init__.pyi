@@ -1,6 +1,6 @@
 from .entropy_sgd import EntropySGD as EntropySGD
-from .loop import Metrics as Metrics
-from .loop import Reporter as Reporter
 from .loop import fit as fit
+from .progress import Metrics as Metrics
+from .progress import Reporter as Reporter
 from .recipes import Recipe as Recipe
 from .run_folder import RunFolder as RunFolder

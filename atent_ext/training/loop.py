@@ -3,10 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +13,6 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, broadcast, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import lr_scheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from atent_ext.attacks.accuracy import predict, robust_flags
 from atent_ext.attacks.langevin import pgd
@@ -25,41 +22,19 @@ from atent_ext.core.errors import BadInput, NonFiniteLoss
 from atent_ext.core.model_state import seeded
 from atent_ext.core.norms import SharedGenerator, norm
 from atent_ext.core.types import Objective
-from atent_ext.data.datasets import DataSet, Split, digest, hold_out
+from atent_ext.data.datasets import DataSet
 from atent_ext.models import speed, weights
 from atent_ext.storage import files, signals
-from atent_ext.training.batches import Batch, Batches
-from atent_ext.training.recipes import Recipe, Schedule
-from atent_ext.training.run_folder import RunFolder, build_model, not_both
+from atent_ext.training import averages, splits
+from atent_ext.training.progress import Metrics as Metrics
+from atent_ext.training.progress import Reporter as Reporter
+from atent_ext.training.progress import Silent as Silent
+from atent_ext.training.recipes import Recipe
+from atent_ext.training.run_folder import RunFolder, build_model, initialise, not_both
+from atent_ext.training.splits import Splits
+from atent_ext.training.step import Stepper
 
-Metrics = dict[str, Any]
 _log = logging.getLogger(__name__)
-
-
-class Reporter(Protocol):
-    """Receives the progress of a training. The command line shows it as a progress bar."""
-
-    def begin(self, name: str, epochs: int, steps: int, done: int) -> None:
-        """Training of recipe `name` starts: `epochs` of `steps` optimizer steps each; `done` epochs are finished."""
-
-    def step(self, loss: float) -> None:
-        """An optimizer step was made; `loss` is that of this process's share of the batch."""
-
-    def epoch(self, metrics: Metrics) -> None:
-        """An epoch ended and its checkpoint is written; `metrics` are its line in metrics.jsonl."""
-
-
-class Silent:
-    """A reporter that does nothing."""
-
-    def begin(self, name: str, epochs: int, steps: int, done: int) -> None:
-        """Do nothing."""
-
-    def step(self, loss: float) -> None:
-        """Do nothing."""
-
-    def epoch(self, metrics: Metrics) -> None:
-        """Do nothing."""
 
 
 def fit(
@@ -92,16 +67,16 @@ def fit(
     folder = RunFolder(Path(out))
     validate.images(data.train.images, 0.0, 1.0)
     validate.labels(data.train.labels, len(data.train.images), len(data.classes))
-    rest, held_out = hold_out(data.train, recipe.validation.count, recipe.seed)
+    images = splits.split(recipe, data)
     with seeded(recipe.seed):
         model = build_model(recipe, data)
         if recipe.init_from and not (resume and folder.state.exists()):
-            source = Path(recipe.init_from)
             with data.explaining():
-                weights.load_weights(model, RunFolder(source).weights if source.is_dir() else source)
+                initialise(model, recipe)
+        weights.check_saved(model)
         if resume and recipe.speed == "auto" and folder.exists():  # the setting that it chose when it started
             recipe = recipe.model_copy(update={"speed": folder.recipe().speed})
-        trainer = _Trainer(recipe, model, rest.take(recipe.examples), held_out, folder)
+        trainer = _Trainer(recipe, model, images, folder)
         main = trainer.accelerator.is_main_process
         with folder.claimed(trainer.recipe, resume=resume, overwrite=overwrite) if main else nullcontext():
             trainer.accelerator.wait_for_everyone()
@@ -112,25 +87,29 @@ def fit(
 
 
 class _Trainer:
-    def __init__(self, recipe: Recipe, model: nn.Module, rest: Split, held_out: Split, folder: RunFolder) -> None:
-        self.held_out, self.folder = held_out, folder
-        self.data = digest(rest.images, rest.labels, held_out.images, held_out.labels)
+    def __init__(self, recipe: Recipe, model: nn.Module, images: Splits, folder: RunFolder) -> None:
+        self.held_out, self.folder = images.held_out, folder
+        self.data = images.digest()
         self.objective = recipe.build_objective()
         self.history: list[Metrics] = []
         self.lr = recipe.optimizer.lr  # that of the last step
         self.accelerator = _accelerator(recipe.mixed_precision)
-        self.recipe = self.configure_speed(model, recipe, rest.images[: recipe.batch_size])
-        process = (self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes)
-        self.batches = Batches(rest, recipe.batch_size, recipe.augment, *process)
+        self.recipe = self.configure_speed(model, recipe, images.rest.images[: recipe.batch_size])
+        self.batches = images.batches(self.accelerator)
         optimizer = recipe.optimizer.build(model.parameters())
-        schedule = _schedule(recipe.schedule, optimizer, recipe.epochs, len(self.batches))
+        schedule = recipe.schedule.build(optimizer, recipe.epochs, len(self.batches))
         self.model, self.optimizer, self.schedule = self.accelerator.prepare(model, optimizer, schedule)
         if isinstance(self.model, DistributedDataParallel):
             self.model.broadcast_buffers = False  # otherwise every forward pass would sync the processes
         self.network: nn.Module = self.accelerator.unwrap_model(self.model)
-        self.average = _average(self.network, recipe.ema) if recipe.ema else None
-        # The network that is validated and saved: the averaged one if there is one.
-        self.validated: nn.Module = self.average.module if self.average else self.network
+        self.average = averages.average(self.network, recipe)
+        self.stepper = Stepper(self.recipe, self.accelerator, self.model, self.optimizer)
+
+    @property
+    def validated(self) -> nn.Module:
+        """The network that is validated and saved: the averaged one if there is one."""
+        started = self.average is not None and (self.recipe.swa is None or int(self.average.n_averaged) > 0)
+        return self.average.module if self.average is not None and started else self.network
 
     def configure_speed(self, model: nn.Module, recipe: Recipe, images: Tensor) -> Recipe:
         """Apply the recipe's speed to the network, the same in all processes; "auto" becomes the measured choice."""
@@ -147,8 +126,11 @@ class _Trainer:
         reporter.begin(self.recipe.name, self.recipe.epochs, len(self.batches), len(self.history))
         for epoch in range(len(self.history), self.recipe.epochs):
             start = time.perf_counter()
-            loss = self.sync(self.train(epoch, reporter))
-            metrics = {"epoch": epoch + 1, "loss": loss, **self.validate(), "lr": self.lr}
+            loss = self.train(epoch, reporter)
+            if self.recipe.swa is not None and epoch + 1 > self.recipe.swa * self.recipe.epochs:
+                self.average_epoch(epoch)
+            loss = self.sync(loss)
+            metrics = {"epoch": epoch + 1, "loss": loss, **self.validate(), "lr": self.lr, **self.stepper.costs()}
             metrics = broadcast_object_list([metrics])[0]  # rounding must not let processes select other epochs
             metrics["selected"] = self.is_best(metrics)
             metrics["seconds"] = round(time.perf_counter() - start, 1)
@@ -170,47 +152,28 @@ class _Trainer:
         for step, batch in enumerate(self.batches.epoch(_seed(seed, epoch))):
             objective = self.objective_at(epoch * len(self.batches) + step)
             self.lr = self.optimizer.param_groups[0]["lr"]
-            loss = self.step(objective, batch, generator, f"epoch {epoch + 1}, step {step + 1}")
+            try:
+                loss = self.stepper(objective, batch, generator, self.perturbs(epoch, step))
+            except NonFiniteLoss as error:
+                raise self.non_finite(f"{error} at epoch {epoch + 1}, step {step + 1}") from None
             self.schedule.step()
-            if self.average:
+            if self.average and self.recipe.ema is not None:
                 self.average.update_parameters(self.network)
             total += batch.weight * loss
             reporter.step(loss)
         return total / len(self.batches)
 
-    def step(self, objective: Objective, batch: Batch, generator: SharedGenerator, place: str) -> float:
-        """Make one optimizer step and return the mean loss of this process's share at the weights before it."""
-        generator.total, generator.rows = batch.total, batch.rows
-        losses: list[float] = []
+    def perturbs(self, epoch: int, step: int) -> bool:
+        """Whether adversarial weight perturbation has set in."""
+        awp, done = self.recipe.awp, epoch + step / len(self.batches)
+        return awp is not None and done >= awp.start * self.recipe.epochs
 
-        def closure() -> float:
-            self.optimizer.zero_grad()
-            terms = objective(self.model, batch.images, batch.labels, batch.index, generator=generator)
-            losses.append(self.backpropagate(objective.terms, terms, batch.weight))
-            if not math.isfinite(losses[-1]):
-                raise self.non_finite(f"the loss is {losses[-1]} at {place}")
-            return losses[-1]
-
-        if self.recipe.optimizer.needs_closure:
-            self.optimizer.step(closure)
-        else:  # a scaled (fp16) step takes none
-            closure()
-            self.optimizer.step()
-        return losses[0]
-
-    def backpropagate(self, count: int, terms: Iterator[Tensor], weight: float) -> float:
-        """Back-propagate each of `count` terms, times `weight`, before the next; return the sum of the terms.
-
-        Processes exchange gradients for the last term only; the other passes run without synchronisation.
-        """
-        loss = torch.zeros((), device=self.accelerator.device)
-        for position in range(count):
-            last = position == count - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                term = next(terms)
-                self.accelerator.backward(weight * term)
-            loss = loss + term.detach()  # in the wider dtype of the two
-        return float(loss)
+    def average_epoch(self, epoch: int) -> None:
+        """Take the weights at the end of an epoch into the average of `swa`."""
+        assert self.average is not None
+        self.average.update_parameters(self.network)
+        batches = self.batches.epoch(_seed(self.recipe.seed, epoch))
+        averages.measure_statistics(self.average.module, (batch.images for batch in batches))
 
     def objective_at(self, step: int) -> Objective:
         """The objective at a step: eps and step size grow linearly over the share `eps_ramp` of the training."""
@@ -306,26 +269,6 @@ def _accelerator(precision: str) -> Accelerator:
     except ValueError as error:  # a device without it, or an earlier run of this process in another precision
         message = f"mixed_precision is {precision!r}, which cannot be had here: {error}"
         raise BadInput(message, code="unsupported", field="mixed_precision") from error
-
-
-def _schedule(
-    schedule: Schedule, optimizer: torch.optim.Optimizer, epochs: int, steps: int
-) -> lr_scheduler.LRScheduler:
-    """A scheduler to step once per optimizer step."""
-    lr = optimizer.param_groups[0]["lr"]
-    if schedule.name == "one-cycle":
-        total, warmup = epochs * steps, schedule.warmup
-        if warmup * total == 1:
-            message = f"schedule.warmup is {warmup}, exactly one of {total} steps; choose another share"
-            raise BadInput(message, code="bad-value", field="schedule.warmup")
-        return lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total, pct_start=warmup, cycle_momentum=False)
-    milestones = [epoch * steps for epoch in schedule.milestones] if schedule.name == "multi-step" else []
-    return lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
-
-
-def _average(model: nn.Module, decay: float) -> AveragedModel:
-    update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def _seed(*numbers: int) -> int:

@@ -15,7 +15,7 @@ from atent_ext.core.fraction import fractions
 from atent_ext.core.literals import NormName
 
 Raw = dict[str, Any]
-_TEXTS = ("name", "description", "differs", "dataset", "init_from")
+_TEXTS = ("name", "description", "differs", "dataset", "init_from", "init_weights_key", "source", "teacher")
 """Fields in which "1/2" stays a text: `name` of every section, and the text fields of a recipe."""
 _NORMS = get_args(NormName)
 

@@ -6,74 +6,26 @@ The whole recipe is validated before anything runs.
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-import torch
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
-from torch import Tensor
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput, Code
 from atent_ext.core.immutable import frozen
-from atent_ext.core.schema import Count, Network, Positive, Section, Seed, Share, Threat
+from atent_ext.core.schema import Count, Growing, Network, Positive, Section, Seed, Share, Threat
 from atent_ext.core.types import Objective
 from atent_ext.data import datasets
 from atent_ext.models.speed import Speed
+from atent_ext.objectives.certified import Certified, WithCertified
+from atent_ext.training import augment as augmentation
 from atent_ext.training import recipe_files
-from atent_ext.training.entropy_sgd import EntropySGD
+from atent_ext.training.mixing import Mix
+from atent_ext.training.optimizers import Optimizer as Optimizer
+from atent_ext.training.optimizers import Schedule as Schedule
 from atent_ext.training.overrides import numbers
 from atent_ext.training.recipe_files import names as names
-
-
-class Optimizer(Section):
-    """The optimizer: torch.optim.SGD, torch.optim.Adam, or `entropy_sgd.EntropySGD`.
-
-    weight_decay: an L2 penalty for all three. momentum: not used by Adam. arguments: only for Entropy-SGD: steps,
-    gamma, h, noise, average, outer.
-    """
-
-    name: Literal["sgd", "adam", "entropy-sgd"] = "sgd"
-    lr: Positive
-    momentum: Share = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    # Left to right: PyYAML reads 1e-3 as a text, and 5 steps must stay an int.
-    arguments: dict[str, Annotated[int | float | str, Field(union_mode="left_to_right")]] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _arguments_apply(self) -> "Optimizer":
-        self.build([torch.zeros(1, requires_grad=True)])
-        return self
-
-    @property
-    def needs_closure(self) -> bool:
-        """Whether `step` needs a closure, because it computes gradients at several points."""
-        return self.name == "entropy-sgd"
-
-    def build(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """The optimizer over `parameters`. Raises BadInput for arguments that it does not take."""
-        given: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, **self.arguments}
-        kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "entropy-sgd": EntropySGD}[self.name]
-        known = inspect.signature(EntropySGD).parameters if self.name == "entropy-sgd" else {}
-        for argument in sorted(self.arguments.keys() - (known.keys() - {"params", *type(self).model_fields})):
-            message = f"optimizer.arguments.{argument} is not an argument of {self.name}; remove it"
-            raise BadInput(message, code="unused", field=f"optimizer.arguments.{argument}")
-        if self.name != "adam":
-            given["momentum"] = self.momentum
-        optimizer: torch.optim.Optimizer = kind(parameters, **given)
-        return optimizer
-
-
-class Schedule(Section):
-    """The learning rate.
-
-    constant; multi-step: divided by 10 at each epoch of `milestones`; or one-cycle: up to lr, then down to 0.
-    warmup: the share of the training, in [0, 1), in which the rate of one-cycle rises.
-    """
-
-    name: Literal["constant", "multi-step", "one-cycle"] = "constant"
-    milestones: tuple[Count, ...] = ()
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.3
 
 
 class Validation(Section):
@@ -88,36 +40,84 @@ class Validation(Section):
     select: Literal["robust", "clean", "last"] = "robust"
 
 
-class Recipe(Section):
+class Extra(Section):
+    """Images to train on beside those of the data set, such as generated ones.
+
+    source: npz:FILE, see `data.extra`; a relative path is relative to the current folder. share: of each batch, in
+    (0, 1). teacher: a run folder whose network labels the images (pseudo-labels); None takes the labels of the file.
+    """
+
+    source: str
+    share: Annotated[float, Field(gt=0, lt=1)]
+    teacher: str | None = None
+
+
+class AWP(Section):
+    """Adversarial weight perturbation (Wu et al. 2020): a step takes the gradient at the worst weights nearby.
+
+    gamma: the size of the perturbation of each layer relative to its weights, > 0. start: the share of the training
+    before it sets in. It costs the passes of the loss once more, those of the attack only once.
+    """
+
+    gamma: Positive = 0.01
+    start: Share = 0.0
+
+
+class Recipe(Growing):
     """One training run.
 
     classes: how many, for `npz:` arrays that may lack some (None: as the data set says). objective: the `name` of a
-    registered objective, and its fields. eps_ramp: the share of the training, in [0, 1], in which eps and step_size of
-    the objective grow linearly to their values. ema: the decay of an exponential moving average of the weights; if it
-    is set, the average is validated and kept. examples: train on the first `examples` images that are not held out
-    (None: all). init_from: a run folder or a weights file to fine-tune from; a relative
-    path is relative to the current folder. speed: as in `atent_ext.models.speed`; if the model cannot run with it, a
-    simpler one is used; "auto" is measured on the first batch. The recipe in the run folder holds the speed that was
-    used. differs: the differences from the published setting.
+    registered objective, and its fields. certified: a part of the loss that is certified by interval bounds (ℓ∞ only),
+    see `objectives.certified`. eps_ramp: the share of the training, in [0, 1], in which eps and step_size of the
+    objective grow linearly to their values. examples: train on the first `examples` images that are not held out
+    (None: all). init_from: a run folder or a weights file to fine-tune from; a relative path is relative to the current
+    folder. init_weights_key, init_normalisation: which weights of a file with several networks are meant, and that they
+    are of images in [0, 1], where the file leaves that open. speed: as in `atent_ext.models.speed`; if the model cannot
+    run with it, a simpler one is used; "auto" is measured on the first batch. The recipe in the run folder holds the
+    speed that was used. differs: the differences from the published setting.
+
+    Images: augment: the name of a change (see `Batches`), or several in this order. mix: mixup or CutMix.
+    label_smoothing: the share of each label that is spread over all classes, in [0, 1). extra: more images.
+    Steps: accumulate: the number of parts in which a batch is passed, one after the other, to save memory; the step is
+    that of the whole batch, but BatchNorm normalises over a part. clip: the largest norm of the gradient of all
+    weights; longer ones are shortened to it. awp: adversarial weight perturbation.
+    Averages of the weights, which are validated and kept: ema: the decay of an exponential moving average over the
+    steps. swa: the share of the training after which the weights of all epochs are averaged alike (stochastic weight
+    averaging, Izmailov et al. 2018), with BatchNorm's statistics of the averaged network.
     """
+
+    added: ClassVar[frozenset[str]] = frozenset(
+        {"certified", "mix", "label_smoothing", "extra", "accumulate", "clip", "awp", "swa"}
+        | {"classes", "init_weights_key", "init_normalisation"}
+    )
 
     name: str
     description: str
     differs: str = ""
     dataset: str
     classes: Count | None = None
-    augment: Literal["none", "crop-flip", "shift", "affine"] = "none"
+    augment: Annotated[augmentation.Name | tuple[augmentation.Name, ...], BeforeValidator(augmentation.check)] = "none"
+    mix: Mix | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    extra: Extra | None = None
     examples: Count | None = None
     threat: Threat
     model: Network
     init_from: str | None = None
+    init_weights_key: str | None = None
+    init_normalisation: Literal["none"] | None = None
     objective: dict[str, Any]
+    certified: Certified | None = None
     optimizer: Optimizer
     schedule: Schedule = Schedule()
     epochs: Count
     batch_size: Count
+    accumulate: Count = 1
+    clip: Positive | None = None
+    awp: AWP | None = None
     eps_ramp: Share = 0.0
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    swa: Annotated[float, Field(ge=0, lt=1)] | None = None
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     speed: Speed = "channels-last"
     validation: Validation
@@ -125,7 +125,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Recipe":
-        objective = self.build_objective()
+        objective = self._method()
         # Store the validated values: PyYAML reads 1e-3 as a text, and only an equal recipe may resume a run.
         taken = {key: value if key == "name" else getattr(objective, key) for key, value in self.objective.items()}
         self.__dict__["objective"] = frozen(taken)
@@ -140,6 +140,15 @@ class Recipe(Section):
         if self.optimizer.name == "entropy-sgd" and self.mixed_precision == "fp16":
             message = "mixed_precision is 'fp16', whose scaled steps Entropy-SGD cannot take; choose bf16 or no"
             raise BadInput(message, code="conflict", field="mixed_precision")
+        if self.ema is not None and self.swa is not None:
+            message = f"ema is {self.ema} and swa is {self.swa}; only one average is kept, remove the other"
+            raise BadInput(message, code="conflict", field="swa")
+        if self.certified and self.threat.norm != "Linf":
+            message = f"certified is given, whose interval bounds are for Linf, and threat.norm is {self.threat.norm}"
+            raise BadInput(f"{message}; remove it", code="conflict", field="certified")
+        if self.extra and not self.extra.source.startswith("npz:"):
+            message = f"extra.source is {self.extra.source!r}; write npz:FILE"
+            raise BadInput(message, code="bad-value", field="extra.source")
         for argument in {"classes", "channels"} & self.model.arguments.keys():
             message = f"model.arguments.{argument} is decided by the data set; remove it"
             raise BadInput(message, code="unused", field=f"model.arguments.{argument}")
@@ -150,7 +159,14 @@ class Recipe(Section):
         return self
 
     def build_objective(self) -> Objective:
-        """The objective of the recipe. Raises BadInput for an unknown objective and for invalid fields."""
+        """The objective of the recipe, with its certified part. Raises BadInput as the recipe does."""
+        method = self._method()
+        if self.certified is None:
+            return method
+        return WithCertified(method, self.certified, getattr(method, "eps", self.threat.eps))
+
+    def _method(self) -> Objective:
+        """The objective alone. Raises BadInput for an unknown objective and for invalid fields."""
         given = dict(self.objective)
         name = given.pop("name", None)
         if name is None:

@@ -5,6 +5,7 @@ weights.safetensors   the weights of the selected epoch         state.pt        
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from atent_ext.core import processes
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import seeded
 from atent_ext.data import datasets
@@ -22,6 +24,7 @@ from atent_ext.storage import files, locks
 from atent_ext.training import recipes
 from atent_ext.training.recipes import Recipe
 
+_log = logging.getLogger(__name__)
 # In the order of deletion. The state comes first: without the other files it would claim epochs that are gone.
 _RESULTS = ("state.pt", "metrics.jsonl", "weights.safetensors")
 
@@ -119,8 +122,9 @@ class RunFolder:
             raise BadInput(message, code="missing", field="resume")
         texts = {"description", "differs"}  # a later version may reword them
         before, now = old.model_dump(exclude=texts), new.model_dump(exclude=texts)
-        for field in (field for field in before if before[field] != now[field]):
-            difference = f"{self.path} was trained with {field} = {before[field]!r}, not {now[field]!r}"
+        for field in (field for field in before | now if before.get(field) != now.get(field)):
+            value, other = before.get(field, getattr(old, field)), now.get(field, getattr(new, field))
+            difference = f"{self.path} was trained with {field} = {value!r}, not {other!r}"
             remedy = "go on with the recipe, --set and --seed that it was started with"
             message = f"{difference}; {remedy}, or give --overwrite to start anew"
             raise BadInput(message, code="other-content", field=field)
@@ -141,3 +145,13 @@ def load_data(recipe: Recipe, root: Path | str | None = None, download: bool = F
 def build_model(recipe: Recipe, data: DataSet) -> nn.Module:
     """Build the recipe's network, newly initialised, for the classes and channels of `data`."""
     return networks.build_for(recipe.model.name, data.train.images, len(data.classes), **recipe.model.arguments)
+
+
+def initialise(model: nn.Module, recipe: Recipe) -> None:
+    """Load the weights of `recipe.init_from` into `model`; logs what was guessed. Raises BadInput as `weights.fill`."""
+    source = Path(str(recipe.init_from))
+    path = RunFolder(source).weights if source.is_dir() else source
+    stated = recipe.init_normalisation
+    for note in weights.load_weights(model, path, key=recipe.init_weights_key, normalisation=stated)[1]:
+        if processes.is_main():
+            _log.warning("%s: %s", path, note)

@@ -41,6 +41,7 @@ BENCH = "robustbench:Carmon2019Unlabeled"
         ([*SENT, "A", "--name", "a b"], "name"),
         ([*SENT, "A\x1b"], "authors"),
         (["compare", NOWHERE], "a comparison needs at least two"),
+        (["compare", NOWHERE, NOWHERE, "--until-decided", "--seed", "-1"], "seed is -1"),
         (["train", "mnist-linf-atent", "--data-root", NOWHERE, "--resume", "--overwrite"], "exclude each other"),
         (["reproduce", "v2-table2", "--out", "junk", "--row", "nobody"], "'nobody'"),
         (["plot", "landscap", NOWHERE], "unknown figure 'landscap'"),
@@ -64,7 +65,8 @@ def test_conditions_that_do_not_depend_on_files_come_first(tmp_path, monkeypatch
     ("arguments", "words"),
     [
         (["eval", "robustbench:Carmon2019Unlabelled", "--dataset", "cifar10"], "Carmon2019Unlabeled"),
-        (["eval", BENCH, "--dataset", "digits"], "unknown data set of RobustBench 'digits'"),
+        # no other test of this process registers a model of that data set
+        (["eval", BENCH, "--dataset", "fashion-mnist"], "unknown data set of RobustBench 'fashion-mnist'"),
         (["export", NOWHERE, "--out", "zoo", "--name", "a b"], "name is 'a b'"),
     ],
 )

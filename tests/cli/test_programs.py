@@ -93,7 +93,8 @@ def test_exports_that_are_refused(folder, tmp_path):
     refused(atent("export", *source, "--to", "pt2", "--out", tmp_path / "m.pth"), "does not end in .pt2")
     refused(atent("export", *source, "--to", "pt2", "--out", tmp_path / "m.pt2", "--name", "x"), "--name is x")
     refused(atent("export", *source, "--to", "onnx", "--out", tmp_path / "m.pt2"), "onnx")
-    refused(atent("export", *source, "--to", "robustbench", "--out", tmp_path), "--model is digits-cnn", "--to pt2")
+    given = ("--model-arg", "width=2", "--out", tmp_path)
+    refused(atent("export", *source, "--to", "robustbench", *given), "--model-arg is", "--to pt2")
 
 
 # ---- submissions

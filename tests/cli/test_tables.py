@@ -54,8 +54,9 @@ def examined():
     return {"atent-ext": "0.1.0", "python": "3.11", "platform": "Linux x86_64", "device": None, "neighbours": rows}
 
 
-def compared():
-    figures = {"both": 9000, "a_alone": 500, "b_alone": 400, "neither": 100, "p": 0.00123, "p_holm": 0.00123}
+def compared(scored=None):
+    figures = {"scored": scored, "both": 9000, "a_alone": 500, "b_alone": 400, "neither": 100}
+    figures |= {"p": 0.00123, "p_holm": 0.00123}
     pairs = (Pair(a=MODEL, b=OTHER, verdict="win", **figures), Pair(a=OTHER, b="c", verdict="tie", **figures))
     return Comparison(attack=ATTACKS[2], n=10000, pairs=pairs)
 
@@ -73,6 +74,7 @@ TABLES = {
     "eval": (scored(MODEL).table(), (*ATTACKS, MODEL)),
     "certify": (console.certified_table(certified()), ("0.0625", "1", MODEL)),
     "compare": (compared().table(), (MODEL, OTHER, "c")),
+    "compare --until-decided": (compared(scored=9000).table(), (MODEL, OTHER, "c")),
     "quickstart": (console.board_table([scored(MODEL), scored("b")]), (MODEL, "b")),
     "doctor": (console.doctor_table(examined()), ("advertorch", "torchattacks", "autoattack")),
     "reproduce --list": (report.listing(), study.names()),
@@ -138,6 +140,7 @@ COMMANDS = {
     f"eval {TRAINED}": lambda: [TRAINED, "clean"],
     f"certify {TRAINED}": lambda: [TRAINED, "0.0625"],
     "compare a.json b.json": lambda: [MODEL, OTHER],
+    "compare a.json b.json --until-decided": lambda: [MODEL, OTHER],
     "doctor": lambda: ["advertorch", "torchattacks", "autoattack", VERSION],
     "reproduce --list": study.names,
     "reproduce v2-table2": lambda: [MODEL],

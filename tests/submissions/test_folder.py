@@ -56,34 +56,37 @@ def inside(*names, **others):
 
 WRAPPED = {
     "DataParallel": (prefixed("module."), ["the prefix 'module.' is taken off all names"]),
-    "Lightning": (prefixed("model."), ["the prefix 'model.' is taken off all names"]),
+    "Lightning": (
+        prefixed("model."),
+        [
+            "the prefix 'model.' is taken off all names",
+            "no normalisation is stated, and none is applied; had 'model' one, state it",
+        ],
+    ),
     "compiled": (prefixed("_orig_mod."), ["the prefix '_orig_mod.' is taken off all names"]),
     "both": (
         prefixed("module._orig_mod."),
-        ["the prefix 'module.' is taken off all names", "the prefix '_orig_mod.' is taken off all names"],
+        ["the prefix 'module._orig_mod.' is taken off all names"],
     ),
     "a part compiled": (
         lambda state: {name.replace("0.", "0._orig_mod.", 1): tensor for name, tensor in state.items()},
-        ["'_orig_mod.' of torch.compile is taken out of the names"],
+        ["'_orig_mod' of a wrapper around a part is taken out of the names"],
     ),
     "state_dict": (inside("state_dict"), ["the weights under 'state_dict' are read"]),
     "checkpoint": (
         inside("model", epoch=3, optimizer={"lr": 0.1}),
-        ["the weights under 'model' are read; left aside: 'epoch', 'optimizer'"],
+        ["the weights under 'model' are read", "left aside: 'epoch', 'optimizer'"],
     ),
-    "net": (inside("net", acc=torch.tensor(0.9)), ["the weights under 'net' are read; left aside: 'acc'"]),
+    "net": (inside("net", acc=torch.tensor(0.9)), ["the weights under 'net' are read", "left aside: 'acc'"]),
     "two deep": (
         inside("ema", "module", decay=0.99),
-        [
-            "the weights under 'ema' are read; left aside: 'decay'",
-            "the weights under 'module' are read; left aside: 'decay'",
-        ],
+        ["the weights under 'ema.module' are read", "left aside: 'decay', 'ema.decay'"],
     ),
     "nested and prefixed": (
         lambda state: {"model_state_dict": prefixed("module.")(state)},
         ["the weights under 'model_state_dict' are read", "the prefix 'module.' is taken off all names"],
     ),
-    "with numbers": (lambda state: {**state, "epoch": 3}, ["left aside, no tensors: 'epoch'"]),
+    "with numbers": (lambda state: {**state, "epoch": 3}, ["left aside: 'epoch'"]),
 }
 
 
@@ -104,8 +107,8 @@ def test_averaged_weights_are_taken_before_the_raw_ones(tmp_path, ema):
     )
     assert same_weights(opened.network, averaged)
     assert opened.notes == (
-        f"the weights under '{ema}' are read; they are averaged, which is what is reported; "
-        "left aside: 'state_dict', 'epoch'",
+        f"the weights under '{ema}' are read; they are averaged, which is what is reported; not read: 'state_dict'",
+        "left aside: 'epoch'",
     )
 
 
@@ -116,8 +119,8 @@ def test_an_averaged_model_of_torch_is_read(tmp_path):
     opened = submission_folder.read(submission(tmp_path / "s", averaged.state_dict()))
     assert same_weights(opened.network, network)
     assert opened.notes == (
-        "left aside: 'n_averaged', the counter of torch's AveragedModel",
         "the prefix 'module.' is taken off all names",
+        "left aside: 'n_averaged'",
     )
 
 
@@ -179,18 +182,19 @@ def test_a_stored_normalisation_must_be_that_of_the_card(tmp_path, before, names
     opened = submission_folder.read(good)
     assert same_weights(opened.network.network, network)
     assert opened.notes == (
-        f"the normalisation stored as '{before}mean', '{before}std' is that of the card",
         f"the prefix '{names}' is taken off all names",
+        f"the stored normalisation, '{before}mean', '{before}std', is the stated one",
     )
-    remedy = "put mean and std under normalisation in card.yaml"
+    remedy = "state its mean and std under normalisation in card.yaml, or by --normalisation"
     other = submission(tmp_path / "other", state, normalisation={"mean": [0.3], "std": [0.5]})
     assert refusal(other) == (
-        f"{other}/model.pt holds a normalisation, '{before}std' = (0.4), and the card says (0.5,); {remedy}"
+        f"{other}/model.pt holds a normalisation, '{before}std' = (0.4), and (0.5,) is stated; {remedy}"
     )
-    none = submission(tmp_path / "none", state)
-    assert refusal(none) == (
-        f"{none}/model.pt holds a normalisation, '{before}mean' = (0.3), and the card says none; {remedy}"
-    )
+    for name, given in (("open", {}), ("none", {"normalisation": "none"})):
+        none = submission(tmp_path / name, state, **given)
+        assert refusal(none) == (
+            f"{none}/model.pt holds a normalisation, '{before}mean' = (0.3), and none is stated; {remedy}"
+        )
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (0,), (1, 3, 1, 1)])
@@ -204,9 +208,9 @@ def test_a_stored_normalisation_that_is_none_per_channel_is_refused(tmp_path, sh
 def test_a_stored_normalisation_in_whole_numbers_is_a_normalisation(tmp_path):
     state = {"mean": torch.tensor([0]), "std": torch.tensor([1]), **digits_cnn().state_dict()}
     good = submission(tmp_path / "good", state, normalisation={"mean": [0.0], "std": [1.0]})
-    assert "is that of the card" in submission_folder.read(good).notes[0]
+    assert "is the stated one" in submission_folder.read(good).notes[0]
     other = submission(tmp_path / "other", state, normalisation={"mean": [0.0], "std": [2.0]})
-    assert "'std' = (1), and the card says (2.0,)" in refusal(other)
+    assert "'std' = (1), and (2.0,) is stated" in refusal(other)
 
 
 # ---- the shipped checkpoints
@@ -277,7 +281,8 @@ def test_missing_unknown_and_wrong_shapes_are_listed_together(tmp_path):
     folder = submission(tmp_path / "s", state)
     assert refusal(folder) == (
         f"{folder}/model.pt does not fit DigitsCNN: missing 8.weight, unknown 'head\\n.weight', "
-        "wrong shape 0.weight (16, 3, 3, 3) for (16, 1, 3, 3); correct the architecture in card.yaml, or the file"
+        "wrong shape 0.weight (16, 3, 3, 3) for (16, 1, 3, 3); 6 of 8 tensors fit; "
+        "name the architecture and the arguments that these weights were trained with"
     )
 
 
@@ -286,7 +291,10 @@ def test_a_long_list_is_cut_after_a_dozen(tmp_path):
     message = refusal(folder)
     assert message.count("missing") == 8
     assert message.count("unknown") == 4
-    assert message.endswith("'x3' and 26 more; correct the architecture in card.yaml, or the file")
+    assert (
+        "'x3' and 26 more; 0 of 8 tensors fit; save the whole state dict of the network, or name the architecture"
+        in message
+    )
 
 
 def test_a_tensor_larger_than_its_file_is_refused_by_its_shape(tmp_path):
@@ -309,7 +317,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
     state["8.weight"][0, 0] = value
     folder = submission(tmp_path / "s", state)
     assert refusal(folder) == (
-        f"{folder}/model.pt has NaN or infinite weights in '0.bias', '8.weight'; send the weights of a healthy epoch"
+        f"{folder}/model.pt has NaN or infinite weights in '0.bias', '8.weight'; use those of a healthy epoch"
     )
 
 
@@ -319,19 +327,21 @@ def test_weights_that_overflow_in_the_networks_precision_are_refused(tmp_path):
     assert "NaN or infinite weights in '0.bias'" in refusal(submission(tmp_path / "s", state))
 
 
-@pytest.mark.parametrize("obj", [{}, {"epoch": 3, "weights": [torch.ones(1)]}, {0: torch.ones(1)}])
+@pytest.mark.parametrize("obj", [{}, {"epoch": 3, "weights": [torch.ones(1)]}, {0: torch.ones(1)}, [torch.ones(1)]])
 def test_a_file_without_tensors_by_name_is_refused(tmp_path, obj):
     assert "holds no tensors by name" in refusal(submission(tmp_path / "s", obj))
 
 
 def test_weights_that_lie_too_deep_are_refused(tmp_path):
-    folder = submission(tmp_path / "s", inside(*["model"] * 5)(digits_cnn().state_dict()))
-    assert refusal(folder) == f"{folder}/model.pt holds no tensors by name, but 'model'; a plain state dict is needed"
+    state = digits_cnn().state_dict()
+    assert submission_folder.read(submission(tmp_path / "s", inside(*["model"] * 20)(state))).notes
+    folder = submission(tmp_path / "s", inside(*["model"] * 21)(state))
+    assert refusal(folder) == f"{folder}/model.pt is nested deeper than 20 levels; save the state dict alone"
 
 
-def test_a_file_that_holds_no_mapping_is_refused(tmp_path):
-    folder = submission(tmp_path / "s", [torch.ones(1)])
-    assert refusal(folder) == f"{folder}/model.pt holds a list; a plain state dict of tensors is needed"
+def test_a_file_that_holds_one_tensor_is_refused(tmp_path):
+    folder = submission(tmp_path / "s", torch.ones(1))
+    assert refusal(folder) == f"{folder}/model.pt holds a Tensor; a plain state dict of tensors is needed"
 
 
 @pytest.mark.parametrize(

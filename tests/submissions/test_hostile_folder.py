@@ -213,11 +213,14 @@ def test_there_is_one_weights_file_and_a_card(tmp_path):
     (folder / "sub" / "other.safetensors").touch()
     assert refusal(folder) == (f"{folder} has 2 weights files ('model.pt', 'sub/other.safetensors'); leave one of them")
     (folder / "model.pt").unlink()
-    assert refusal(folder) == (
-        f"the weights lie in 'sub/other.safetensors'; put them into {folder} itself, as model.safetensors, .pt or .pth"
-    )
+    assert refusal(folder) == (f"the weights lie in 'sub/other.safetensors'; put them into {folder} itself")
     (folder / "sub" / "other.safetensors").unlink()
-    assert refusal(folder) == f"there is no weights file in {folder}; put model.safetensors there, or one .pt or .pth"
+    remedy = "put model.safetensors there, or a file of torch.save"
+    assert refusal(folder) == f"there is no weights file in {folder}; {remedy}"
+    (folder / "net.onnx").write_bytes(b"x")
+    (folder / "net.gz").write_bytes(b"\x1f\x8b\x08")
+    kinds = "'net.gz' is a gzip archive, not weights: unpack it; 'net.onnx' is no file of safetensors or torch.save"
+    assert refusal(folder) == f"there is no weights file in {folder} ({kinds}); {remedy}"
     (folder / "card.yaml").unlink()
     (folder / "model.pt").touch()
     assert refusal(folder) == (f"there is no card.yaml in {folder}; `atent submission new RUN --out DIR` writes one")

@@ -329,6 +329,17 @@ def test_a_data_set_can_be_loaded_under_another_name(opened, lossless, without_s
     assert "secret" not in card.model_dump_json()
 
 
+def test_arrays_for_tests_alone_that_lack_classes_have_those_of_the_card(opened, digits, tmp_path):
+    few = (digits.test.labels < 3).nonzero().flatten()[:6]
+    np.savez(tmp_path / "few.npz", x_test=digits.test.images[few].numpy(), y_test=digits.test.labels[few].numpy())
+    drawn = []
+    source = f"npz:{tmp_path}/few.npz"
+    card = verify(opened, dataset=source, n=6, draw=lambda *drawing: drawn.append(drawing))
+    assert drawn[0][2] == tuple("0123456789")  # a name for each prediction
+    found = {sign.name: (sign.found, sign.evidence) for sign in card.signs}
+    assert found["transfer beats white box"] == (None, "there are no training images")
+
+
 def test_what_cannot_be_had_is_refused(opened):
     with pytest.raises(BadInput, match="only 360 examples"):
         verify(opened, n=361)

@@ -1,11 +1,16 @@
+from typing import get_args
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from atent_ext.core.errors import BadInput
+from atent_ext.core.losses import cross_entropy
 from atent_ext.core.norms import L2, LINF, SharedGenerator, gaussian
 from atent_ext.data.datasets import Split
-from atent_ext.training import batches
-from atent_ext.training.batches import Batches, share
+from atent_ext.training import augment, batches
+from atent_ext.training.batches import Batches, Targets, share
+from atent_ext.training.mixing import Mix
 
 
 def split(count, channels=1, height=5, width=7):
@@ -50,7 +55,11 @@ def test_an_epoch_has_every_example_once_and_a_smaller_last_batch():
     assert [batch.rows for batch in epoch] == [range(5)] * 4 + [range(3)]
 
 
-@pytest.mark.parametrize("augment", ["none", "crop-flip", "shift", "affine"])
+CHANGES = [*augment.CHANGES, ("affine-sharp", "elastic", "cutout")]
+MIXES = [None, Mix(name="mixup"), Mix(name="cutmix", share=0.5)]
+
+
+@pytest.mark.parametrize("augment", CHANGES)
 def test_an_epoch_depends_on_its_seed_alone(augment):
     loader, state = Batches(split(23), 5, augment), torch.get_rng_state()
 
@@ -67,12 +76,14 @@ def test_an_epoch_depends_on_its_seed_alone(augment):
     assert not torch.equal(first[0], other[0])
 
 
-@pytest.mark.parametrize("augment", ["none", "crop-flip", "shift", "affine"])
+@pytest.mark.parametrize(
+    ("augment", "mix"), [*((change, None) for change in CHANGES), *(("shift", mix) for mix in MIXES[1:])]
+)
 @pytest.mark.parametrize(("processes", "last"), [(2, 3), (3, 3), (4, 3), (5, 1)])
-def test_the_processes_shares_make_up_the_batches_of_one(augment, processes, last):
-    data = split(20 + last)
-    alone = Batches(data, 5, augment).epoch(4)
-    several = [Batches(data, 5, augment, "cpu", process, processes).epoch(4) for process in range(processes)]
+def test_the_processes_shares_make_up_the_batches_of_one(augment, mix, processes, last):
+    data, options = split(20 + last), {"targets": Targets(3, mix, 0.1 if mix else 0.0)}
+    alone = Batches(data, 5, augment, **options).epoch(4)
+    several = [Batches(data, 5, augment, "cpu", place, processes, **options).epoch(4) for place in range(processes)]
     for whole, *parts in zip(alone, *several, strict=True):
         assert sum(part.weight for part in parts) == pytest.approx(processes)
         assert {part.total for part in parts} == {whole.total} == {len(whole.labels)}
@@ -146,6 +157,104 @@ def test_each_batch_draws_other_crops():
     assert not torch.equal(first.images, second.images)
 
 
+def test_each_augmentation_has_its_name_in_the_type_of_recipes():
+    assert set(augment.CHANGES) == set(get_args(augment.Name))
+
+
+def test_cutout_blackens_a_square_around_any_pixel():
+    white = Split(torch.ones(400, 2, 8, 11), torch.zeros(400, dtype=torch.long))
+    (batch,) = Batches(white, 400, "cutout").epoch(0)
+    black = batch.images == 0
+    assert torch.equal(black[:, 0], black[:, 1])
+    rows, columns = black[:, 0].any(2), black[:, 0].any(1)
+    assert torch.equal(black[:, 0], rows[:, :, None] & columns[:, None, :])
+    assert set(rows.sum(1).tolist()) == set(columns.sum(1).tolist()) == {2, 3, 4}  # half of 8, cut off at the edges
+    assert rows.float().mean(0).min() > 0.2
+
+
+def test_affine_sharp_leaves_a_third_alone_and_moves_the_others_a_little():
+    image = split(1, height=12, width=12).images
+    (batch,) = Batches(
+        Split(image.expand(600, 1, 12, 12), torch.zeros(600, dtype=torch.long)), 600, "affine-sharp"
+    ).epoch(0)
+    same = (batch.images == image).flatten(1).all(1)
+    assert 160 < int(same.sum()) < 240  # 200 on average, standard deviation 11.5
+    assert batch.images.min() == 0
+    assert batch.images.max() == 1
+
+
+def affine_sharp_matrices(monkeypatch, *parts):
+    """The change of the sampled place for a step of a pixel right and down, with only these parts switched on."""
+    for part in {"SHARP_TURN", "SHARP_STRETCH", "SHEAR", "SHIFT"} - set(parts):
+        monkeypatch.setattr(augment, part, 0)
+    monkeypatch.setattr(augment, "CONTRAST", 1)
+    height, width = 21, 31
+    x, y = ((torch.arange(size) + 0.5) / size for size in (width, height))
+    places = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
+    alike = Split(places.repeat(300, 1, 1, 1), torch.zeros(300, dtype=torch.long))
+    (batch,) = Batches(alike, 300, "affine-sharp").epoch(0)
+    pixels = batch.images.double() * torch.tensor([width, height])[:, None, None] - 0.5
+    right, down = pixels[:, :, 10, 21] - pixels[:, :, 10, 9], pixels[:, :, 16, 15] - pixels[:, :, 4, 15]
+    return torch.stack([right, down], 2) / 12  # over 12 pixels, since bicubic interpolation bends straight lines
+
+
+def test_affine_sharp_turns_and_shears_by_what_it_says(monkeypatch):
+    sheared = affine_sharp_matrices(monkeypatch, "SHEAR")
+    assert sheared[:, 0, 1].abs().max().item() == pytest.approx(0.15, abs=0.01)
+    torch.testing.assert_close(sheared[:, 0, 0], torch.ones(300).double(), atol=1e-2, rtol=0)
+    monkeypatch.undo()
+    turned = affine_sharp_matrices(monkeypatch, "SHARP_TURN")
+    assert torch.atan2(turned[:, 1, 0], turned[:, 0, 0]).abs().max().item() == pytest.approx(0.2, abs=0.01)
+    torch.testing.assert_close(torch.linalg.det(turned), torch.ones(300).double(), atol=2e-2, rtol=0)
+
+
+def test_elastic_bends_smoothly_and_without_a_bend_changes_nothing(monkeypatch):
+    data = split(50, height=28, width=28)
+    (batch,) = Batches(data, 50, "elastic").epoch(0)
+    assert not torch.equal(batch.images, data.images[batch.index])
+    # Values that grow evenly show how far each pixel has moved.
+    slope = (torch.arange(28.0) / 28).expand(50, 1, 28, 28)
+    (moved,) = Batches(Split(slope, torch.zeros(50, dtype=torch.long)), 50, "elastic").epoch(0)
+    shifts = 28 * (moved.images - slope)[:, 0, 4:-4, 4:-4]
+    assert 0.4 < shifts.std() < 0.8
+    assert shifts.diff(dim=2).abs().max() < 1  # neighbours keep their order
+    monkeypatch.setattr(augment, "BEND", 0)
+    (still,) = Batches(data, 50, "elastic").epoch(0)
+    torch.testing.assert_close(still.images, data.images[still.index], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_targets_are_mixed_as_the_images_are(name):
+    # Channel k of an image is white if its class is k, so that the mean of a channel is the weight of its class.
+    labels = torch.arange(60) % 4
+    images = F.one_hot(labels, 4).float()[:, :, None, None].expand(60, 4, 8, 8)
+    shares = []
+    for batch in Batches(Split(images, labels), 6, targets=Targets(4, Mix(name=name))).epoch(0):
+        torch.testing.assert_close(batch.images.mean((2, 3)), batch.labels)
+        torch.testing.assert_close(batch.labels.sum(1), torch.ones(6))
+        own = batch.labels.gather(1, labels[batch.index][:, None])
+        shares.append(float(own.min()))
+        if name == "cutmix":
+            assert set(batch.images.unique().tolist()) <= {0.0, 1.0}
+    assert len(set(shares)) > 5
+
+
+def test_a_share_of_the_batches_is_mixed():
+    data = split(400)
+    whole = list(Batches(data, 4, targets=Targets(3, Mix(name="mixup", share=0.3))).epoch(1))
+    mixed = sum(not torch.equal(batch.images, data.images[batch.index]) for batch in whole)
+    assert 15 < mixed < 45  # 30 on average, standard deviation 4.6
+
+
+def test_smoothed_labels_give_torchs_loss():
+    logits, (batch,) = (
+        torch.randn(9, 3, generator=torch.Generator().manual_seed(0)),
+        Batches(split(9), 9, targets=Targets(3, smoothing=0.3)).epoch(0),
+    )
+    expected = F.cross_entropy(logits, split(9).labels[batch.index], label_smoothing=0.3, reduction="none")
+    torch.testing.assert_close(cross_entropy(logits, batch.labels), expected)
+
+
 def test_unknown_augmentation_names_the_nearest():
     with pytest.raises(BadInput, match="did you mean 'crop-flip'") as error:
         Batches(split(4), 2, "cropflip")
@@ -213,7 +322,7 @@ def sampled_from(monkeypatch, *parts):
     (300, 2), and the change of the sampled place for a step of a pixel right and down (300, 2, 2). The value of each
     pixel of the images is its position."""
     for part in {"TURN", "STRETCH", "SHIFT"} - set(parts):
-        monkeypatch.setattr(batches, part, 0)
+        monkeypatch.setattr(augment, part, 0)
     height, width = 21, 31
     x, y = ((torch.arange(size) + 0.5) / size for size in (width, height))
     places = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])

@@ -50,7 +50,8 @@ def test_what_is_a_text_stays_one():
 
 def test_the_fields_in_which_a_fraction_is_a_text_are_all_of_a_recipe_that_take_any_text():
     found = {name for name, field in recipes.Recipe.model_fields.items() if takes_text(field.annotation)}
-    for section in (recipes.Optimizer, recipes.Schedule, recipes.Validation, recipes.Threat, recipes.Network):
+    sections = (recipes.Optimizer, recipes.Schedule, recipes.Validation, recipes.Threat, recipes.Network, recipes.Extra)
+    for section in sections:
         found |= {name for name, field in section.model_fields.items() if takes_text(field.annotation)}
     assert found == set(overrides._TEXTS)
     for name in registry.OBJECTIVES:

@@ -109,7 +109,7 @@ def _same_file(card: Card, weights: Path) -> None:
 
 
 def _source(submission: Submission) -> Source:
-    architecture, scale = submission.architecture, submission.normalisation
+    architecture, scale = submission.architecture, submission.scale
     classes, (channels, _, _) = folder.shape(submission.dataset)
     plain = source(architecture.name, classes, channels, architecture.arguments)
     return plain if scale is None else normalised(plain, submission.name, scale.mean, scale.std)
@@ -117,7 +117,7 @@ def _source(submission: Submission) -> Source:
 
 def _network(submission: Submission, weights: Path) -> nn.Module:
     """The network with the weights as `atent verify` reads them, without its normalisation."""
-    network = folder.filled(submission, weights.read_bytes(), weights, [])
+    network, _ = folder.filled(submission, weights.read_bytes(), weights, [])
     return network.network if isinstance(network, wrappers.Normalised) else network
 
 

@@ -1,18 +1,21 @@
 """Exports a trained run for RobustBench's `load_model`: a checkpoint and its model-zoo entry."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from atent_ext.core import compat
 from atent_ext.core.errors import BadInput
+from atent_ext.core.schema import Network, Threat
 from atent_ext.core.version import __version__
+from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet
 from atent_ext.integrations.robustbench import registration
 from atent_ext.integrations.robustbench.source import robustbench_source
+from atent_ext.models.wrappers import Normalised
 from atent_ext.storage import files
-from atent_ext.training.recipes import Recipe
 from atent_ext.training.run_folder import RunFolder, load_data
 
 MEMBERS = {"cifar10": "cifar_10", "cifar100": "cifar_100"}
@@ -20,7 +23,7 @@ MEMBERS = {"cifar10": "cifar_10", "cifar100": "cifar_100"}
 
 _HEAD = """\
 # RobustBench model-zoo entry of {name}, written by atent-ext {version}.
-# Trained by the recipe {recipe!r} on {data!r} for {norm}, eps {eps!r}.
+# {origin}
 # The checkpoint is {file!r}. Run the lines below, then
 #     robustbench.utils.load_model({name!r}, MODEL_DIR, {dataset!r}, {norm!r})
 # robustbench 1.1.1 does not import alone: call atent_ext.core.compat.robustbench() first.
@@ -44,11 +47,12 @@ from functools import partial
 from atent_ext import models
 from atent_ext.integrations.robustbench import register
 
+network = partial(models.build, {model!r}, classes={classes}, channels={channels}{arguments})
 register(
     {name!r},
     dataset={dataset!r},
     threat_model={norm!r},
-    model=partial(models.build, {model!r}, classes={classes}, channels={channels}{arguments}),
+    model={factory},
 )
 """
 
@@ -71,17 +75,64 @@ def export(
     folder = RunFolder(run)
     recipe = folder.recipe()
     name = name or recipe.name
+    origin = f"Trained by the recipe {recipe.name!r}"
+    files_of = _new_files(out, name, recipe.dataset, recipe.threat, overwrite)
+    images = load_data(recipe, data_root)
+    model = _Model(name, recipe.model, recipe.dataset, recipe.threat, images, origin)
+    return _write(model, folder.load_model(images), out, *files_of)
+
+
+def export_network(
+    network: nn.Module,
+    out: Path,
+    name: str,
+    *,
+    model: str,
+    dataset: str,
+    threat: Threat,
+    classes: int | None = None,
+    data_root: Path | str | None = None,
+    overwrite: bool = False,
+) -> tuple[Path, Path]:
+    """`export` for a network in memory, such as that of a weights file; a `Normalised` one keeps its normalisation.
+
+    model: the network's registry name. dataset, threat: what it was trained for. classes: as in `datasets.load`.
+    Raises what `export` raises for names and files.
+    """
+    compat.robustbench()
+    files_of = _new_files(out, name, dataset, threat, overwrite)
+    images = datasets.load(dataset, data_root, classes=classes)
+    described = _Model(name, Network(name=model), dataset, threat, images, "From a weights file, for models")
+    return _write(described, network, out, *files_of)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What an entry says of a model. origin: how it was made, the start of a sentence."""
+
+    name: str
+    network: Network
+    dataset: str
+    threat: Threat
+    images: DataSet
+    origin: str
+
+
+def _new_files(out: Path, name: str, dataset: str, threat: Threat, overwrite: bool) -> tuple[Path, Path]:
+    """The paths of the checkpoint and the entry. Raises BadInput for a bad name, and for files that exist."""
     registration.check_name(name)
-    weights = out / registration.folder_name(recipe.dataset) / recipe.threat.norm / f"{name}.pt"
+    weights = out / registration.folder_name(dataset) / threat.norm / f"{name}.pt"
     entry = weights.with_name(f"{name}.py.txt")
     for path in (weights, entry):
         if path.exists() and not overwrite:
             message = f"{path} exists; give --overwrite to replace it, or another --name"
             raise BadInput(message, code="exists", field="out")
-    images = load_data(recipe, data_root)
-    state = folder.load_model(images).state_dict()
-    files.save_state(with_prefix(state), weights)
-    files.write(entry, _entry(name, recipe, images, weights.relative_to(out)))
+    return weights, entry
+
+
+def _write(model: _Model, network: nn.Module, out: Path, weights: Path, entry: Path) -> tuple[Path, Path]:
+    files.save_state(with_prefix(network.state_dict()), weights)
+    files.write(entry, _entry(model, network, weights.relative_to(out)))
     return weights, entry
 
 
@@ -94,24 +145,26 @@ def with_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {("module.model." if cut else "") + key: tensor for key, tensor in state.items()}
 
 
-def _entry(name: str, recipe: Recipe, images: DataSet, file: Path) -> str:
+def _entry(model: _Model, network: nn.Module, file: Path) -> str:
+    classes = len(model.images.classes)
     fields = {
-        "name": name,
+        "name": model.name,
         "version": __version__,
-        "recipe": recipe.name,
-        "data": images.name,
-        "dataset": recipe.dataset,
-        "norm": recipe.threat.norm,
-        "eps": recipe.threat.eps,
+        "origin": f"{model.origin} on {model.images.name!r} for {model.threat.norm}, eps {model.threat.eps!r}.",
+        "dataset": model.dataset,
+        "norm": model.threat.norm,
         "file": f"MODEL_DIR/{file.as_posix()}",
-        "model": recipe.model.name,
-        "arguments": "".join(f", {key}={value!r}" for key, value in recipe.model.arguments.items()),
-        "classes": len(images.classes),
-        "channels": images.test.images.shape[1],
+        "model": model.network.name,
+        "arguments": "".join(f", {key}={value!r}" for key, value in model.network.arguments.items()),
+        "classes": classes,
+        "channels": model.images.test.images.shape[1],
+        "factory": "network",
     }
     head = _HEAD.format(**fields)
-    network = robustbench_source(recipe.model.name, len(images.classes))
-    if network is None or recipe.dataset not in MEMBERS:
+    if isinstance(network, Normalised):
+        scale = ", ".join(str(buffer.flatten().tolist()) for buffer in (network.mean, network.std))
+        return head + _REGISTRATION.format(**fields | {"factory": f"lambda: models.Normalised(network(), {scale})"})
+    source = robustbench_source(model.network.name, classes)
+    if source is None or model.dataset not in MEMBERS:
         return head + _REGISTRATION.format(**fields)
-    member = MEMBERS[recipe.dataset]
-    return head + _ENTRY.format(imported=network.imported, call=network.call, member=member, **fields)
+    return head + _ENTRY.format(imported=source.imported, call=source.call, member=MEMBERS[model.dataset], **fields)

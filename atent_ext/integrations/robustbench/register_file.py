@@ -228,7 +228,7 @@ def readme(card: Card, network: Source) -> str:
 
 
 def _scaled(submission: Submission) -> str:
-    scale = submission.normalisation
+    scale = submission.scale
     if scale is None:
         return "they are not normalised"
     return f"the network normalises them itself (mean {list(scale.mean)}, std {list(scale.std)})"

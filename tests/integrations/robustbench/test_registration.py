@@ -345,7 +345,8 @@ def untrained(path, model, *changes, base="cifar10-linf-sgd"):
 
 
 def test_an_export_loads_where_our_adapter_was_never_imported(tmp_path, monkeypatch):
-    monkeypatch.setattr("atent_ext.data.datasets.load", lambda name, root=None, download=False: data_set(name))
+    images = data_set("cifar10")
+    monkeypatch.setattr("atent_ext.data.datasets.load", lambda *_: images)
     torch.manual_seed(0)
     model = networks.build("resnet-18", classes=10, channels=3).eval()
     run = untrained(tmp_path / "run", model, "model.name=resnet-18", "name=exported")
@@ -385,7 +386,7 @@ def test_the_entry_of_a_network_of_ours_registers_it(run, tmp_path):
     folder = tmp_path / "small"
     images = data_set("mnist", channels=1, side=28)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("atent_ext.data.datasets.load", lambda name, root=None, download=False: images)
+        patch.setattr("atent_ext.data.datasets.load", lambda *_: images)
         changes = ["name=small", "model.name=small-cnn", "model.arguments.dropout=0.25"]
         untrained(folder, fresh, *changes, base="mnist-linf-sgd")
         _, small = export(folder, tmp_path / "zoo")
@@ -444,7 +445,7 @@ def test_a_model_of_the_zoo_is_loaded_and_scored(tmp_path, monkeypatch, capsys):
     assert not any(module.training for module in model.modules())
     assert capsys.readouterr().out == ""
     images = data_set("cifar10")
-    monkeypatch.setattr("atent_ext.data.datasets.load", lambda name, root, download: images)
+    monkeypatch.setattr("atent_ext.data.datasets.load", lambda *_: images)
     subject = subjects.load(Path(f"robustbench:{ZOO}"), dataset="cifar10", model_dir=Path("z"))
     assert subject.threat == Threat(norm="Linf", eps=8 / 255)
     assert same_weights(subject.model, network)
