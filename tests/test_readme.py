@@ -1,4 +1,4 @@
-"""Every snippet of the README and of the guide is run, in one folder: commands with smaller settings, Python as it is."""
+"""Every snippet of README and guide is run, in one folder: commands with smaller settings, Python as it is."""
 
 import gzip
 import os

@@ -99,7 +99,7 @@ def _defined(name: Name) -> str:
 
 def _root(defined: str) -> str:
     """Where a name is defined in the end, past packages that pass it on."""
-    module, _, name = defined.rpartition(".")
+    module = defined.rpartition(".")[0]
     if module in packages():
         return next((_root(one.defined) for one in names(module) if one.public == defined), defined)
     return defined
@@ -270,7 +270,7 @@ def pages() -> dict[str, str]:
         ),
         "recipes.md": all_recipes(),
         "models.md": registered(
-            "model", "Networks", "Called with `classes` and `channels`; images in [0, 1] to logits."
+            "model", "Networks", "Called with `classes` and `channels`; they map images in [0, 1] to logits."
         ),
         "datasets.md": registered(
             "data set", "Data sets", "`npz:FILE` and `folder:PATH` are read without an entry here, too."

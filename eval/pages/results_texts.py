@@ -21,8 +21,8 @@ rivals, for which there was none. Its lines say what ATENT can be brought to, an
 """,
 }
 DIGITS = """
-**Limits.** Images of scikit-learn, and a small network. Brackets in the table have the lowest and the highest seed; those
-of the differences are t intervals. `digits-base` is ATENT as printed, which projects after the last step alone.
+**Limits.** Images of scikit-learn, and a small network. Brackets in the table have the lowest and the highest seed,
+those of the differences are t intervals. `digits-base` is ATENT as printed, which projects after the last step alone.
 """
 CIFAR = """
 **Limits.** JPEG copies of the images, and {epochs} epochs of a small network: far from converged. Compare these models
@@ -30,9 +30,9 @@ with each other and with nothing else.
 """
 PAPERS = """## The papers' tables
 
-Short trainings on few images, at the scale that a CPU allows. A tie is a difference that is not significant: with so few
-images only large differences are. [Each table](log/papers.md) has the paper's numbers beside ours.
+Short trainings on few images, at the scale that a CPU allows. A tie is a difference that is not significant: with so
+few images only large differences are. [Each table](log/papers.md) has the paper's numbers beside ours.
 """
-README = """Accuracies are in % under AutoAttack; "alone" counts images that ATENT or PGD-AT alone gets right; p is McNemar's.
-[All results](docs/results.md), with their limits.
+README = """Accuracies are in % under AutoAttack; "alone" counts images that ATENT alone and PGD-AT alone gets
+right; p is McNemar's. [All results](docs/results.md), with their limits.
 """

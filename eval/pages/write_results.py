@@ -124,11 +124,11 @@ def readme(known: Known, scored: Reports, papers: Sequence[Result]) -> str:
     """The results in the README: the statement, and the published pairs of ATENT and PGD-AT."""
     shown = {name for (group, name), _ in known.items() if group in ("models", "cifar10")}
     rows = [
-        [place(row.reports[0]).removeprefix("folder:"), row.atent, row.pgd_at, *accuracies(row)]
+        [place(row.reports[0]).partition(", ")[2], row.atent, row.pgd_at, *accuracies(row)]
         for row in comparisons.rows(known, scored)
         if {row.atent, row.pgd_at} <= shown
     ]
-    head = ["where", "ATENT", "PGD-AT", "images", "ATENT's", "PGD-AT's", "alone", "p"]
+    head = ["threat", "ATENT", "PGD-AT", "images", "ATENT's", "PGD-AT's", "alone", "p"]
     statement = comparisons.statement(known, scored, papers, "docs/log/papers.md")
     return "\n".join([statement, *table(rows, head), "", README])
 

@@ -16,10 +16,8 @@ OF_THE_SITE = ("reference.py", "site_hooks.py", "check_site.py", "tutorials.py")
 PAGE_SCRIPTS = [path for path in sorted((ROOT / "eval" / "pages").glob("*.py")) if path.name not in OF_THE_SITE]
 SCRIPTS = [*PAGE_SCRIPTS, ROOT / "atent_ext" / "experiments" / "markdown.py"]
 DOCS = ROOT / "docs"
-PAGES = [
-    DOCS / "results.md",
-    *(DOCS / "log" / f"{name}.md" for name in ("zoo", "comparisons", "papers", "mnist-search")),
-]
+LOG = ("zoo", "comparisons", "papers", "mnist-search")
+PAGES = [DOCS / "results.md", *(DOCS / "log" / f"{name}.md" for name in LOG)]
 
 # What may hold digits: code, the target of a link, a field, a list marker, and a word that begins with a letter
 # (PGD-40, ResNet-20, alpha.0), with the restarts of an attack's name (PGD-40 x 10).

@@ -23,7 +23,7 @@ def pages():
 
 
 def public():
-    """What `__all__` of the packages and of atent_ext.compat says; integrations need their neighbours to be imported."""
+    """What `__all__` of the packages and of atent_ext.compat says; integrations are not imported."""
     names = ["atent_ext", *(found.name for found in pkgutil.walk_packages([str(HOME)], "atent_ext.") if found.ispkg)]
     modules = [importlib.import_module(name) for name in [*names, "atent_ext.compat"]]
     return [(module.__name__, name) for module in modules for name in getattr(module, "__all__", ())]
