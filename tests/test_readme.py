@@ -1,4 +1,4 @@
-"""Every snippet of the README is run, in one folder: commands with smaller settings, Python as it is."""
+"""Every snippet of README and guide is run, in one folder: commands with smaller settings, Python as it is."""
 
 import gzip
 import os
@@ -20,7 +20,12 @@ from torch import nn
 
 pytestmark = pytest.mark.integration
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+GUIDE = ("train", "evaluate", "attack", "compare", "verify", "extend", "devices", "reproduce")
+PIPELINE = ("advertorch", "torchattacks", "autoattack", "robustbench", "foolbox", "art", "mair")
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / "guide" / f"{name}.md" for name in GUIDE)]
+PAGES += [ROOT / "docs" / "guide" / "pipeline" / f"{name}.md" for name in PIPELINE]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 TWO = "torchrun --nproc-per-node 2 -m"
 QUICK = "--set epochs=1 --set objective.steps=1 --set validation.count=100"
 RUN = "atent train mnist-linf-atent-fast --set epochs=2 --seed 1"
@@ -28,11 +33,11 @@ SHARED_RUN = f"{TWO} atent_ext train mnist-linf-pgd-at-fast"
 PROGRAM = "atent export runs/mnist-linf-atent-fast --to pt2 --out model.pt2"
 CARD = "atent verify mine --n 500"
 SUBMISSION = "atent submission new runs/mnist-linf-atent-fast --out mine --authors 'A. Author' --license MIT"
-# What each command of the README is run with on top; one that is not listed here fails the test.
+# What each command is run with on top; one that is not listed here fails the test.
 SMALLER = {
     "atent quickstart": "--n 4 --set epochs=1 --set batch_size=128 --set validation.count=100",
     "atent ls recipes": "",
-    "atent train mnist-linf-atent --data-root DATA --download": QUICK,
+    "atent show mnist-linf-atent-fast": "",
     RUN: QUICK,
     "atent train mnist-linf-atent-fast --resume": "",
     "atent eval runs/mnist-linf-atent-fast --n 500": "--n 4",
@@ -47,6 +52,7 @@ SMALLER = {
     PROGRAM: "",
     "atent eval model.pt2 --dataset mnist --eps 0.3": "--n 4",
     "atent certify runs/mnist-linf-atent-fast --sigma 0.25 --n 1000 --images 100": "--n 50 --images 2",
+    "atent certify model.safetensors --model small-cnn --dataset mnist --sigma 0.25 --skip 20": "--n 50 --images 1",
     "atent ls zoo": "",
     "atent eval mnist-linf-atent --protocol clean --n 1000": "--n 4",
     SUBMISSION: "",
@@ -71,7 +77,8 @@ REFUSED = {
     "robustbench:Carmon2019Unlabeled": "models/cifar10/Linf/Carmon2019Unlabeled.pt",
     "--scale cpu": "n is 15000, but there are only 200 examples",  # of the small MNIST
 }
-INSTALLATION = ("pip ", "python ", "v/bin/")  # .ci/run does these
+# .ci/run installs; cli/test_compare.py compares, cli/test_view.py views.
+ELSEWHERE = ("pip ", "python ", "v/bin/", "atent compare ", "atent view ")
 
 PREAMBLE = """
 import torch
@@ -86,12 +93,12 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
 def commands():
     lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith(INSTALLATION)]
+    return list(dict.fromkeys(line for line in lines if line and not line.startswith(ELSEWHERE)))
 
 
 def idx(array):
@@ -160,13 +167,12 @@ def ran(folder):
     return run
 
 
-def test_the_commands_are_the_readmes():
-    assert commands() == list(SMALLER)
+def test_the_commands_are_the_pages():
+    assert set(commands()) == set(SMALLER)
 
 
 def test_ci_runs_the_tests_as_the_readme_says():
-    root = Path(__file__).parent.parent
-    found = [(root / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", ".ci/run")]
+    found = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", ".ci/run")]
     assert len({re.search(r"-m pytest (-n \d+ --dist \w+)", text)[1] for text in found}) == 1
 
 
@@ -185,7 +191,7 @@ def test_every_command_runs(folder, ran, command):
 def test_every_python_snippet_runs_after_the_commands(folder, ran):
     assert ran(RUN).returncode == 0
     snippets = blocks("python")
-    assert len(snippets) >= 7
+    assert len(snippets) >= 14
     done = process(folder, "-c", PREAMBLE + "\n".join(snippets))
     assert done.returncode == 0, done.stderr
 

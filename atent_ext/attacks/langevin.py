@@ -312,9 +312,9 @@ def atent(
     """ATENT's chain as an attack (Jagatap et al. 2022, section 4): its last iterate lies in the eps ball and the box.
 
     project: None is "last" for ℓ∞, as in the authors' code, and "every" for ℓ2. With "last" the ℓ∞ attack is much
-    weaker than with "every" (docs/measurements.md). gamma: strength of the pull; None is 0 for ℓ∞ and the paper's 0.05
-    for ℓ2. step_size: None is 2.5 eps / steps, and for ℓ2 at least 1.25 gamma eps, since the pull stops a chain at the
-    distance step_size / gamma. start: None is the norm's own, as in `pgd`.
+    weaker than with "every" (docs/log/measurements.md). gamma: strength of the pull; None is 0 for ℓ∞ and the paper's
+    0.05 for ℓ2. step_size: None is 2.5 eps / steps, and for ℓ2 at least 1.25 gamma eps, since the pull stops a chain
+    at the distance step_size / gamma. start: None is the norm's own, as in `pgd`.
     """
     _check_norm(norm)
     linf = norm == LINF

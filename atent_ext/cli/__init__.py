@@ -6,6 +6,7 @@ show          show
 train         train
 evaluate      eval, certify, export
 compare       compare
+view          view
 experiments   quickstart, reproduce, plot
 submissions   verify, submit, submission new
 leaderboard   board, registry check

@@ -3,6 +3,7 @@
 ranking   reads and ranks the cards
 site      writes the pages and the Markdown tables
 curve     the figure of a model's accuracy against eps
+view      `atent view`: a report, a card or a run as one page; view_images adds the images, chart its curves
 check     finds errors in cards, hashes, counts and recipes
 """
 

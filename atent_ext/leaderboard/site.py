@@ -87,14 +87,14 @@ def _model(table: Table, entry: Entry, folder: Path) -> list[Path]:
 
 
 def _write(path: Path, template: str, **shown: Any) -> Path:
-    files.write(path, _templates().get_template(template).render(**shown))
+    files.write(path, templates().get_template(template).render(**shown))
     return path
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
     """The templates with their filters and globals; values are escaped, and an undefined name is an error."""
-    templates = Environment(
+    known = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
         undefined=StrictUndefined,
@@ -102,10 +102,10 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"percent": _percent, "interval": _interval, "eps": ranking.eps_text}
-    templates.filters |= {"plain": _plain, "duration": _duration}
+    known.filters |= {"percent": _percent, "interval": _interval, "eps": ranking.eps_text}
+    known.filters |= {"plain": _plain, "duration": _duration}
     style, script = (_HERE / "board.css").read_text("utf-8"), (_HERE / "board.js").read_text("utf-8")
-    templates.globals |= {
+    known.globals |= {
         "version": __version__,
         "tones": ranking.TONES,
         # Our own files, without </style> or </script>; the policy allows them by their hashes.
@@ -114,7 +114,7 @@ def _templates() -> Environment:
         "policy": f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; img-src data:; "
         "base-uri 'none'; form-action 'none'",
     }
-    return templates
+    return known
 
 
 def _source(text: str) -> str:

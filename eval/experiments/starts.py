@@ -1,6 +1,6 @@
 """How often a short chain finds what AutoAttack's APGD found, by its start, on images that `held_out.py` saw broken.
 
-python eval/experiments/starts.py zoo/runs/11dc63de held-out.json --out starts.json   (the defaults are docs/zoo.md's)
+python eval/experiments/starts.py zoo/runs/11dc63de held-out.json --out starts.json  (defaults of docs/log/zoo.md)
 """
 
 import json

@@ -32,7 +32,7 @@ Group = Literal["models", "search", "ablation", "cifar10"]
 class Entry(BaseModel):
     """A training: a recipe, what is set in it, how many seeds (0, 1, ...), and how many images it is scored on.
 
-    against: the entries of the file that docs/zoo.md compares it with.
+    against: the entries of the file that docs/log/zoo.md compares it with.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,189 +1,145 @@
-"""Write docs/results.md: ATENT against PGD-AT and the zoo's other models, then each result of `atent reproduce`.
+"""Write docs/results.md, its longer form in docs/log/, and the results in README.md, all from the committed reports.
 
 python eval/pages/write_results.py
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import get_args
 
+import comparisons
 import measured
 import typer
-from measured import Gain, Known, Pair, Report, Reports, cell, compared, fill, listed, place, table
+from measured import Entry, Group, Known, Reports, cell, compared, fill, listed, place, table
+from results_texts import CIFAR, DIGITS, HEAD, LIMITS, PAPERS, README
+from write_zoo import spread
 
 from atent_ext.cli import exit
+from atent_ext.core.errors import BadInput
 from atent_ext.experiments import markdown, study
 from atent_ext.experiments.report import Result
 from atent_ext.storage import files
 
 DOCS, RESULTS = measured.ROOT / "docs", measured.ROOT / "eval" / "results"
-
-FIRST = """## ATENT against PGD-AT under AutoAttack
-
-**{verdict}** In {all} comparisons of one ATENT with one PGD-AT model on the same images, ATENT is better in {better},
-worse in {worse}, and not significantly different in {rest} (McNemar's exact test at {level}, not corrected for the
-number of comparisons). Over {seeds} seeds on {place}, in {seeds_all} settings, it is better in {seeds_better}, worse in
-{seeds_worse}, and not significantly different in {seeds_rest} ({confidence} t interval of the paired differences). In
-the papers' tables below, which are shorter trainings on fewer images, it is better in {papers_better}, worse in
-{papers_worse}, and not significantly different in {papers_rest} of {papers_all}.
-
-The table has AutoAttack's accuracies on the images that both models were scored on. "Alone" counts the images that one
-model classifies correctly under the attack and the other does not; p is McNemar's. The last column has the same counts
-under PGD, by which the papers score: it does not always agree. Rows share models, so they are not independent. A row
-is of one training each and says nothing about the spread over seeds.
-"""
-NOTES = """- `mnist-linf-atent` has the best of the radii that were tried; for PGD-AT only one was tried. The rows
-  of `linf-wide-long-eps-0.33` and `linf-wide-long-eps-0.36` are of the images by which that radius was chosen.
-- `mnist-l2-atent` is the result of a long search, with another network and budget than its rival. Its row says what
-  ATENT can be brought to, and nothing about the methods.
-- ATENT's inner loop leaves dropout on and PGD-AT's turns it off. In the rows of `mnist-atent-inner-eval` and
-  `mnist-pgd-at-inner-train` both methods treat dropout alike.
-- `linf-width-3` on test images and the rows marked "(zoo)" were scored during the search ([zoo.md](zoo.md)).
-- Earlier, shorter trainings are in [measurements.md](measurements.md). The story of the search is in
-  [log/mnist-search.md](log/mnist-search.md).
-"""
-OTHERS = """## The zoo's models against their rivals under AutoAttack
-
-[zoo.md](zoo.md) has their accuracies under each attack, their recipes, how they were scored, and AutoAttack's warnings.
-Of the {signs} signs of masked gradients that the cards look for, {seen}.
-"""
-PARTS = """## ATENT's parts, over {seeds} seeds on {place}
-
-Mean differences in percentage points with their {confidence} t intervals. Trainings of the same seed are paired; the
-intervals are not corrected for the number of comparisons. [zoo.md](zoo.md#what-atents-parts-do) has the accuracies, and
-what stays significant after a correction. `digits-base` is ATENT as printed: it projects after the last step alone. The
-zoo's MNIST models project after every step.
-"""
-ROW = [
-    "ATENT",
-    "PGD-AT",
-    "where",
-    "images",
-    "ATENT's accuracy",
-    "PGD-AT's",
-    "ATENT alone",
-    "PGD-AT alone",
-    "p",
-    "by PGD",
-]
-NO_GAIN = "ATENT shows no gain over PGD-AT."
-GAIN = "ATENT is better than PGD-AT in {better} of {all} comparisons."
+BEGIN, END = "<!-- the results: begin -->", "<!-- the results: end -->"
+SCORES = ("clean", "PGD-40", "AutoAttack")
+MOST = 5
+"""The most comparisons that a data set has on the short page."""
 
 
-class Row(NamedTuple):
-    """An ATENT and a PGD-AT model with their reports."""
-
-    atent: str
-    pgd_at: str
-    reports: tuple[Report, Report]
-
-    @property
-    def pair(self) -> Pair:
-        return measured.pair(*self.reports, "AutoAttack")
-
-    def cells(self) -> list[str]:
-        mine, theirs = self.reports
-        images = f"{self.pair.n}, {mine['split'].partition(',')[0]}"
-        shares = map(measured.share, measured.common(mine, theirs, "AutoAttack"))
-        alone = [str(self.pair.own), str(self.pair.other), f"{self.pair.p:.2g}"]
-        return [self.atent, self.pgd_at, place(mine), images, *shares, *alone, measured.by_pgd(mine, theirs)]
+def method(entry: Entry) -> str:
+    """The training method by its usual name."""
+    recipe = entry.load()
+    return "Entropy-SGD" if recipe.optimizer.needs_closure else str(recipe.objective["name"]).upper()
 
 
-def rows(known: Known, scored: Reports) -> list[Row]:
-    """Every comparison of one ATENT with one PGD-AT training on the same images."""
-    pairs = [names for names in measured.atent_and_pgd_at(known) if all(len(scored[name]) == 1 for name in names)]
-    found = [Row(mine, theirs, (scored[mine][0], scored[theirs][0])) for mine, theirs in pairs]
-    rivals = [
-        name for name in measured.PUBLISHED if scored[name] and measured.objective(known["models", name]) == "pgd-at"
+def defended(entry: Entry) -> bool:
+    return entry.load().objective["name"] != "sgd"
+
+
+def rivals(known: Mapping[str, Entry], scored: Reports, here: Sequence[str]) -> Iterator[str]:
+    """ATENT's models against the other adversarial methods, a line each, ours from the best on."""
+    ours = [name for name in here if measured.objective(known[name]) == "atent"]
+    for name in sorted(ours, key=lambda one: -scored[one][0]["n"]):
+        for rival in known[name].against:
+            if rival in here and defended(known[rival]) and measured.objective(known[rival]) != "atent":
+                yield f"- {name} is {compared(scored[name][0], scored[rival][0], rival)}."
+
+
+def models(known: Mapping[str, Entry], scored: Reports) -> Iterator[str]:
+    """A section a data set and threat model: the table of methods, the comparisons, the limits."""
+    places: dict[str, list[str]] = {}
+    for name in (name for name in known if scored[name]):
+        places.setdefault(place(scored[name][0]), []).append(name)
+    for where, here in places.items():
+        yield f"## {where}\n"
+        yield from _methods(known, scored, here, "PGD-40 x 10")
+        yield from list(rivals(known, scored, here))[:MOST]
+        yield LIMITS[where.partition(" eps")[0]]
+
+
+def _methods(known: Mapping[str, Entry], scored: Reports, here: Sequence[str], pgd: str) -> Iterator[str]:
+    attacks = ("clean", pgd, "AutoAttack")
+    rows = [
+        [name, method(known[name]), str(one["n"]), *(cell(one, attack) for attack in attacks)]
+        for name in here
+        for one in scored[name]
     ]
-    stages = {name: one for name, one in measured.between().items() if measured.result(one, "AutoAttack")}
-    return found + [Row(name, rival, (one, scored[rival][0])) for name, one in stages.items() for rival in rivals]
-
-
-def over_seeds(known: Known, scored: Reports) -> dict[tuple[str, str], Gain]:
-    """(ATENT's setting, PGD-AT's) -> what ATENT has more."""
-    pairs = [names for names in measured.atent_and_pgd_at(known) if all(len(scored[name]) > 1 for name in names)]
-    return {(mine, theirs): measured.gain(scored[mine], scored[theirs]) for mine, theirs in pairs}
-
-
-def counts(verdicts: Iterable[str], prefix: str = "") -> dict[str, int]:
-    """How often ATENT is better, worse, and neither."""
-    kinds = Counter(one.partition(" ")[0] for one in verdicts)
-    better, worse = kinds["better"], kinds["worse"]
-    return {
-        f"{prefix}all": kinds.total(),
-        f"{prefix}better": better,
-        f"{prefix}worse": worse,
-        f"{prefix}rest": kinds.total() - better - worse,
-    }
-
-
-def first(known: Known, scored: Reports, papers: Sequence[Result]) -> Iterator[str]:
-    """What AutoAttack says of ATENT and PGD-AT."""
-    each, seeds = rows(known, scored), over_seeds(known, scored)
-    duels = [one for one in markdown.duels(papers) if one.ours.startswith("ATENT") and one.rival.startswith("PGD")]
-    count = counts(one.pair.verdict for one in each) | counts((one.verdict for one in seeds.values()), "seeds_")
-    count |= counts((measured.verdict(one.alone[0] - one.alone[1], one.p) for one in duels), "papers_")
-    better = count["better"] + count["seeds_better"] + count["papers_better"]
-    everything = len(each) + len(seeds) + len(duels)
-    those = [one for mine, theirs in seeds for name in (mine, theirs) for one in [scored[name]]]
-    yield fill(
-        FIRST,
-        verdict=GAIN.format(better=better, all=everything) if better else NO_GAIN,
-        level=measured.percent(measured.SIGNIFICANT),
-        confidence=measured.percent(measured.CONFIDENCE),
-        seeds=listed(map(len, those)),
-        place=listed(place(one) for reports in those for one in reports),
-        **count,
-    )
-    yield from table([one.cells() for one in each], ROW)
+    yield from table(rows, ["model", "method", "images", *attacks])
     yield ""
-    yield from (
-        f"- {mine} is {gain.verdict} {theirs} over {len(scored[mine])} seeds: {gain}."
-        for (mine, theirs), gain in seeds.items()
-    )
-    yield NOTES
 
 
-def others(known: Known, scored: Reports) -> Iterator[str]:
-    """How the published models fare against the others."""
-    published = {name: entry for (group, name), entry in known.items() if group == "models" and scored[name]}
-    signs = {name: card["signs"] for name in published if (card := measured.read_card(name))}
-    seen = [f"{sign['name']} ({name})" for name, those in signs.items() for sign in those if sign["found"]]
-    yield fill(
-        OTHERS,
-        signs=len({sign["name"] for those in signs.values() for sign in those}),
-        seen=f"these models have {listed(seen)}" if seen else "these models have none",
-    )
-    for name, entry in published.items():
-        rivals = [rival for rival in entry.against if scored[rival]]
-        (mine,) = scored[name]
-        yield from [f"- **{name}**, {place(mine)}, {cell(mine, 'AutoAttack')}, is"] if rivals else ()
-        for rival in rivals:
-            (theirs,) = scored[rival]
-            yield f"  - {compared(mine, theirs, rival)}; {rival} has {cell(theirs, 'AutoAttack')}"
+def digits(known: Known, scored: Reports) -> Iterator[str]:
+    """ATENT and PGD-AT over seeds."""
+    seeds = comparisons.over_seeds(known, scored)
+    names = list(dict.fromkeys(name for pair in seeds for name in reversed(pair)))
+    entries = {name: entry for (_, name), entry in known.items() if name in names}
+    yield f"## {listed(place(one) for name in names for one in scored[name])}\n"
+    rows = [
+        [name, method(entries[name]), ", ".join(entries[name].set), *(spread(scored[name], one) for one in SCORES)]
+        for name in names
+    ]
+    yield from table(rows, ["setting", "method", "what is set", *SCORES])
+    yield ""
+    yield from comparisons.seed_lines(scored, seeds)
+    yield DIGITS
 
 
-def parts(known: Known, scored: Reports) -> Iterator[str]:
-    """What the ablation's settings are against each other."""
-    entries = {name: entry for (group, name), entry in known.items() if group == "ablation"}
-    gains = measured.gains(scored, entries)
-    there = [scored[name] for name, _ in gains]
-    yield fill(
-        PARTS,
-        seeds=listed(map(len, there)),
-        place=listed(place(one) for reports in there for one in reports),
-        confidence=measured.percent(measured.CONFIDENCE),
-    )
-    yield from table(
-        [
-            [mine, ", ".join(entries[mine].set), f"{gain.verdict} {theirs}", str(gain), str(clean)]
-            for (mine, theirs), gain in gains.items()
-            for clean in [measured.gain(scored[mine], scored[theirs], "clean")]
-        ],
-        ["setting", "what is set", "under AutoAttack", "AutoAttack", "clean"],
-    )
+def cifar(known: Mapping[str, Entry], scored: Reports) -> Iterator[str]:
+    here = [name for name in known if scored[name]]
+    yield f"## {listed(place(one) for name in here for one in scored[name])}\n"
+    yield from _methods(known, scored, here, "PGD-40")
+    yield from rivals(known, scored, here)
+    yield ""
+    yield fill(CIFAR, epochs=listed(entry.load().epochs for entry in known.values()))
+
+
+def papers_lines(papers: Sequence[Result]) -> Iterator[str]:
+    yield PAPERS
+    yield from (line for line in markdown.summary(papers) if line.startswith("- "))
+
+
+def page(known: Known, scored: Reports, papers: Sequence[Result]) -> str:
+    groups: dict[str, dict[str, Entry]] = {kind: {} for kind in get_args(Group)}
+    for (group, name), entry in known.items():
+        groups[group][name] = entry
+    reports = {name: [one | {"n": one["results"][0]["n"]} for one in those] for name, those in scored.items()}
+    sections = [
+        [HEAD.format(statement=comparisons.statement(known, scored, papers, "log/papers.md"))],
+        models(groups["models"], reports),
+        digits(known, scored),
+        cifar(groups["cifar10"], reports),
+        papers_lines(papers),
+    ]
+    return "\n\n".join("\n".join(lines).strip() for lines in sections) + "\n"
+
+
+def accuracies(row: comparisons.Row) -> list[str]:
+    """How many images; the accuracy of each; how many each alone gets right; p."""
+    _, _, _, _, mine, theirs, alone, other, p, _ = row.cells()
+    return [str(row.pair.n), mine, theirs, f"{alone} and {other}", p]
+
+
+def readme(known: Known, scored: Reports, papers: Sequence[Result]) -> str:
+    """The results in the README: the statement, and the published pairs of ATENT and PGD-AT."""
+    shown = {name for (group, name), _ in known.items() if group in ("models", "cifar10")}
+    rows = [
+        [place(row.reports[0]).partition(", ")[2], row.atent, row.pgd_at, *accuracies(row)]
+        for row in comparisons.rows(known, scored)
+        if {row.atent, row.pgd_at} <= shown
+    ]
+    head = ["threat", "ATENT", "PGD-AT", "images", "ATENT's", "PGD-AT's", "alone", "p"]
+    statement = comparisons.statement(known, scored, papers, "docs/log/papers.md")
+    return "\n".join([statement, *table(rows, head), "", README])
+
+
+def inserted(text: str, results: str) -> str:
+    """The README with its results between the comments BEGIN and END. Raises BadInput without these."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        message = f"the README needs the lines {BEGIN!r} and {END!r}, once each; add them"
+        raise BadInput(message, code="missing", field="readme")
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{results}{END}{rest.partition(END)[2]}"
 
 
 def results() -> list[Result]:
@@ -199,13 +155,19 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def main(out: Path = DOCS / "results.md") -> None:
+def main(docs: Path = DOCS, readme_file: Path = measured.ROOT / "README.md") -> None:
     known, papers = measured.entries(), results()
     scored = measured.reports(known)
-    sections = (first(known, scored, papers), others(known, scored), parts(known, scored))
-    pictures = sorted(f"img/{path.name}" for path in (DOCS / "img").glob("paper-*.png"))
-    files.write(out, markdown.page(papers, pictures, ["\n".join(lines).rstrip() + "\n" for lines in sections]))
-    print(f"written: {out}")
+    pictures = sorted(f"../img/{path.name}" for path in (DOCS / "img").glob("paper-*.png"))
+    written = {
+        docs / "results.md": page(known, scored, papers),
+        docs / "log" / "comparisons.md": comparisons.page(known, scored, papers),
+        docs / "log" / "papers.md": markdown.page(papers, pictures),
+        readme_file: inserted(readme_file.read_text(encoding="utf-8"), readme(known, scored, papers)),
+    }
+    for path, text in written.items():
+        files.write(path, text)
+        print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write docs/zoo.md from registry/cards/ and eval/results/zoo/: the zoo's models, comparisons, search and ablation.
+"""Write docs/log/zoo.md from registry/cards/ and eval/results/zoo/: the zoo's models, comparisons, search and ablation.
 
 python eval/pages/write_zoo.py
 """
@@ -300,7 +300,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def main(out: Path = measured.ROOT / "docs" / "zoo.md") -> None:
+def main(out: Path = measured.ROOT / "docs" / "log" / "zoo.md") -> None:
     files.write(out, page(measured.entries()))
     print(f"written: {out}")
 

@@ -11,8 +11,13 @@ import pytest
 from atent_ext.core.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = [*sorted((ROOT / "eval" / "pages").glob("*.py")), ROOT / "atent_ext" / "experiments" / "markdown.py"]
-PAGES = [ROOT / "docs" / "zoo.md", ROOT / "docs" / "results.md", ROOT / "docs" / "log" / "mnist-search.md"]
+OF_THE_SITE = ("reference.py", "site_hooks.py", "check_site.py", "tutorials.py")
+"""They write no measured figure."""
+PAGE_SCRIPTS = [path for path in sorted((ROOT / "eval" / "pages").glob("*.py")) if path.name not in OF_THE_SITE]
+SCRIPTS = [*PAGE_SCRIPTS, ROOT / "atent_ext" / "experiments" / "markdown.py"]
+DOCS = ROOT / "docs"
+LOG = ("zoo", "comparisons", "papers", "mnist-search")
+PAGES = [DOCS / "results.md", *(DOCS / "log" / f"{name}.md" for name in LOG)]
 
 # What may hold digits: code, the target of a link, a field, a list marker, and a word that begins with a letter
 # (PGD-40, ResNet-20, alpha.0), with the restarts of an attack's name (PGD-40 x 10).
@@ -84,7 +89,7 @@ def test_the_page_that_is_written_by_hand_says_so_and_is_linked():
     assert log.split("\n\n")[1].startswith("Written by hand on ")
     for place in re.findall(r"`((?:eval|registry)/[\w/]+/)`", log.split("\n## ")[0]):
         assert (ROOT / place).is_dir(), place
-    assert "[log/mnist-search.md](log/mnist-search.md), written by hand," in (ROOT / "docs" / "zoo.md").read_text()
+    assert "[mnist-search.md](mnist-search.md), written by hand," in (DOCS / "log" / "zoo.md").read_text()
 
 
 @pytest.fixture
@@ -114,7 +119,7 @@ def report(flags):
     ],
 )
 def test_the_first_statement_follows_from_the_flags(pages, monkeypatch, ours, theirs, verdict):
-    measured, results = pages("measured"), pages("write_results")
+    measured, comparisons = pages("measured"), pages("comparisons")
     monkeypatch.setattr(measured, "between", dict)
     monkeypatch.setattr(measured, "PUBLISHED", ())
     known = {
@@ -123,7 +128,7 @@ def test_the_first_statement_follows_from_the_flags(pages, monkeypatch, ours, th
         ("models", "other"): measured.Entry(recipe="digits-linf-trades"),
     }
     scored = {"mine": [report(ours)], "rival": [report(theirs)], "other": [report("00000000")]}
-    lines = list(results.first(known, scored, []))
+    lines = list(comparisons.first(known, scored, []))
     assert lines[0].split("\n\n")[1].startswith(verdict)
     shares = [f"{100 * flags.count('1') / 8:.1f}" for flags in (ours, theirs)]
     assert lines[3].startswith("| mine | rival | digits, Linf eps 0.15 | 8, test | " + shares[0])

@@ -1,6 +1,7 @@
-"""docs/results.md and docs/zoo.md are what their scripts write from the committed results."""
+"""docs/results.md, docs/log/ and the README's results are what their scripts write from the committed results."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,17 +14,21 @@ DOCS = scripts.EVAL.parent / "docs"
 
 @pytest.mark.integration
 def test_the_results_are_what_their_script_writes_as_a_user_runs_it(tmp_path):
-    out = tmp_path / "results.md"
-    command = [sys.executable, str(scripts.EVAL / "pages" / "write_results.py"), "--out", str(out)]
+    (tmp_path / "log").mkdir()
+    readme = shutil.copy(DOCS.parent / "README.md", tmp_path)
+    command = [sys.executable, str(scripts.EVAL / "pages" / "write_results.py"), "--docs", str(tmp_path)]
+    command += ["--readme-file", readme]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert out.read_text(encoding="utf-8") == (DOCS / "results.md").read_text(encoding="utf-8")
+    for page in ("results.md", "log/comparisons.md", "log/papers.md", "../README.md"):
+        written = tmp_path / page.removeprefix("../")
+        assert written.read_text(encoding="utf-8") == (DOCS / page).read_text(encoding="utf-8"), page
 
 
 def test_the_zoo_is_what_its_script_writes(tmp_path):
     done = scripts.run("pages/write_zoo", "--out", tmp_path / "zoo.md")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "zoo.md").read_text(encoding="utf-8") == (DOCS / "zoo.md").read_text(encoding="utf-8")
+    assert (tmp_path / "zoo.md").read_text(encoding="utf-8") == (DOCS / "log" / "zoo.md").read_text(encoding="utf-8")
 
 
 def test_the_page_on_intervals_is_what_its_script_writes(tmp_path):

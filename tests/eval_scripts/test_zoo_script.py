@@ -1,4 +1,4 @@
-"""The script that trains the zoo, and the tables of docs/zoo.md."""
+"""The script that trains the zoo, and the tables of docs/log/zoo.md."""
 
 import json
 import os

@@ -61,6 +61,21 @@ def test_a_file_that_is_not_the_cards_is_refused(copied):
         atent_ext.load(BEST)
 
 
+def test_weights_that_are_not_here_come_from_a_folder_by_their_hash(copied, tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (copied / "weights" / f"{BEST}.safetensors").rename(theirs / "any-name.safetensors")
+    with pytest.raises(BadInput, match="has a card of mnist-linf-atent, but not its weights; name their folder"):
+        atent_ext.load(BEST)
+    (theirs / "a-wrong-one.safetensors").write_bytes(b"wrong")
+    assert not atent_ext.load(BEST, folder=theirs).training
+    (theirs / "any-name.safetensors").unlink()
+    for name, code, field in ((BEST, "missing", "folder"), ("nobody", "unknown-name", "name")):
+        with pytest.raises(BadInput) as error:
+            atent_ext.load(name, folder=str(theirs))
+        assert (error.value.code, error.value.field) == (code, field)
+
+
 @pytest.fixture
 def no_data(monkeypatch):
     monkeypatch.setattr(datasets, "load", lambda *_: SimpleNamespace(test=None, name="mnist", note=""))

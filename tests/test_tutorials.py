@@ -1,0 +1,59 @@
+"""The notebooks of docs/tutorials/ run, in this process, which spares six kernels and their imports."""
+
+import ast
+import sys
+from pathlib import Path
+
+import matplotlib
+import nbformat
+import pytest
+from commands import atent
+
+pytestmark = pytest.mark.integration
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "docs" / "tutorials").glob("*.ipynb"))
+
+
+def cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def python(source):
+    """The cell as Python: a line "!atent ..." calls the command."""
+    lines = source.splitlines()
+    return "\n".join(f"command({line[1:].split()[1:]!r})" if line.startswith("!atent ") else line for line in lines)
+
+
+def command(arguments):
+    done = atent(*arguments)
+    assert done.returncode == 0, done.stderr
+
+
+def test_there_are_six():
+    assert len(NOTEBOOKS) == 6
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_committed_and_hold_no_error(path):
+    outputs = [output for cell in cells(path) for output in cell.outputs]
+    assert {output.output_type for output in outputs} <= {"stream", "execute_result", "display_data"}
+    assert any("image/png" in output.get("data", {}) or "text/markdown" in output.get("data", {}) for output in outputs)
+    assert "/tmp/" not in str(outputs)
+    assert not [cell.id for cell in cells(path) if cell.execution_count is None]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    names = {"command": command, "__name__": path.stem}
+    monkeypatch.setitem(sys.modules, path.stem, type(sys)(path.stem))  # dataclasses look their module up
+    try:
+        for cell in cells(path):
+            exec(compile(ast.parse(python(cell.source)), f"{path.name}, {cell.id}", "exec"), names)
+    finally:
+        plt.close("all")
+        sys.modules.pop("my_attacks", None)
