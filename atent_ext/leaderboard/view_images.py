@@ -69,7 +69,7 @@ def look(subject: Subject, report: Report) -> Images:
     kernel = pgd(norm(report.threat.norm), report.threat.eps, STEPS)
     found = [
         adversaries(kernel, model, part.to(device), of.to(device), cross_entropy, seeds.generator(report.seed, device))
-        for part, of in zip(x.split(report.batch_size), y.split(report.batch_size), strict=True)
+        for part, of in zip(torch.split(x, report.batch_size), torch.split(y, report.batch_size), strict=True)
     ]
     adversary = torch.cat([one.cpu() for one in found])
     logits = [_probabilities(model, images) for images in (x, adversary)]
