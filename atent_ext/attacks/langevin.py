@@ -233,8 +233,10 @@ def fgsm(norm: Norm, eps: Radius, *, box: tuple[float, float] = (0.0, 1.0)) -> L
     return pgd(norm, eps, 1, eps, box=box, start="clean")
 
 
-WARMTH = 0.2
-"""Standard deviation of the noise of an annealed ℓ∞ chain's first step, as a share of eps (docs/attacks.md)."""
+FIRST_STEP = {"Linf": 1.0, "L2": 2.0}
+"""The first step of an annealed chain, as a share of eps."""
+WARMTH = 0.4
+"""Standard deviation of the noise of an annealed ℓ∞ chain's first step, as a share of eps."""
 
 
 def atent(
@@ -254,28 +256,27 @@ def atent(
     """ATENT's chain as an attack (Jagatap et al. 2022, section 4): its last iterate lies in the eps ball and the box.
 
     schedule: None anneals the chain by a "cosine", unless a step size is given: then it is "constant", as in the paper.
-    step_size: None is eps for a schedule that falls, else 2.5 eps / steps, and for ℓ2 at least 1.25 gamma eps, since
-    the pull stops a chain at the distance step_size / gamma. noise: square root of the temperature; None is the paper's
-    1e-3 for a constant schedule; for one that falls, ℓ∞ begins with noise of standard deviation `WARMTH` times eps, if
-    the step is eps, and ℓ2 has none. gamma: strength of the pull; None is 0, but the paper's
-    0.05 for ℓ2 and a constant schedule. project: with "last", the authors' choice for ℓ∞, the attack is much weaker
-    (docs/measurements.md). start: None is the norm's own, as in `pgd`.
+    step_size: None is `FIRST_STEP` for a schedule that falls, else 2.5 eps / steps, and for ℓ2 at least 1.25 gamma eps,
+    since the pull stops a chain at the distance step_size / gamma. noise: square root of the temperature; None is the
+    paper's 1e-3, but for ℓ∞ and a schedule that falls such that a step of eps has the `WARMTH`. gamma: strength of the
+    pull; None is 0, but the paper's 0.05 for ℓ2 and a constant schedule. project: with "last", the authors' choice for
+    ℓ∞, the attack is much weaker (docs/measurements.md). start: None is the norm's own, as in `pgd`.
     """
     _check_norm(norm)
     validate.radius("eps", eps)
     chosen: Schedule = ("cosine" if step_size is None else "constant") if schedule is None else schedule
-    linf = norm == LINF
-    gamma = (0.0 if linf or chosen != "constant" else 0.05) if gamma is None else gamma
+    linf, falls = norm == LINF, chosen != "constant"
+    gamma = (0.0 if linf or falls else 0.05) if gamma is None else gamma
     validate.number("gamma", gamma)
     if noise is None:
-        noise = 1e-3 if chosen == "constant" else WARMTH * (eps / 2) ** 0.5 if linf else 0.0
-    if step_size is None and chosen == "constant":
-        step_size = _usual_step(eps, steps, 0.0 if linf else 1.25 * gamma)
+        noise = WARMTH * (eps / 2) ** 0.5 if linf and falls else 1e-3
+    if step_size is None:
+        step_size = FIRST_STEP[norm.name] * eps if falls else _usual_step(eps, steps, 0.0 if linf else 1.25 * gamma)
     return Langevin(
         norm=norm,
         eps=eps,
         steps=steps,
-        step_size=eps if step_size is None else step_size,
+        step_size=step_size,
         direction=norm.direction,
         noise=noise,
         gamma=gamma,

@@ -41,13 +41,13 @@ except ModuleNotFoundError as error:
 class ATENTAttack(EvasionAttack):  # type: ignore[misc]
     """ATENT's Langevin chain as an attack on any ART classifier with loss gradients, inside its `clip_values`.
 
-    norm: "inf", np.inf or 2. eps: radius. eps_step: step size; None starts at eps and falls to 0 by a cosine; a given
-    one is kept, unless `schedule` says otherwise. max_iter: number of steps. noise: square root of the temperature;
-    None is that of `langevin.atent`.    gamma: pull towards x; None is 0, but the paper's 0.05 for norm 2 and a
-    constant step size. project: "every" step, or the "last" alone. An annealed chain takes random directions where the
-    gradient is 0. num_random_init: 0 starts at x; n > 1 means n restarts, of which each example keeps the first that
-    fools the classifier, or the first if none does. seed: of starts and noise, so that a call is reproducible; None
-    draws a seed from NumPy's global state, as ART does. verbose: show a progress bar.
+    norm: "inf", np.inf or 2. eps: radius. eps_step: step size; None starts at eps (norm 2: 2 eps) and falls to 0 by a
+    cosine; a given one is kept, unless `schedule` says otherwise. max_iter: number of steps. noise: square root of the
+    temperature; None is that of `langevin.atent`.    gamma: pull towards x; None is 0, but the paper's 0.05 for norm 2
+    and a constant step size. project: "every" step, or the "last" alone. An annealed chain takes random directions
+    where the gradient is 0. num_random_init: 0 starts at x; n > 1 means n restarts, of which each example keeps the
+    first that fools the classifier, or the first if none does. seed: of starts and noise, so that a call is
+    reproducible; None draws a seed from NumPy's global state, as ART does. verbose: show a progress bar.
 
     Chains run on the CPU in the dtype of the PyTorch model, or else of x; gradients are `estimator.loss_gradient`'s.
     A PyTorch model keeps its modes (such as a frozen BatchNorm) and its gradients, unlike with ART's own attacks.

@@ -2,6 +2,10 @@
 
     python eval/benchmarks/attacks.py --data-root DATA
     python eval/benchmarks/attacks.py --network mnist-linf-trades --budget 20 --budget 100 --n 200 --data-root DATA
+    python eval/benchmarks/attacks.py --broken --data-root DATA
+
+--broken: only the images that AutoAttack broke when the card was made, with annealed ATENT at 1,000 passes: what it
+leaves of them and what AutoAttack left bound what it leaves of all.
 
 A pass is one forward of one image, counted by a hook on the network while the attack runs; backward passes are counted
 by hooks on its outputs. A budget is a limit of passes an image: settings are chosen so that an attack stays below it.
@@ -17,24 +21,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 import typer
+from rivals import ATTACKS, Case
 from torch import Tensor, nn
 
-from atent_ext.attacks import uphill
 from atent_ext.attacks.accuracy import flags_under
-from atent_ext.attacks.langevin import Langevin, atent, pgd
-from atent_ext.attacks.restarts import adversaries
-from atent_ext.core import compat, seeds
-from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import seeded
-from atent_ext.core.norms import Norm
 from atent_ext.core.norms import norm as norm_called
 from atent_ext.core.schema import Threat
 from atent_ext.core.version import __version__
@@ -45,159 +42,6 @@ from atent_ext.subjects import weights_file, zoo
 BUDGETS = (20, 100, 500, 2000)
 BATCH = 100
 RESULTS = Path(__file__).parents[1] / "results" / "attacks.jsonl"
-
-Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A ball, a budget of passes an image, and a seed."""
-
-    norm: Norm
-    eps: float
-    budget: int
-    seed: int
-
-
-# ---- attacks by the name that the table has
-
-
-def chains(kernel: Langevin, case: Case, restarts: int, losses: Any = cross_entropy) -> Attack:
-    generator = seeds.generator(case.seed)
-    how: dict[str, Any] = {"restarts": restarts, "keep": "success", "rescue": kernel.schedule != "constant"}
-    return lambda model, x, y: adversaries(kernel, model, x, y, losses, generator, **how)
-
-
-def split_pgd(restarts: int, case: Case) -> Attack:
-    steps = case.budget // restarts - 1
-    return chains(pgd(case.norm, case.eps, steps), case, restarts)
-
-
-def annealed(case: Case) -> Attack:
-    """Chains of about 100 steps, of which the first climbs the cross-entropy, the others as `uphill.IN_TURN` says."""
-    restarts = max(1, round(case.budget / 100))
-    steps = (case.budget - 1) // restarts - 1
-    return chains(atent(case.norm, case.eps, steps), case, restarts, uphill.in_turn(uphill.IN_TURN, restarts))
-
-
-def printed(case: Case) -> Attack:
-    """The paper's chain of 40 constant steps (19 at a budget of 20), with as many restarts as the budget allows."""
-    steps = min(40, case.budget - 1)
-    last = "last" if case.norm.name == "Linf" else "every"
-    kernel = atent(case.norm, case.eps, steps, 0.01 / 0.3 * case.eps if last == "last" else case.eps / 16, project=last)
-    return chains(kernel, case, max(1, case.budget // (steps + 1)))
-
-
-def autoattack(names: tuple[str, ...], set_up: Callable[[Any, int], None], case: Case) -> Attack:
-    def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        rival = compat.autoattack_class()(
-            model,
-            norm=case.norm.name,
-            eps=case.eps,
-            version="custom",
-            attacks_to_run=names,
-            seed=case.seed,
-            verbose=False,
-        )
-        set_up(rival, case.budget - 2)  # it counts what is right before and after the attack
-        adversary: Tensor = rival.run_standard_evaluation(x, y, bs=len(x))
-        return adversary
-
-    return attack
-
-
-def apgd_ce(rival: Any, budget: int) -> None:
-    rival.apgd.n_restarts = max(1, round(budget / 100))
-    rival.apgd.n_iter = budget // rival.apgd.n_restarts - 2
-
-
-def apgd_t(rival: Any, budget: int) -> None:
-    targets = max(1, min(9, budget // 50))
-    rival.apgd_targeted.n_target_classes, rival.apgd_targeted.n_restarts = targets, 1
-    rival.apgd_targeted.n_iter = budget // targets - 2
-
-
-def fab_t(rival: Any, budget: int) -> None:
-    targets = max(1, min(9, budget // 50))
-    rival.fab.n_target_classes, rival.fab.n_restarts = targets, 1
-    rival.fab.n_iter = max(1, budget // targets // 2 - 3)
-
-
-def square(rival: Any, budget: int) -> None:
-    rival.square.n_queries = budget - 1
-
-
-def in_torchattacks(linf: str, l2: str | None, settings: Callable[[Case], dict[str, Any]], case: Case) -> Attack:
-    import torchattacks
-
-    name = linf if case.norm.name == "Linf" else l2
-    if name is None:
-        raise LookupError(f"torchattacks has no ℓ2 form of {linf}")
-    return lambda model, x, y: getattr(torchattacks, name)(model, eps=case.eps, **settings(case))(x, y)
-
-
-def pgd_settings(case: Case) -> dict[str, Any]:
-    return {"alpha": 2.5 * case.eps / case.budget, "steps": case.budget}
-
-
-def apgd_settings(case: Case) -> dict[str, Any]:
-    restarts = max(1, round(case.budget / 100))
-    return {
-        "norm": case.norm.name,
-        "steps": max(1, case.budget // restarts - 3),
-        "n_restarts": restarts,
-        "seed": case.seed,
-    }
-
-
-def in_foolbox(case: Case) -> Attack:
-    import foolbox
-
-    kinds = foolbox.attacks.LinfPGD, foolbox.attacks.L2PGD
-    rival = kinds[case.norm.name == "L2"](rel_stepsize=2.5 / (case.budget - 1), steps=case.budget - 1)
-
-    def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        adversary: Tensor = rival.run(foolbox.PyTorchModel(model, bounds=(0, 1)), x, y, epsilon=case.eps)
-        return adversary
-
-    return attack
-
-
-def in_art(case: Case) -> Attack:
-    from art.attacks.evasion import ProjectedGradientDescent
-    from art.estimators.classification import PyTorchClassifier
-
-    def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        with torch.no_grad():
-            classes = model(x[:1]).shape[1]
-        box = {"clip_values": (0.0, 1.0), "device_type": "cpu"}
-        estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), tuple(x.shape[1:]), classes, **box)
-        order = "inf" if case.norm.name == "Linf" else 2
-        how = {
-            "eps_step": 2.5 * case.eps / case.budget,
-            "max_iter": case.budget,
-            "batch_size": len(x),
-            "verbose": False,
-        }
-        rival = ProjectedGradientDescent(estimator, order, case.eps, num_random_init=1, **how)
-        return torch.from_numpy(rival.generate(x.numpy(), y.numpy())).to(x)
-
-    return attack
-
-
-ATTACKS: Mapping[str, Callable[[Case], Attack]] = {
-    "ATENT annealed": annealed,
-    "ATENT as printed": printed,
-    "APGD-CE": partial(autoattack, ("apgd-ce",), apgd_ce),
-    "APGD-T": partial(autoattack, ("apgd-t",), apgd_t),
-    "FAB-T": partial(autoattack, ("fab-t",), fab_t),
-    "Square": partial(autoattack, ("square",), square),
-    **{f"PGD x {restarts}": partial(split_pgd, restarts) for restarts in (1, 2, 5, 10)},
-    "torchattacks PGD": partial(in_torchattacks, "PGD", "PGDL2", pgd_settings),
-    "torchattacks APGD": partial(in_torchattacks, "APGD", "APGD", apgd_settings),
-    "Foolbox PGD": in_foolbox,
-    "ART PGD": in_art,
-}
 
 
 # ---- networks
@@ -316,6 +160,18 @@ def measure(network: nn.Module, split: Split, threat: Threat, attack: str, budge
     }
 
 
+def broken(name: str, split: Split) -> tuple[Split, dict[str, int]]:
+    """The images that AutoAttack breaks according to the card, and the card's counts."""
+    report = zoo.find(name)[0][0].report
+    results = report.of_kind("clean"), report.autoattack
+    if None in results:
+        raise SystemExit(f"the card of {name} has no AutoAttack")
+    clean, attacked = (result.robust() for result in results if result is not None)
+    rows = (clean & ~attacked).nonzero().squeeze(1)
+    counts = {"card_n": report.n, "autoattack": int(attacked.sum()), "apgd_ce": results[1].robust_after["apgd-ce"]}
+    return Split(split.images[rows], split.labels[rows]), counts
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
@@ -332,14 +188,19 @@ def main(
     seed: Annotated[int, typer.Option()] = 0,
     data_root: Annotated[Path | None, typer.Option()] = None,
     out: Annotated[Path, typer.Option()] = RESULTS,
+    only_broken: Annotated[bool, typer.Option("--broken")] = False,
 ) -> None:
     root = data_root or Path(os.environ.get("ATENT_DATA", "."))
+    if only_broken:
+        attack, budget, out = ["ATENT annealed"], budget or [1000], out.with_name(f"{out.stem}-broken.jsonl")
     named = ("network", "attack", "budget", "n", "seed")
     done = {tuple(row[key] for key in named) for row in read(out)}
     for name in network or NETWORKS:
         chosen = subject(name, root)
         for limit in budget or BUDGETS:
-            split = chosen.test.take(min(len(chosen.test), images(name, limit), n or len(chosen.test)))
+            split, more = chosen.test.take(min(len(chosen.test), images(name, limit), n or len(chosen.test))), {}
+            if only_broken:
+                split, more = broken(name, chosen.test)
             for which in (attack or ATTACKS) if len(split) else ():
                 key = dict(zip(named, (name, which, limit, len(split), seed), strict=True))
                 if tuple(key.values()) in done:
@@ -349,7 +210,14 @@ def main(
                 except LookupError as error:
                     cell = {"missing": str(error)}
                 versions = {"atent-ext": __version__, "torch": torch.__version__}
-                row = {**key, "norm": chosen.threat.norm, "eps": chosen.threat.eps, **cell, "versions": versions}
+                row = {
+                    **key,
+                    "norm": chosen.threat.norm,
+                    "eps": chosen.threat.eps,
+                    **more,
+                    **cell,
+                    "versions": versions,
+                }
                 with out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
                 print({**key, **{k: v for k, v in cell.items() if k != "flags"}}, flush=True)

@@ -109,14 +109,14 @@ def test_an_annealed_chain_starts_with_steps_of_eps_and_reaches_the_optimum(name
     model = LinearTwoClass((5,))
     x, y = torch.randn(4, 5, generator=generator(1), dtype=torch.float64), torch.arange(4) % 2
     kernel = atent(norm(name), 0.7, 20, noise=0.0, box=FREE, schedule=schedule)
-    assert (kernel.step_size, kernel.gamma, kernel.project) == (0.7, 0.0, "every")
+    assert (kernel.step_size, kernel.gamma, kernel.project) == (0.7 if name == "Linf" else 1.4, 0.0, "every")
     adversary = last_iterate(kernel, model, x, y, cross_entropy, generator())
     torch.testing.assert_close(cross_entropy(model(adversary), y), model.worst_loss(x, y, name, 0.7), rtol=0, atol=1e-4)
 
 
 def test_what_atent_is_by_default_and_with_a_step_size():
     annealed, given = atent(L2, 0.3, 50), atent(L2, 0.3, 50, 0.02)
-    assert (annealed.schedule, annealed.step_size, annealed.gamma) == ("cosine", 0.3, 0.0)
+    assert (annealed.schedule, annealed.step_size, annealed.gamma, annealed.noise) == ("cosine", 0.6, 0.0, 1e-3)
     assert (given.schedule, given.step_size, given.gamma) == ("constant", 0.02, 0.05)
     assert atent(LINF, 0.3, 50, schedule="constant").step_size == pytest.approx(2.5 * 0.3 / 50)
 

@@ -3,6 +3,7 @@ import torch
 from problems import LinearTwoClass, small_batch, small_net
 from torch import nn
 
+from atent_ext.attacks import uphill
 from atent_ext.attacks.advertorch_style import L2ATENTAttack, LinfATENTAttack
 from atent_ext.attacks.langevin import Langevin, atent, input_gradient, last_iterate, pgd, walk
 from atent_ext.attacks.restarts import adversaries, allowed
@@ -13,11 +14,12 @@ from atent_ext.core.norms import L2, LINF
 KERNELS = [
     pgd(LINF, 0.05, 6),
     pgd(L2, 0.4, 6),
-    atent(LINF, 0.05, 6, noise=0.03),  # projected at the last step alone: the others may lie outside the ball
-    atent(LINF, 0.05, 6, noise=0.03, project="every"),
-    atent(L2, 0.4, 6, noise=0.03),
+    # Projected at the last step alone: the others may lie outside the ball.
+    atent(LINF, 0.05, 6, noise=0.03, project="last", schedule="constant"),
+    atent(LINF, 0.05, 6, noise=0.03),
+    atent(L2, 0.4, 6, noise=0.03, schedule="constant"),
 ]
-IDS = ["pgd-linf", "pgd-l2", "atent-last", "atent-every", "atent-l2"]
+IDS = ["pgd-linf", "pgd-l2", "atent-last", "annealed", "atent-l2"]
 
 
 def generator(seed=3):
@@ -79,7 +81,7 @@ def test_what_is_returned_is_what_all_runs_to_their_end_would_choose(kernel, kee
 
 def test_counting_iterates_on_the_way_breaks_more_than_the_last_alone():
     model, x, y = labelled()
-    kernel = atent(LINF, 0.05, 6, noise=0.3, project="every")
+    kernel = atent(LINF, 0.05, 6, noise=0.3, schedule="constant")
     broken = {}
     for keep in ("last", "success"):
         adversary = adversaries(kernel, model, x, y, cross_entropy, generator(), keep=keep)
@@ -169,7 +171,8 @@ def test_the_attacks_pass_it_on(kind):
             model, restarts=3, keep="success", early_stop=early_stop, batch_size=16, generator=generator(), **settings
         )
         results[early_stop] = attack.perturb(x, y)
-        expected = adversaries(attack.kernel, model, x, y, cross_entropy, generator(), restarts=3, keep="success")
+        losses = uphill.in_turn(uphill.IN_TURN, 3)
+        expected = adversaries(attack.kernel, model, x, y, losses, generator(), restarts=3, keep="success")
         torch.testing.assert_close(results[early_stop], expected, rtol=0, atol=1e-12)
     assert torch.equal(model(results[True]).argmax(1), model(results[False]).argmax(1))
 

@@ -15,7 +15,7 @@ from atent_ext.attacks.restarts import Keep
 from atent_ext.attacks.spec import AttackSpec, Note, Outcome, Setting
 from atent_ext.attacks.uphill import Climb, GradientVanished, LossName
 from atent_ext.core.losses import cross_entropy
-from atent_ext.core.norms import norm
+from atent_ext.core.norms import LINF, norm
 from atent_ext.core.schema import Count, Positive
 from atent_ext.core.types import Loss
 from atent_ext.data.datasets import Split
@@ -110,25 +110,27 @@ class PGDSpec(_Restarted):
 class ATENTSpec(_Restarted):
     """ATENT's chain as an attack (Jagatap et al. 2022, section 4), annealed unless a step size or a schedule is given.
 
-    noise, gamma, project, schedule, step_size: as in `langevin.atent`. losses: those that the restarts take in turn.
+    noise, project, schedule, step_size: as in `langevin.atent`. gamma: the pull; "paper" is 0.05 for ℓ2 and 0 for ℓ∞.
+    losses: those that the restarts take in turn.
     """
 
     attack: Literal["atent"] = "atent"
     noise: Annotated[float, Field(ge=0)] | None = None
-    gamma: Annotated[float, Field(ge=0)] | None = None
+    gamma: Annotated[float, Field(ge=0)] | Literal["paper"] = 0.0
     project: Literal["last", "every"] = "every"
     schedule: Schedule | None = None
     losses: Annotated[tuple[LossName, ...], Field(min_length=1)] = uphill.IN_TURN
 
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
         """Attack all images with `restarts` chains each."""
+        ball = norm(setting.threat.norm)
         kernel = atent(
-            norm(setting.threat.norm),
+            ball,
             setting.threat.eps,
             self.steps,
             self.step_size,
             noise=self.noise,
-            gamma=self.gamma,
+            gamma=(0.0 if ball == LINF else 0.05) if self.gamma == "paper" else self.gamma,
             project=self.project,
             schedule=self.schedule,
         )
