@@ -1,5 +1,6 @@
 """What a chain climbs: the losses that restarts take in turn, and what replaces an input gradient that vanishes."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from atent_ext.core import validate
+from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy, dlr, margin
 from atent_ext.core.norms import LINF, gaussian
 from atent_ext.core.types import Loss
@@ -44,6 +47,19 @@ class GradientVanished(UserWarning):
             "attack climbed a loss that does not depend on the scale of the logits, or went in random directions"
         )
         self.count, self.total = count, total
+
+
+def divided(passes: int) -> tuple[int, int]:
+    """Restarts, and the steps of each, of an annealed attack that takes at most so many passes an image.
+
+    The number of restarts grows as the square root: 3 of 32 steps for 100 passes, 10 of 98 for 1,000. Each takes a pass
+    to check its last iterate; another one ranks the classes. Raises BadInput unless passes is a whole number >= 3.
+    """
+    validate.steps("passes", passes)
+    if passes < 3:
+        raise BadInput(f"passes is {passes}; an attack takes at least 3", code="bad-value", field="passes")
+    restarts = max(1, round(math.sqrt(passes / 10)))
+    return restarts, (passes - 1) // restarts - 1
 
 
 def in_turn(names: Sequence[LossName], restarts: int) -> tuple[Climb, ...]:

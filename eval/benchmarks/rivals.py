@@ -43,9 +43,8 @@ def split_pgd(restarts: int, case: Case) -> Attack:
 
 
 def annealed(case: Case) -> Attack:
-    """Chains of about 100 steps, of which the first climbs the cross-entropy, the others as `uphill.IN_TURN` says."""
-    restarts = max(1, round(case.budget / 100))
-    steps = (case.budget - 1) // restarts - 1
+    """Restarts that climb the losses of `uphill.IN_TURN`, and divide the budget as `uphill.divided` says."""
+    restarts, steps = uphill.divided(case.budget)
     return chains(atent(case.norm, case.eps, steps), case, restarts, uphill.in_turn(uphill.IN_TURN, restarts))
 
 
@@ -64,7 +63,8 @@ def autoattack(choose: Callable[[Any, int], Any], case: Case) -> Attack:
         how: dict[str, Any] = {"version": "custom", "seed": case.seed, "verbose": False}
         rival = choose(compat.autoattack_class()(model, norm=case.norm.name, eps=case.eps, **how), case.budget)
         rival.seed = case.seed
-        adversary: Tensor = rival.perturb(x, y)
+        with compat.untouched(model):
+            adversary: Tensor = rival.perturb(x, y)
         return adversary
 
     return attack

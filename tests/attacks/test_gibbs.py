@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from problems import LinearTwoClass
+from problems import LinearTwoClass, attack_spec, small_batch, small_net
 from torch import nn
 
 from atent_ext.attacks import gibbs, mixing
@@ -13,6 +13,9 @@ from atent_ext.attacks.moves import reflect
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.norms import L2, LINF
+from atent_ext.evaluation.in_memory import evaluate
+from atent_ext.evaluation.protocol import Protocol
+from atent_ext.evaluation.report import Report
 
 NORMS = {"Linf": LINF, "L2": L2}
 EPS, CENTER = 0.4, (0.3, 0.55)  # the box [0, 1] cuts the ball
@@ -103,6 +106,26 @@ def test_too_few_draws_are_refused():
     with pytest.raises(BadInput) as error:
         gibbs.draw(chain, curved(0), torch.zeros(1, 2).double(), torch.zeros(1, dtype=torch.long), burn_in=2)
     assert (error.value.code, error.value.field) == ("bad-value", "steps")
+
+
+def test_the_protocol_entropy_gives_every_image_its_share(tmp_path):
+    x, _ = small_batch(5, dtype=torch.float32)
+    model = small_net(dtype=torch.float32)
+    y = model(x).argmax(1)
+    y[0] = (y[0] + 1) % 4  # wrong everywhere: all of its mass is adversarial
+    plan = Protocol(
+        name="own", description="", attacks=[attack_spec("entropy", burn_in=10, steps=40, thin=2, temperature=3.0)]
+    )
+    out = tmp_path / "report.json"
+    report = evaluate(model, x, y, norm="Linf", eps=0.01, protocol=plan, chunk=3, out=out)
+    result = Report.load(out).results[0]
+    assert result == report.results[0]
+    assert (result.n, result.correct, result.flags[0]) == (5, 4, "0")
+    assert result.per_image["share"] == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert max(result.per_image["share_low"][1:]) == 0.0
+    assert 0.0 < min(result.per_image["share_high"][1:]) < 1.0
+    assert {len(figures) for figures in result.per_image.values()} == {5}
+    assert any("have mixed" in note.text for note in result.notes)
 
 
 # ---- mixing

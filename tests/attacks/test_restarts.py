@@ -231,3 +231,24 @@ def test_half_precision_reaches_the_boundary_of_the_ball(dtype):
     assert bool(allowed(LINF, 8 / 255, x, corner).all())
     outside = (x.float() + 0.06).clamp(0, 1).to(dtype)  # by nearly another radius
     assert not bool(allowed(LINF, 8 / 255, x, outside).any())
+
+
+@pytest.mark.parametrize(("passes", "expected"), [(3, (1, 1)), (20, (1, 18)), (100, (3, 32)), (1000, (10, 98))])
+def test_restarts_divide_a_budget_of_passes(passes, expected):
+    model, x, y = labelled(6)
+    restarts, steps = uphill.divided(passes)
+    assert (restarts, steps) == expected
+    if passes <= 100:
+        counting = Counting(model)
+        losses = uphill.in_turn(uphill.IN_TURN, restarts)
+        adversary = adversaries(
+            atent(LINF, 1e-6, steps), counting, x, y, losses, generator(), restarts=restarts, keep="success"
+        )
+        assert bool((model(adversary).argmax(1) == y).all())
+        assert passes - restarts - 2 <= counting.images / 6 <= passes
+
+
+def test_an_attack_takes_at_least_three_passes():
+    with pytest.raises(BadInput) as error:
+        uphill.divided(2)
+    assert (error.value.code, error.value.field) == ("bad-value", "passes")

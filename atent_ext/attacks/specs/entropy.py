@@ -53,16 +53,13 @@ class EntropySpec(AttackSpec):
             "effective": torch.cat([part.effective for part in drawn]),
         }
         settings = {name: getattr(self, name) for name in ("temperature", "chains", "burn_in", "steps", "thin")}
-        mixed = int((rhat <= gibbs.MIXED).sum())
-        notes = (
-            f"the mean share of adversarial mass is {shares.mean():.4f} at temperature {self.temperature:g}",
-            f"the chains of {mixed} of {len(split)} images have mixed (split R-hat at most {gibbs.MIXED})",
-        )
+        count = int((rhat <= gibbs.MIXED).sum())
+        mixed = f"the chains of {count} of {len(split)} images have mixed (split R-hat at most {gibbs.MIXED})"
         return Outcome(
             "attack",
             f"Gibbs draws at temperature {self.temperature:g}",
             settings,
             flags,
-            notes=tuple(Note(kind="other", text=text) for text in notes),
+            notes=(Note(kind="other", text=mixed),),
             per_image={name: [round(value, 5) for value in values.tolist()] for name, values in figures.items()},
         )
