@@ -1,6 +1,7 @@
 """Which images a model predicts correctly, clean and under attack: flags (N,), one per image."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,12 @@ def robust_flags(
     generator = seeds.generator(setting.seed, device_of(model))
 
     def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        how = {"restarts": restarts, "keep": keep, "early_stop": early_stop, "rescue": kernel.schedule != "constant"}
+        how: dict[str, Any] = {
+            "restarts": restarts,
+            "keep": keep,
+            "early_stop": early_stop,
+            "rescue": kernel.schedule != "constant",
+        }
         return adversaries(kernel, model, x, y, loss, generator, **how)
 
     return flags_under(attack, model, split, kernel.norm, kernel.eps, setting.batch_size, kernel.box)

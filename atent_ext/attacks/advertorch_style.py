@@ -194,7 +194,8 @@ class LinfATENTAttack(_ATENTAttack):
 
         40 constant steps of 0.01 on the cross-entropy, projected at the last step only.
         """
-        return cls(predict, loss_fn or cross_entropy, **{"eps_iter": 0.01, "project": "last"} | settings)
+        printed: dict[str, Any] = {"eps_iter": 0.01, "project": "last"}
+        return cls(predict, loss_fn or cross_entropy, **printed | settings)
 
     def __init__(
         self,
@@ -269,7 +270,8 @@ class L2ATENTAttack(_ATENTAttack):
         40 constant steps of 0.125 on the cross-entropy and a pull of 0.05 in place of a projection: samples may lie
         outside the eps ball.
         """
-        return cls(predict, loss_fn or cross_entropy, **{"eps_iter": 0.125, "gamma": 0.05, "project": None} | settings)
+        printed: dict[str, Any] = {"eps_iter": 0.125, "gamma": 0.05, "project": None}
+        return cls(predict, loss_fn or cross_entropy, **printed | settings)
 
     def __init__(
         self,

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from atent_ext.attacks import mixing
-from atent_ext.attacks.langevin import Generator, Langevin, finite, scored_gradient, walk
+from atent_ext.attacks.langevin import Langevin, finite, scored_gradient, walk
+from atent_ext.attacks.moves import Generator
 from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.norms import LINF, Norm
 from atent_ext.core.statistics import interval
-from atent_ext.core.types import Loss, Model
+from atent_ext.core.types import Loss, Model, Radius
 
 STRIDE = 0.1
 """Standard deviation of the noise of one step along a coordinate, as a share of the width of the ball there."""
@@ -64,12 +65,12 @@ class Draws:
 
 def kernel(
     norm: Norm,
-    eps: float,
+    eps: Radius,
     steps: int,
     temperature: float,
     shape: torch.Size,
     *,
-    step_size: float | None = None,
+    step_size: Radius | None = None,
     gamma: float = 0.0,
     box: tuple[float, float] = (0.0, 1.0),
 ) -> Langevin:
@@ -161,10 +162,12 @@ class _Record:
 
     def draws(self) -> Draws:
         """By chain, draw and image."""
-        each = self.highest.unflatten(0, (self.chains, -1)).argmax(0)
-        worst = self.worst.unflatten(0, (self.chains, -1))[each, torch.arange(len(each), device=each.device)]
+        each = self.highest.reshape(self.chains, -1).argmax(0)
+        by_chain = self.worst.reshape(self.chains, len(each), *self.worst.shape[1:])
+        worst = by_chain[each, torch.arange(len(each), device=each.device)]
         points = self._stacked(self.points) if self.keep_points else None
         return Draws(self._stacked(self.losses).cpu(), self._stacked(self.wrong).cpu(), worst, points)
 
     def _stacked(self, values: list[Tensor]) -> Tensor:
-        return torch.stack(values).unflatten(1, (self.chains, -1)).transpose(0, 1)
+        draws = torch.stack(values)
+        return draws.reshape(len(draws), self.chains, -1, *draws.shape[2:]).transpose(0, 1)

@@ -17,7 +17,7 @@ def _halves(values: Tensor) -> Tensor:
         message = f"the draws have shape {tuple(values.shape)}; (chains, draws, N) with at least 4 draws is needed"
         raise BadInput(message, code="bad-shape", field="draws")
     half = values.shape[1] // 2
-    return torch.cat([values[:, :half], values[:, -half:]]).double()
+    return torch.cat([values[:, :half], values[:, -half:]]).double().cpu()
 
 
 def _variances(split: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +50,8 @@ def _autocovariance(split: Tensor) -> Tensor:
     """At every lag, (chains, draws, N), over the number of draws, by a Fourier transform."""
     count = split.shape[1]
     spectrum = torch.fft.rfft(split - split.mean(1, keepdim=True), n=2 * count, dim=1)
-    return torch.fft.irfft(spectrum.abs() ** 2, n=2 * count, dim=1)[:, :count] / count
+    covariance: Tensor = torch.fft.irfft(spectrum.abs() ** 2, n=2 * count, dim=1)[:, :count] / count
+    return covariance
 
 
 def _time(correlation: np.ndarray) -> float:

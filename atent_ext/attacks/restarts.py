@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from atent_ext.attacks import uphill
-from atent_ext.attacks.langevin import Generator, Langevin, finite, last_iterate, scored_gradient, walk
+from atent_ext.attacks.langevin import Langevin, finite, last_iterate, scored_gradient, walk
+from atent_ext.attacks.moves import Generator
 from atent_ext.attacks.uphill import Climb, Flats, Target
 from atent_ext.core import validate
 from atent_ext.core.losses import dlr, toward

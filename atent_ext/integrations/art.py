@@ -91,7 +91,9 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
 
         ℓ∞: steps of 0.01, projected at the last alone. ℓ2: steps of 0.125, a pull of 0.05; projected, as on MNIST.
         """
-        printed = {"eps_step": 0.01, "project": "last"} if _norm(norm) == LINF else {"eps_step": 0.125, "gamma": 0.05}
+        printed: dict[str, Any] = (
+            {"eps_step": 0.01, "project": "last"} if _norm(norm) == LINF else {"eps_step": 0.125, "gamma": 0.05}
+        )
         return cls(estimator, norm, **printed | settings)
 
     @property

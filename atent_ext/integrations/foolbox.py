@@ -126,7 +126,8 @@ class LinfATENTAttack(_ATENTAttack):
     @classmethod
     def paper(cls, **settings: Any) -> Self:
         """Algorithm 2's inner loop: 40 constant steps of epsilon / 30, projected at the last step only."""
-        return cls(**{"rel_stepsize": 0.01 / 0.3, "project": "last"} | settings)
+        printed: dict[str, Any] = {"rel_stepsize": 0.01 / 0.3, "project": "last"}
+        return cls(**printed | settings)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -144,4 +145,5 @@ class L2ATENTAttack(_ATENTAttack):
     @classmethod
     def paper(cls, **settings: Any) -> Self:
         """Algorithm 1's inner loop: 40 constant steps of epsilon / 16, a pull of 0.05; projected, as on MNIST."""
-        return cls(**{"rel_stepsize": 0.125 / 2, "gamma": 0.05} | settings)
+        printed: dict[str, Any] = {"rel_stepsize": 0.125 / 2, "gamma": 0.05}
+        return cls(**printed | settings)

@@ -135,7 +135,8 @@ class ATENT(_ATENTAttack):
     @classmethod
     def paper(cls, model: nn.Module, **settings: Any) -> Self:
         """Algorithm 2's inner loop: 40 constant steps of 0.01, projected at the last step only."""
-        return cls(model, **{"alpha": 0.01, "steps": 40, "project": "last"} | settings)
+        printed: dict[str, Any] = {"alpha": 0.01, "steps": 40, "project": "last"}
+        return cls(model, **printed | settings)
 
 
 class ATENTL2(_ATENTAttack):
@@ -163,4 +164,5 @@ class ATENTL2(_ATENTAttack):
     @classmethod
     def paper(cls, model: nn.Module, **settings: Any) -> Self:
         """Algorithm 1's inner loop: 40 constant steps of 0.125, a pull of 0.05; projected, as on MNIST."""
-        return cls(model, **{"alpha": 0.125, "steps": 40, "gamma": 0.05} | settings)
+        printed: dict[str, Any] = {"alpha": 0.125, "steps": 40, "gamma": 0.05}
+        return cls(model, **printed | settings)

@@ -1,6 +1,6 @@
 """The share of the eps ball's mass that is adversarial, image by image, as an attack of a protocol."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class EntropySpec(AttackSpec):
 
         def largest(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             chain = gibbs.kernel(ball, eps, self.burn_in + self.steps, self.temperature, x.shape[1:])
-            how = {"chains": self.chains, "burn_in": self.burn_in, "thin": self.thin}
+            how: dict[str, Any] = {"chains": self.chains, "burn_in": self.burn_in, "thin": self.thin}
             drawn.append(gibbs.draw(chain, model, x, y, keep_points=False, generator=generator, **how))
             return drawn[-1].worst
 
