@@ -1,5 +1,8 @@
 """Which images a model predicts correctly, clean and under attack: flags (N,), one per image."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -7,12 +10,13 @@ from atent_ext.attacks.external import Attack
 from atent_ext.attacks.langevin import Langevin
 from atent_ext.attacks.restarts import Keep, adversaries, allowed
 from atent_ext.attacks.spec import Setting
+from atent_ext.attacks.uphill import Climb
 from atent_ext.core import seeds, validate
 from atent_ext.core.box import Box
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import device_of, evaluating, frozen
 from atent_ext.core.norms import Norm
-from atent_ext.core.types import Radius
+from atent_ext.core.types import Loss, Radius
 from atent_ext.data.datasets import Split
 
 
@@ -40,9 +44,11 @@ def robust_flags(
     restarts: int = 1,
     keep: Keep = "last",
     early_stop: bool = True,
+    loss: Loss | Sequence[Climb] = cross_entropy,
 ) -> Tensor:
     """Which examples are predicted correctly, clean and after each of `restarts` restarts of the attack, (N,) bool.
 
+    loss: as in `restarts.adversaries`; where the gradient is 0, an annealed kernel goes on as it says there.
     keep: "last" checks the last iterate of each restart, "success" every iterate. early_stop: images that are already
     misclassified are skipped from then on, which reduces the cost and does not change the flags (see
     `restarts.adversaries`). Raises BadInput if input gradients are NaN or missing, since the attack would fail.
@@ -50,9 +56,13 @@ def robust_flags(
     generator = seeds.generator(setting.seed, device_of(model))
 
     def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return adversaries(
-            kernel, model, x, y, cross_entropy, generator, restarts=restarts, keep=keep, early_stop=early_stop
-        )
+        how: dict[str, Any] = {
+            "restarts": restarts,
+            "keep": keep,
+            "early_stop": early_stop,
+            "rescue": kernel.schedule != "constant",
+        }
+        return adversaries(kernel, model, x, y, loss, generator, **how)
 
     return flags_under(attack, model, split, kernel.norm, kernel.eps, setting.batch_size, kernel.box)
 

@@ -4,13 +4,18 @@ Unlike advertorch's own attacks, they work under `torch.no_grad()`, leave no gra
 and restore its state. Importing this module imports advertorch, repaired for current torch (`atent_ext.core.compat`).
 """
 
-from typing import Any, Literal
+import math
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
-from atent_ext.attacks import restarts
-from atent_ext.attacks.langevin import Langevin, Pull
+from atent_ext.attacks import gibbs, restarts, uphill
+from atent_ext.attacks.gibbs import Draws
+from atent_ext.attacks.langevin import Langevin, atent
+from atent_ext.attacks.moves import Pull, Schedule
 from atent_ext.attacks.restarts import Keep, adversaries
 from atent_ext.core import box, compat, validate
 from atent_ext.core.box import Side
@@ -35,9 +40,10 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
 
     eps: Radius
     nb_iter: int
-    eps_iter: Radius
-    noise: float
-    gamma: float
+    eps_iter: Radius | None
+    schedule: Schedule | None
+    noise: float | None
+    gamma: float | None
     pull: Pull
     rand_init: bool
     start: Start | None
@@ -60,7 +66,7 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
                 f"loss_fn is {validate.shown(loss_fn)}; it must be a function of (logits, y), or None for cross-entropy"
             )
             raise BadInput(message, code="bad-type", field="loss_fn")
-        super().__init__(predict, cross_entropy if loss_fn is None else loss_fn, clip_min, clip_max)
+        super().__init__(predict, loss_fn, clip_min, clip_max)
         self.__dict__.update(settings)
         self.kernel  # noqa: B018 -- validates the arguments now, not at the first call
         validate.flag("early_stop", self.early_stop)
@@ -71,24 +77,24 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
     def kernel(self) -> Langevin:
         """The attack as a `Langevin` kernel, built from the current attributes. Raises BadInput for invalid ones."""
         validate.steps("nb_iter", self.nb_iter)
-        validate.radius("eps_iter", self.eps_iter)
+        if self.eps_iter is not None:
+            validate.radius("eps_iter", self.eps_iter)
         validate.flag("rand_init", self.rand_init)
         box.check((self.clip_min, self.clip_max), "clip_min", "clip_max")
-        start = self.norm.start if self.start is None else self.start
-        return Langevin(
-            norm=self.norm,
-            eps=self.eps,
-            steps=self.nb_iter,
-            step_size=self.eps_iter,
-            direction=self.norm.direction if self.direction is None else self.direction,
+        kernel = atent(
+            self.norm,
+            self.eps,
+            self.nb_iter,
+            self.eps_iter,
             noise=self.noise,
             gamma=self.gamma,
-            pull=self.pull,
-            project="never" if self.project is None else self.project,
-            start=start if self.rand_init else "clean",
             box=(self.clip_min, self.clip_max),
+            start=self.start if self.rand_init else "clean",
+            project="never" if self.project is None else self.project,
+            schedule=self.schedule,
             targeted=self.targeted,
         )
+        return replace(kernel, direction=kernel.direction if self.direction is None else self.direction, pull=self.pull)
 
     def perturb(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The last iterate of one chain per example.
@@ -99,29 +105,60 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
         """
         return self.sample(x, y, 1)[0]
 
-    def sample(self, x: Tensor, y: Tensor | None = None, n: int = 1) -> Tensor:
-        """The last iterates of `n` independent chains per example, shape (n, N, ...); see `perturb`."""
+    def sample(
+        self, x: Tensor, y: Tensor | None = None, n: int = 1, temperature: float | None = None, thin: int = 10
+    ) -> Tensor:
+        """Of each example the last iterates of `n` independent chains, (n, N, ...); see `perturb`.
+
+        With a `temperature` instead `n` draws from the Gibbs law of the loss in ball and box, see `draws`.
+        """
         validate.steps("n", n)
         remedy = "give clip_min and clip_max"
         box.check_images(x, (self.clip_min, self.clip_max), "clip_min", "clip_max", remedy)
         if len(x) == 0:  # many models fail on an empty batch
             return x.new_empty((n, *x.shape))
+        if temperature is not None:
+            points = cast(Tensor, self.draws(x, y, n, temperature, thin).points)
+            return points.transpose(0, 1).flatten(0, 1)[:n]  # the first draws of all chains, then the second
         with evaluating(self.predict), speed.viewed(self.predict, x, self.speed) as model:
             y = self._labels(x, y)
             return torch.stack([self._attack(model, x, y) for _ in range(n)])
 
+    def draws(
+        self, x: Tensor, y: Tensor | None = None, n: int = 400, temperature: float = 1.0, thin: int = 10
+    ) -> Draws:
+        """At least `n` draws an example from the Gibbs law, with their mixing diagnostics (`attacks.gibbs`).
+
+        The law has the density exp(loss / temperature) in the eps ball and the box. Each of 4 chains takes `nb_iter`
+        steps first, which are dropped, and then `thin` steps a draw, for at least 4 draws. eps_iter: the step size of
+        the sampler; None is the one that `gibbs.kernel` names. Of the other settings only gamma counts.
+        """
+        validate.steps("n", n)
+        validate.images(x, self.clip_min, self.clip_max)
+        steps = self.nb_iter + thin * max(4, math.ceil(n / 4))
+        box, gamma = (self.clip_min, self.clip_max), self.gamma or 0.0
+        chain = gibbs.kernel(
+            self.norm, self.eps, steps, temperature, x.shape[1:], step_size=self.eps_iter, gamma=gamma, box=box
+        )
+        with evaluating(self.predict), speed.viewed(self.predict, x, self.speed) as model:
+            how: dict[str, Any] = {"burn_in": self.nb_iter, "thin": thin, "generator": self.generator}
+            return gibbs.draw(chain, model, x, self._labels(x, y), loss=self.loss_fn or cross_entropy, **how)
+
     def _attack(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
+        names = uphill.IN_TURN_TARGETED if self.targeted else uphill.IN_TURN
+        kernel = self.kernel
         return adversaries(
-            self.kernel,
+            kernel,
             model,
             x,
             y,
-            self.loss_fn,
+            uphill.in_turn(names, self.restarts) if self.loss_fn is None else self.loss_fn,
             self.generator,
             restarts=self.restarts,
             keep=self.keep,
             early_stop=self.early_stop,
             batch_size=speed.block(x) if self.batch_size is None else self.batch_size,
+            rescue=self.loss_fn is None and kernel.schedule != "constant",
         )
 
     def _labels(self, x: Tensor, y: Tensor | None) -> Tensor:
@@ -139,12 +176,15 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
 
 
 class LinfATENTAttack(_ATENTAttack):
-    """ATENT ℓ∞ as an attack (v2 Algorithm 2, inner loop): signed Langevin steps, projected to the eps ball.
+    """ATENT ℓ∞ as an attack: an annealed chain of signed Langevin steps, projected to the eps ball at every step.
 
-    predict: model, (N, ...) to logits. loss_fn: per-example or summed loss of (logits, y); None is cross-entropy.
-    eps: radius, a number or (N,). nb_iter: steps. eps_iter: step size. noise: square root of the temperature.
-    rand_init: start uniformly in the ball (or at `start`; the authors use "corner"); False starts at x.
-    project: project at the "last" step only (the authors' choice for CIFAR-10) or at "every" step. gamma, pull,
+    predict: model, (N, ...) to logits. loss_fn: per-example or summed loss of (logits, y); None lets the restarts take
+    `uphill.IN_TURN` (cross-entropy, then nearest wrong classes), and goes on by another loss or in random directions,
+    with the warning `GradientVanished`, where the input gradient is 0. eps: radius, a number or (N,). nb_iter: steps.
+    eps_iter: step size; None starts at eps and falls to 0 by a cosine; a given one is kept, unless `schedule` says
+    otherwise ("constant", "cosine", "linear": of step size and temperature). noise: square root of the temperature;
+    None is that of `langevin.atent`. rand_init: start uniformly in the ball (or at `start`; the authors use "corner");
+    False starts at x. project: project at "every" step, or at the "last" step only, which is much weaker. gamma, pull,
     direction: as in `Langevin`. generator: source of noise and random starts; None is torch's global generator.
     restarts, keep, early_stop, batch_size: as in `restarts.adversaries`. By default the last iterate of one chain is
     returned, and images on the CPU are processed in batches of at most 64. speed: "channels-last" or "plain", as in
@@ -154,24 +194,34 @@ class LinfATENTAttack(_ATENTAttack):
 
     norm = LINF
 
+    @classmethod
+    def paper(cls, predict: Model, loss_fn: Loss | None = None, **settings: Any) -> Self:
+        """Algorithm 2's inner loop as the authors run it on CIFAR-10; `settings` change single arguments.
+
+        40 constant steps of 0.01 on the cross-entropy, projected at the last step only.
+        """
+        printed: dict[str, Any] = {"eps_iter": 0.01, "project": "last"}
+        return cls(predict, loss_fn or cross_entropy, **printed | settings)
+
     def __init__(
         self,
         predict: Model,
         loss_fn: Loss | None = None,
         eps: Radius = 0.3,
         nb_iter: int = 40,
-        eps_iter: Radius = 0.01,
-        noise: float = 1e-3,
+        eps_iter: Radius | None = None,
+        noise: float | None = None,
         rand_init: bool = True,
         clip_min: Side = 0.0,
         clip_max: Side = 1.0,
         targeted: bool = False,
         *,
-        project: Projection = "last",
+        project: Projection = "every",
         gamma: float = 0.0,
         start: Start | None = None,
         direction: Direction | None = None,
         pull: Pull = "coordinate",
+        schedule: Schedule | None = None,
         generator: torch.Generator | None = None,
         restarts: int = 1,
         keep: Keep = "last",
@@ -190,6 +240,7 @@ class LinfATENTAttack(_ATENTAttack):
             eps=eps,
             nb_iter=nb_iter,
             eps_iter=eps_iter,
+            schedule=schedule,
             noise=noise,
             gamma=gamma,
             pull=pull,
@@ -208,15 +259,25 @@ class LinfATENTAttack(_ATENTAttack):
 
 
 class L2ATENTAttack(_ATENTAttack):
-    """ATENT ℓ2 as an attack (v2 Algorithm 1, inner loop): unit Langevin steps with a pull of strength gamma towards x.
+    """ATENT ℓ2 as an attack: an annealed chain of unit Langevin steps, projected to the eps ball at every step.
 
-    The paper's method has no projection. project: at "every" step (the default, so that adversaries lie in the eps
-    ball), at the "last" step, or None for the paper's unprojected sampler, whose samples may lie outside the eps ball.
+    gamma: strength of the pull towards x; None is 0, but the paper's 0.05 for a constant step size. project: at "every"
+    step, at the "last" step, or None for the paper's unprojected sampler, whose samples may lie outside the eps ball.
     start: "ball" (the default: normal, projected), "uniform", "corner", "blocks", "near", "clean".
     The other arguments are those of `LinfATENTAttack`.
     """
 
     norm = L2
+
+    @classmethod
+    def paper(cls, predict: Model, loss_fn: Loss | None = None, **settings: Any) -> Self:
+        """Algorithm 1's inner loop, with the authors' directions and pull; `settings` change single arguments.
+
+        40 constant steps of 0.125 on the cross-entropy and a pull of 0.05 in place of a projection: samples may lie
+        outside the eps ball.
+        """
+        printed: dict[str, Any] = {"eps_iter": 0.125, "gamma": 0.05, "project": None}
+        return cls(predict, loss_fn or cross_entropy, **printed | settings)
 
     def __init__(
         self,
@@ -224,9 +285,9 @@ class L2ATENTAttack(_ATENTAttack):
         loss_fn: Loss | None = None,
         eps: Radius = 2.0,
         nb_iter: int = 40,
-        eps_iter: Radius = 0.125,
-        noise: float = 1e-3,
-        gamma: float = 0.05,
+        eps_iter: Radius | None = None,
+        noise: float | None = None,
+        gamma: float | None = None,
         rand_init: bool = True,
         clip_min: Side = 0.0,
         clip_max: Side = 1.0,
@@ -236,6 +297,7 @@ class L2ATENTAttack(_ATENTAttack):
         start: Start | None = None,
         direction: Direction | None = None,
         pull: Pull = "authors",
+        schedule: Schedule | None = None,
         generator: torch.Generator | None = None,
         restarts: int = 1,
         keep: Keep = "last",
@@ -251,6 +313,7 @@ class L2ATENTAttack(_ATENTAttack):
             eps=eps,
             nb_iter=nb_iter,
             eps_iter=eps_iter,
+            schedule=schedule,
             noise=noise,
             gamma=gamma,
             pull=pull,

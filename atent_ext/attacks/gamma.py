@@ -37,7 +37,9 @@ def calibrate_gamma(
     """
     validate.images(x, *box)
     validate.labels(y, len(x))
-    kernel = langevin.atent(L2, eps, steps, step_size, noise=noise, gamma=0.0, box=box, start=start)
+    kernel = langevin.atent(
+        L2, eps, steps, step_size, noise=noise, gamma=0.0, box=box, start=start, schedule="constant"
+    )
     free = replace(kernel, project="never")
     weakest, strongest = (distance(model, x, y, replace(free, gamma=gamma), seed) for gamma in (0.0, 1.0))
     if weakest <= eps:

@@ -8,78 +8,21 @@ cases. Symbols: x is the clean batch, x'_k the iterate after k steps, K the numb
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
+from atent_ext.attacks.moves import DIRECTIONS, PULLS, SCHEDULES, STARTS, Generator, Project, Pull, Schedule, reflect
 from atent_ext.core import validate
 from atent_ext.core.box import Box, clamp
 from atent_ext.core.box import check as check_box
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import frozen
-from atent_ext.core.norms import L2, LINF, Direction, Norm, Start, gaussian, per_example
+from atent_ext.core.norms import LINF, Direction, Norm, Start, gaussian, per_example
 from atent_ext.core.types import Loss, Model, Radius
-
-Generator: TypeAlias = torch.Generator | None
-Pull = Literal["authors", "paper", "coordinate"]
-Project = Literal["every", "last", "never"]
-
-NEAR = 1e-3
-"""Standard deviation of the "near" start of TRADES and MART."""
-
-BLOCK = 4
-"""Side of a block of the start "blocks", in pixels."""
-
-
-def _unit_or_random(gradient: Tensor, generator: Generator) -> Tensor:
-    # A zero gradient (TRADES starts near the clean image, where its KL is flat) is replaced by a random direction.
-    size = per_example(LINF.size(gradient), gradient)
-    return L2.steepest(torch.where(size == 0, gaussian(gradient, generator), gradient))
-
-
-_DIRECTIONS: Mapping[str, Callable[[Tensor, Generator], Tensor]] = {
-    "sign": lambda gradient, _: LINF.steepest(gradient),
-    "unit": lambda gradient, _: L2.steepest(gradient),
-    "unit-or-random": _unit_or_random,
-    "raw": lambda gradient, _: gradient,
-}
-
-
-def _largest_coordinate(displacement: Tensor) -> Tensor:
-    """The sign of each example's entry of largest absolute value, zero elsewhere (v1 Eq. 13)."""
-    flat = displacement.flatten(1)
-    largest = flat.abs().argmax(1, keepdim=True)
-    return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(displacement)
-
-
-# (x - x', gamma, step size) -> displacement. Only the paper, not the authors' code, scales the pull by the step size.
-_PULLS: Mapping[str, Callable[[Tensor, float, Radius], Tensor]] = {
-    "authors": lambda back, gamma, step: gamma * back,
-    "paper": lambda back, gamma, step: step * gamma * back,
-    "coordinate": lambda back, gamma, step: gamma * _largest_coordinate(back),
-}
-
-
-def _blocks(x: Tensor, generator: Generator) -> Tensor:
-    """Random signs of the shape of `x` (N, C, H, W), constant within blocks of 4 x 4 pixels of a channel."""
-    if x.dim() != 4:
-        message = f"the start is 'blocks' and the inputs have shape {tuple(x.shape)}; it needs images (N, C, H, W)"
-        raise BadInput(message, code="bad-shape", field="start")
-    signs = gaussian(x[..., ::BLOCK, ::BLOCK], generator).sign()
-    return signs.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)[..., : x.shape[2], : x.shape[3]]
-
-
-_STARTS: Mapping[str, Callable[[Tensor, Norm, Radius, Generator], Tensor]] = {
-    "uniform": lambda x, norm, eps, generator: x + LINF.random(x, eps, generator),
-    "ball": lambda x, norm, eps, generator: x + L2.random(x, eps, generator),
-    "corner": lambda x, norm, eps, generator: x + per_example(eps, x) * gaussian(x, generator).sign(),
-    "blocks": lambda x, norm, eps, generator: x + per_example(eps, x) * _blocks(x, generator),
-    "near": lambda x, norm, eps, generator: x + NEAR * gaussian(x, generator),
-    "clean": lambda x, norm, eps, generator: x.clone(),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +30,18 @@ class Langevin:
     """The settings of the kernel.
 
     norm: the norm of the projection. eps: radius of the ball, a number or (N,), in the units of x.
-    steps: K >= 1. step_size: length of one step along `direction`, a number or (N,).
+    steps: K >= 1. step_size: length of one step along `direction`, a number or (N,). schedule: step size and
+    temperature stay "constant", or fall from their values to 0 over the K steps by half a "cosine" or "linear"ly.
     direction: "sign" or "unit" (per example), "unit-or-random" (unit, random where the gradient is zero), "raw".
-    noise: the square root of the temperature (v2 Eq. 8). gamma: strength of the pull towards x; pull: its form,
-    `gamma (x - x')` ("authors"), step_size times that ("paper"), or gamma along one coordinate ("coordinate").
-    project: at which steps x' is projected to the eps ball: "every", "last" or "never". start: how x'_0 is chosen:
-    "uniform" in the cube of half-width eps, "ball" (normal, projected to the ℓ2 ball), "corner" of the cube, "blocks"
-    (a corner with the same sign for 4 x 4 pixels of a channel; images (N, C, H, W) only), "near" (normal with standard
-    deviation 1e-3 around x), or "clean" (x itself).
-    box: lowest and highest value of an input, numbers or tensors (see `core.box`). box_first: clamp to the box before
-    projecting instead of after.
-    targeted: minimise the loss instead of maximising it.
-    Raises BadInput for invalid values.
+    noise: the square root of the temperature (v2 Eq. 8), a number or (N,). gamma: strength of the pull towards x; pull:
+    its form, `gamma (x - x')` ("authors"), step_size times that ("paper"), or gamma along one coordinate
+    ("coordinate"). project: at which steps x' is projected to the eps ball: "every", "last" or "never"; "reflect"
+    mirrors a step that leaves ball or box at the border, as sampling needs it. start: how x'_0 is chosen: "uniform" in
+    the cube of half-width eps, "ball" (normal, projected to the ℓ2 ball), "corner" of the cube, "blocks" (a corner with
+    the same sign for 4 x 4 pixels of a channel; images (N, C, H, W) only), "near" (normal with standard deviation 1e-3
+    around x), or "clean" (x itself). box: lowest and highest value of an input, numbers or tensors (see `core.box`).
+    box_first: clamp to the box before projecting instead of after. targeted: minimise the loss instead of maximising
+    it. Raises BadInput for invalid values.
     """
 
     norm: Norm
@@ -106,7 +49,7 @@ class Langevin:
     steps: int
     step_size: Radius
     direction: Direction
-    noise: float = 0.0
+    noise: Radius = 0.0
     gamma: float = 0.0
     pull: Pull = "authors"
     project: Project = "every"
@@ -114,39 +57,43 @@ class Langevin:
     box: Box = (0.0, 1.0)
     box_first: bool = False
     targeted: bool = False
+    schedule: Schedule = "constant"
 
     def __post_init__(self) -> None:
         _check_norm(self.norm)
         validate.steps("steps", self.steps)
-        for name in ("eps", "step_size"):
+        for name in ("eps", "step_size", "noise"):
             validate.radius(name, getattr(self, name))
-        for name in ("noise", "gamma"):
-            validate.number(name, getattr(self, name))
+        validate.number("gamma", self.gamma)
         for name in ("targeted", "box_first"):
             validate.flag(name, getattr(self, name))
-        for name, known in (("direction", _DIRECTIONS), ("pull", _PULLS), ("start", _STARTS)):
+        tables = {"direction": DIRECTIONS, "pull": PULLS, "start": STARTS, "schedule": SCHEDULES}
+        for name, known in tables.items():
             validate.choice(name, getattr(self, name), known)
-        validate.choice("project", self.project, ("every", "last", "never"))
+        validate.choice("project", self.project, get_args(Project))
         check_box(self.box)
 
     def begin(self, x: Tensor, generator: Generator = None) -> Tensor:
         """x'_0, inside the box; (N, ...) -> (N, ...). Raises BadInput if "blocks" gets inputs that are not images."""
-        return clamp(_STARTS[self.start](x, self.norm, self.eps, generator), self.box)
+        return clamp(STARTS[self.start](x, self.norm, self.eps, generator), self.box)
 
     @torch.no_grad()
-    def step(self, x: Tensor, moving: Tensor, gradient: Tensor, last: bool, generator: Generator = None) -> Tensor:
-        """x'_{k+1} from x'_k (`moving`) and the gradient of the summed loss at x'_k, all (N, ...)."""
-        step = per_example(self.step_size, x)
-        move = step * _DIRECTIONS[self.direction](gradient, generator)
+    def step(self, x: Tensor, moving: Tensor, gradient: Tensor, k: int, generator: Generator = None) -> Tensor:
+        """x'_{k+1} from x'_k (`moving`) and the gradient of the summed loss at x'_k, all (N, ...); k < K."""
+        share = SCHEDULES[self.schedule](k / self.steps)
+        step = per_example(self.step_size, x) * share
+        move = step * DIRECTIONS[self.direction](gradient, generator)
         moved = moving - move if self.targeted else moving + move
         if self.gamma:
-            moved = moved + _PULLS[self.pull](x - moving, self.gamma, step)
-        if self.noise:
-            scale = math.sqrt(2) * self.noise * step**0.5
+            moved = moved + PULLS[self.pull](x - moving, self.gamma, step)
+        if isinstance(self.noise, Tensor) or self.noise:
+            scale = math.sqrt(2 * share) * per_example(self.noise, x) * step**0.5
             moved = moved + scale * gaussian(x, generator)
-        return self._confine(x, moved, last)
+        return self._confine(x, moved, k + 1 == self.steps)
 
     def _confine(self, x: Tensor, moved: Tensor, last: bool) -> Tensor:
+        if self.project == "reflect":
+            return reflect(x, moved, self.norm, self.eps, self.box)
         if self.project == "never" or (self.project == "last" and not last):
             return clamp(moved, self.box)
         if self.box_first:
@@ -178,7 +125,7 @@ def _steps(
     moving = kernel.begin(x, generator) if first is None else first
     yield moving
     for k in range(kernel.steps):
-        moving = kernel.step(x, moving, gradient(moving), k + 1 == kernel.steps, generator)
+        moving = kernel.step(x, moving, gradient(moving), k, generator)
         yield moving
 
 
@@ -296,41 +243,57 @@ def fgsm(norm: Norm, eps: Radius, *, box: Box = (0.0, 1.0)) -> Langevin:
     return pgd(norm, eps, 1, eps, box=box, start="clean")
 
 
+FIRST_STEP = {"Linf": 1.0, "L2": 2.0}
+"""The first step of an annealed chain, as a share of eps."""
+WARMTH = 0.4
+"""Standard deviation of the noise of an annealed ℓ∞ chain's first step, as a share of eps."""
+
+
 def atent(
     norm: Norm,
     eps: Radius,
     steps: int,
     step_size: Radius | None = None,
     *,
-    noise: float = 1e-3,
+    noise: Radius | None = None,
     gamma: float | None = None,
     box: Box = (0.0, 1.0),
     start: Start | None = None,
-    project: Project | None = None,
+    project: Project = "every",
+    schedule: Schedule | None = None,
     targeted: bool = False,
 ) -> Langevin:
     """ATENT's chain as an attack (Jagatap et al. 2022, section 4): its last iterate lies in the eps ball and the box.
 
-    project: None is "last" for ℓ∞, as in the authors' code, and "every" for ℓ2. With "last" the ℓ∞ attack is much
-    weaker than with "every" (docs/log/measurements.md). gamma: strength of the pull; None is 0 for ℓ∞ and the paper's
-    0.05 for ℓ2. step_size: None is 2.5 eps / steps, and for ℓ2 at least 1.25 gamma eps, since the pull stops a chain
-    at the distance step_size / gamma. start: None is the norm's own, as in `pgd`.
+    schedule: None anneals the chain by a "cosine", unless a step size is given: then it is "constant", as in the paper.
+    step_size: None is `FIRST_STEP` for a schedule that falls, else 2.5 eps / steps, and for ℓ2 at least 1.25 gamma eps,
+    since the pull stops a chain at the distance step_size / gamma. noise: square root of the temperature; None is the
+    paper's 1e-3, but for ℓ∞ and a schedule that falls such that a step of eps has the `WARMTH`. gamma: strength of the
+    pull; None is 0, but the paper's 0.05 for ℓ2 and a constant schedule. project: with "last", the authors' choice for
+    ℓ∞, the attack is much weaker (docs/log/measurements.md). start: None is the norm's own, as in `pgd`.
     """
     _check_norm(norm)
-    linf = norm == LINF
-    gamma = (0.0 if linf else 0.05) if gamma is None else gamma
+    validate.radius("eps", eps)
+    chosen: Schedule = ("cosine" if step_size is None else "constant") if schedule is None else schedule
+    linf, falls = norm == LINF, chosen != "constant"
+    gamma = (0.0 if linf or falls else 0.05) if gamma is None else gamma
     validate.number("gamma", gamma)
+    if noise is None:
+        noise = WARMTH * (eps / 2) ** 0.5 if linf and falls else 1e-3
+    if step_size is None:
+        step_size = FIRST_STEP[norm.name] * eps if falls else _usual_step(eps, steps, 0.0 if linf else 1.25 * gamma)
     return Langevin(
         norm=norm,
         eps=eps,
         steps=steps,
-        step_size=_usual_step(eps, steps, 0.0 if linf else 1.25 * gamma) if step_size is None else step_size,
+        step_size=step_size,
         direction=norm.direction,
         noise=noise,
         gamma=gamma,
         pull="coordinate" if linf else "authors",
-        project=("last" if linf else "every") if project is None else project,
+        project=project,
         start=norm.start if start is None else start,
         box=box,
         targeted=targeted,
+        schedule=chosen,
     )

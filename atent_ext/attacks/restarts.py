@@ -1,18 +1,23 @@
-"""Restarts of a chain, and which of its iterates an attack returns. Examples with an adversary can be skipped.
+"""Restarts of a chain, their losses, and which iterate an attack returns. Examples with an adversary can be skipped.
 
 Random numbers are always drawn for the whole batch. Skipping examples therefore reduces the cost and does not change
 the result (up to the rounding of forward passes with fewer images).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from atent_ext.attacks.langevin import Generator, Langevin, finite, last_iterate, scored_gradient, walk
+from atent_ext.attacks import uphill
+from atent_ext.attacks.langevin import Langevin, finite, last_iterate, scored_gradient, walk
+from atent_ext.attacks.moves import Generator
+from atent_ext.attacks.uphill import Climb, Flats, Target
 from atent_ext.core import validate
 from atent_ext.core.box import Box, inside, rows_of
+from atent_ext.core.losses import dlr, toward
 from atent_ext.core.norms import Norm
 from atent_ext.core.types import Loss, Model, Radius
 
@@ -40,32 +45,37 @@ def adversaries(
     model: Model,
     x: Tensor,
     y: Tensor,
-    loss: Loss,
+    loss: Loss | Sequence[Climb],
     generator: Generator = None,
     *,
     restarts: int = 1,
     keep: Keep = "last",
     early_stop: bool = True,
     batch_size: int | None = None,
+    rescue: bool = False,
 ) -> Tensor:
     """Attack x (N, ...) with labels or targets y (N,) in `restarts` restarts; return adversaries (N, ...), detached.
 
-    keep: "last" returns the last iterate of the first restart that succeeds, else of the last restart. "success" also
-    checks every intermediate iterate and returns the first that succeeds, else the last iterate of the last restart.
-    An iterate succeeds if it lies in ball and box and the prediction is not y (for a targeted kernel: is y).
-    early_stop: examples with an adversary are skipped from then on; the others form batches of `batch_size` (None: one
-    batch). Raises BadInput if input gradients are NaN or missing.
+    loss: one loss, or several that the restarts take in turn; a `Target` needs an untargeted kernel, and the first
+    costs one more pass of the images that are left. rescue: where the input gradient is exactly 0, step in a random
+    direction and climb `losses.dlr` from then on, and warn with `GradientVanished`. keep: "last" returns the last
+    iterate of the first restart that succeeds, else of the last restart. "success" also checks every intermediate
+    iterate and returns the first that succeeds, else the last iterate of the last restart. An iterate succeeds if it
+    lies in ball and box and the prediction is not y (for a targeted kernel: is y). early_stop: examples with an
+    adversary are skipped from then on; the others form batches of `batch_size` (None: one batch). Raises BadInput if
+    input gradients are NaN or missing.
     """
     check(restarts, keep, batch_size)
-    if restarts == 1 and keep == "last" and batch_size is None:
-        return finite(last_iterate(kernel, model, x, y, loss, generator))
-    search = _Search(kernel, model, x.detach(), y, loss, keep == "success", early_stop, batch_size or len(x))
-    if restarts == 1 and keep == "last":
-        return search.run_chain(generator)
-    for remaining in reversed(range(restarts)):
+    climbs: Sequence[Climb] = [loss] if callable(loss) else loss
+    if restarts == 1 and keep == "last" and batch_size is None and not rescue and not isinstance(climbs[0], Target):
+        return finite(last_iterate(kernel, model, x, y, climbs[0], generator))
+    search = _Search(kernel, model, x.detach(), y, keep == "success", early_stop, batch_size or len(x), rescue)
+    for restart in range(restarts):
+        search.climb(climbs[restart % len(climbs)])
         search.restart(generator)
-        if remaining:  # the last restart's iterates are returned in any case
+        if restart + 1 < restarts:  # the last restart's iterates are returned in any case
             search.check_last()
+    search.flats.warn()
     return search.best
 
 
@@ -75,16 +85,34 @@ class _Search:
     model: Model
     x: Tensor
     y: Tensor
-    loss: Loss
     every_iterate: bool  # whether intermediate iterates count
     early_stop: bool
     batch_size: int
+    rescue: bool
+    loss: Loss = field(init=False)
+    target: Tensor = field(init=False)  # what the loss takes beside the logits: y, or label and target (N, 2)
+    ranking: Tensor | None = None  # (N, classes - 1): the wrong classes, nearest first
+    flats: Flats = field(init=False)
     done: Tensor = field(init=False)  # (N,) bool: has an adversary
     best: Tensor = field(init=False)  # (N, ...): that adversary, or the last iterate of the last restart
 
     def __post_init__(self) -> None:
         self.done = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
+        self.flats = Flats(len(self.x), self.x.device)
         self.best = self.x
+
+    @torch.no_grad()
+    def climb(self, climb: Climb) -> None:
+        """Take this loss in the next restart."""
+        if not isinstance(climb, Target):
+            self.loss, self.target = climb, self.y
+            return
+        if self.ranking is None:
+            parts = [(rows, uphill.ranked(self.model(self.x[rows]), self.y[rows])) for rows in self.rows()]
+            self.ranking = self.y[:, None].repeat(1, parts[0][1].shape[1] if parts else 1)
+            for rows, ranking in parts:
+                self.ranking[rows] = ranking
+        self.loss, self.target = toward, uphill.to_target(self.y, self.ranking, climb.rank)
 
     def restart(self, generator: Generator) -> None:
         """Run a chain per example from a new start."""
@@ -107,12 +135,20 @@ class _Search:
     def gradient(self, moving: Tensor) -> Tensor:
         """The input gradient of the examples that are still attacked; zero for the others."""
         total = torch.zeros_like(moving)
+        attacked = torch.ones_like(self.done) if not self.early_stop else ~self.done
         for rows in self.rows():
             point = moving[rows]
-            total[rows], logits = scored_gradient(self.model, self.loss, point, self.y[rows])
+            total[rows], logits = scored_gradient(self.model, self.loss_of(rows), point, self.target[rows])
             if self.every_iterate:
                 self.record(rows, point, logits)
-        return total
+        return self.flats.leave(total, attacked) if self.rescue else total
+
+    def loss_of(self, rows: Tensor) -> Loss:
+        """The loss of the examples `rows`: `dlr` for those whose gradient vanished once."""
+        gone = self.flats.vanished[rows]
+        if self.loss is toward or not bool(gone.any()):
+            return self.loss
+        return lambda logits, y: torch.where(gone, dlr(logits, y), self.loss(logits, y))
 
     def rows(self) -> list[Tensor]:
         """Indices of the examples that are still attacked, in batches."""

@@ -5,7 +5,7 @@ its class under the entry-point group `atent_ext.attacks`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -37,7 +37,7 @@ class Outcome:
     """The result of an attack: `flags` (N,) bool is True for images that are predicted correctly, clean and attacked.
 
     attack: display name, with the main settings. settings: all settings, as plain data. seconds: duration, summed over
-    all processes. robust_after: for AutoAttack, as in `AutoAttackResult`.
+    all processes. robust_after: for AutoAttack, as in `AutoAttackResult`. per_image: other figures, one an image.
     """
 
     kind: Kind
@@ -47,6 +47,7 @@ class Outcome:
     seconds: float = 0.0
     notes: tuple[Note, ...] = ()
     robust_after: Mapping[str, int] = field(default_factory=dict)
+    per_image: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:

@@ -56,6 +56,24 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return others.amax(1) - label
 
 
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """`margin` over the difference between the largest and the third largest logit (Croce & Hein 2020, DLR).
+
+    With two classes, over the difference of the two. It does not depend on the scale of the logits, so that its
+    gradient does not vanish where a softmax saturates.
+    """
+    validate.logits(logits, len(y))
+    ordered = logits.sort(1, descending=True).values
+    return margin(logits, y) / (ordered[:, 0] - ordered[:, min(2, logits.shape[1] - 1)] + 1e-12)
+
+
+def toward(logits: Tensor, label_and_target: Tensor) -> Tensor:
+    """The target's logit minus the label's; label_and_target: (N, 2) class numbers."""
+    validate.logits(logits, len(label_and_target))
+    pair = logits.gather(1, label_and_target)
+    return pair[:, 1] - pair[:, 0]
+
+
 def kl_divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
     """KL(p ‖ softmax(logits)), summed over the classes (TRADES, Zhang et al. 2019, Eq. 5).
 

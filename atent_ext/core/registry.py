@@ -38,6 +38,7 @@ ATTACKS: Mapping[str, str] = {
     "ifgsm": "atent_ext.attacks.specs.gradient:IFGSMSpec",
     "pgd": "atent_ext.attacks.specs.gradient:PGDSpec",
     "atent": "atent_ext.attacks.specs.gradient:ATENTSpec",
+    "entropy": "atent_ext.attacks.specs.entropy:EntropySpec",
     "cw": "atent_ext.attacks.specs.minimal:CarliniWagnerSpec",
     "deepfool": "atent_ext.attacks.specs.minimal:DeepFoolSpec",
     "autoattack": "atent_ext.attacks.specs.autoattack:AutoAttackSpec",

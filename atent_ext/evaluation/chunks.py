@@ -73,6 +73,7 @@ def _joined(parts: Sequence[Outcome]) -> Outcome:
         sum(part.seconds for part in parts),
         _united([part.notes for part in parts]),
         {name: sum(part.robust_after[name] for part in parts) for name in first.robust_after},
+        {name: [value for part in parts for value in part.per_image[name]] for name in first.per_image},
     )
 
 

@@ -221,7 +221,8 @@ def plain(outcome: Outcome) -> Record:
     """An outcome as JSON data. The flags are a string of 0 and 1."""
     flags = "".join("01"[int(flag)] for flag in outcome.flags)
     notes = [note.model_dump() for note in outcome.notes]
-    return {**vars(outcome), "settings": dict(outcome.settings), "notes": notes, "flags": flags}
+    plainly = {"settings": dict(outcome.settings), "per_image": dict(outcome.per_image)}
+    return {**vars(outcome), **plainly, "notes": notes, "flags": flags}
 
 
 def _outcome(record: Record) -> Outcome:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError, model_serializer, model_validator
 from rich.console import Console
 from torch import Tensor
 from typing_extensions import Self
@@ -47,7 +47,7 @@ class Result(Section):
 
     kind: what it measures. attack: its display name. settings: of the attack. flags: a string of n digits, 1 for an
     image that is classified correctly under the attack. robust_after: for AutoAttack, the correct images before any
-    attack and after each. seconds: the total of all processes.
+    attack and after each. seconds: the total of all processes. per_image: other figures, n numbers each.
     """
 
     kind: Kind
@@ -61,6 +61,12 @@ class Result(Section):
     seconds: Annotated[float, Field(ge=0, strict=True)] = 0.0
     notes: tuple[Note, ...] = ()
     flags: str = ""
+    per_image: dict[str, list[float]] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _without_no_figures(self, plain: Any) -> dict[str, Any]:
+        fields: dict[str, Any] = plain(self)
+        return fields if self.per_image else {name: fields[name] for name in fields if name != "per_image"}
 
     @model_validator(mode="before")
     @classmethod
@@ -286,6 +292,7 @@ def result_of(outcome: Outcome) -> Result:
         seconds=round(outcome.seconds, 1),
         notes=outcome.notes,
         flags="".join("01"[int(flag)] for flag in outcome.flags),
+        per_image={name: list(figures) for name, figures in outcome.per_image.items()},
     )
 
 

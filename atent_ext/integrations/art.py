@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from atent_ext.attacks import langevin
+from atent_ext.attacks import langevin, uphill
 from atent_ext.attacks.langevin import Langevin
+from atent_ext.attacks.moves import Project, Schedule
 from atent_ext.core import model_state, outputs, seeds, validate
 from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.core.norms import L2, LINF, Norm
@@ -48,12 +50,13 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
     """ATENT's Langevin chain as an attack on any ART classifier with loss gradients, inside its `clip_values`.
 
     norm: "inf", np.inf or 2. eps: radius, a number or an array that NumPy broadcasts to x: of each example, and for
-    norm inf of each feature. eps_step: step size, in the same way; None is 2.5 eps / max_iter. (PGD's fixed 0.1 would
-    leave a small ball at once, and ℓ∞ is projected at the last step only.) max_iter: number of steps. noise: square
-    root of the temperature. gamma: pull towards x (None: 0.05 for norm 2, 0 for inf). num_random_init: 0 starts at x;
-    n > 1 means n restarts, of which each example keeps the first that fools the classifier, or the first if none does.
-    seed: of starts and noise, so that a call is reproducible; None draws a seed from NumPy's global state, as ART does.
-    verbose: show a progress bar (0: none).
+    norm inf of each feature. eps_step: step size, in the same way; None starts at eps (norm 2: 2 eps) and falls to 0 by
+    a cosine; a given one is kept, unless `schedule` says otherwise. max_iter: number of steps. noise: square root of
+    the temperature; None is that of `langevin.atent`. gamma: pull towards x; None is 0, but the paper's 0.05 for norm 2
+    and a constant step size. project: "every" step, or the "last" alone. An annealed chain takes random directions
+    where the gradient is 0. num_random_init: 0 starts at x; n > 1 means n restarts, of which each example keeps the
+    first that fools the classifier, or the first if none does. seed: of starts and noise, so that a call is
+    reproducible; None draws a seed from NumPy's global state, as ART does. verbose: show a progress bar (0: none).
 
     Chains run on the CPU in the dtype of the PyTorch model, or else of x; gradients are `estimator.loss_gradient`'s.
     A PyTorch model keeps its modes (such as a frozen BatchNorm) and its gradients, unlike with ART's own attacks.
@@ -61,7 +64,8 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
     """
 
     attack_params = (
-        "norm eps eps_step max_iter noise gamma targeted num_random_init batch_size seed verbose".split()  # noqa: SIM905
+        "norm eps eps_step max_iter noise gamma targeted num_random_init batch_size seed verbose "  # noqa: SIM905
+        "schedule project".split()
     )
     _estimator_requirements = (BaseEstimator, LossGradientsMixin, ClassifierMixin)
 
@@ -72,20 +76,34 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
         eps: float | np.ndarray = 0.3,
         eps_step: float | np.ndarray | None = None,
         max_iter: int = 40,
-        noise: float = 1e-3,
+        noise: float | None = None,
         gamma: float | None = None,
         targeted: bool = False,
         num_random_init: int = 1,
         batch_size: int = 32,
         seed: int | None = None,
         verbose: bool = True,
+        schedule: Schedule | None = None,
+        project: Project = "every",
     ) -> None:
         super().__init__(estimator=estimator)
         self.norm, self.eps, self.eps_step, self.max_iter = norm, eps, eps_step, max_iter
         self.noise, self.gamma, self.targeted = noise, gamma, targeted
         self.num_random_init, self.batch_size = num_random_init, batch_size
         self.seed, self.verbose = seed, verbose
+        self.schedule, self.project = schedule, project
         self._check_params()
+
+    @classmethod
+    def paper(cls, estimator: Any, norm: float | str = np.inf, **settings: Any) -> Self:
+        """The paper's inner loop: 40 constant steps, on the cross-entropy.
+
+        ℓ∞: steps of 0.01, projected at the last alone. ℓ2: steps of 0.125, a pull of 0.05; projected, as on MNIST.
+        """
+        printed: dict[str, Any] = (
+            {"eps_step": 0.01, "project": "last"} if _norm(norm) == LINF else {"eps_step": 0.125, "gamma": 0.05}
+        )
+        return cls(estimator, norm, **printed | settings)
 
     @property
     def kernel(self) -> Langevin:
@@ -99,6 +117,8 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
             gamma=self.gamma,
             box=_box(self.estimator),
             start=None if self.num_random_init else "clean",
+            project=self.project,
+            schedule=self.schedule,
             targeted=self.targeted,
         )
 
@@ -109,7 +129,7 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
         if self.num_random_init != 0:
             validate.steps("num_random_init", self.num_random_init)
         for name in ("eps", "eps_step", "noise", "gamma"):
-            if name in ("eps", "noise") or getattr(self, name) is not None:
+            if name == "eps" or getattr(self, name) is not None:
                 value = art_features.radius(getattr(self, name))
                 validate.radius(name, value)
                 art_features.check_shape(name, value, self.estimator)
@@ -173,13 +193,17 @@ class ATENTAttack(EvasionAttack):  # type: ignore[misc]
 
     def _chain(self, x: Tensor, classes: Tensor, kernel: Langevin, generator: torch.Generator) -> Tensor:
         one_hot = to_categorical(classes.numpy(), self.estimator.nb_classes)
+        flats = uphill.Flats(len(x))
 
         def gradient(moving: Tensor) -> Tensor:
             # ART's gradient is that of the batch mean; "sign" and "unit" directions do not depend on its scale.
-            return torch.as_tensor(self.estimator.loss_gradient(moving.numpy(), one_hot)).to(moving)
+            slope = torch.as_tensor(self.estimator.loss_gradient(moving.numpy(), one_hot)).to(moving)
+            return slope if kernel.schedule == "constant" else flats.leave(slope)
 
         masked = kernel.masked(gradient) if isinstance(kernel, FeatureKernel) else gradient
-        return langevin.finite(deque(langevin.walk(kernel, x, masked, generator), maxlen=1).pop())
+        last = langevin.finite(deque(langevin.walk(kernel, x, masked, generator), maxlen=1).pop())
+        flats.warn()
+        return last
 
 
 def _module(estimator: Any) -> nn.ModuleList:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atent_ext.attacks.langevin import Generator, Gradient, Langevin
+from atent_ext.attacks.langevin import Gradient, Langevin
+from atent_ext.attacks.moves import Generator
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import L2
 
@@ -60,7 +61,7 @@ def features(kernel: Langevin, estimator: Any, x: Tensor, mask: np.ndarray | Non
     Arrays are broadcast to x as NumPy does it. Raises BadInput for arrays that cannot be, and for a mask that is not
     boolean or numbers.
     """
-    radii = {name: getattr(kernel, name) for name in ("eps", "step_size")}
+    radii = {name: getattr(kernel, name) for name in ("eps", "step_size", "noise")}
     values = {name: _like(name, value, x) for name, value in radii.items() if isinstance(value, Tensor) and value.dim()}
     if mask is not None or not has_one_box(estimator):
         clip = (-np.inf, np.inf) if estimator.clip_values is None else estimator.clip_values

@@ -9,8 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
-from atent_ext.attacks.langevin import Langevin, atent, finite, last_iterate
+from atent_ext.attacks.langevin import Langevin, atent
+from atent_ext.attacks.moves import Project, Schedule
+from atent_ext.attacks.restarts import adversaries
 from atent_ext.core import compat, outputs, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
@@ -30,12 +33,14 @@ class _ATENTAttack(FixedEpsilonAttack):  # type: ignore[misc]
 
     norm: ClassVar[Norm]
 
-    rel_stepsize: float = 0.01 / 0.3
+    rel_stepsize: float | None = None
     abs_stepsize: float | None = None
     steps: int = 40
-    noise: float = 1e-3
+    noise: float | None = None
     random_start: bool = True
-    gamma: float = 0.0
+    gamma: float | None = None
+    schedule: Schedule | None = None
+    project: Project = "every"
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
@@ -45,18 +50,21 @@ class _ATENTAttack(FixedEpsilonAttack):  # type: ignore[misc]
         """The attack at one epsilon as a `Langevin` kernel."""
         validate.radius("epsilon", epsilon)
         validate.flag("random_start", self.random_start)
-        validate.radius("rel_stepsize", self.rel_stepsize)
-        if self.abs_stepsize is not None:
-            validate.radius("abs_stepsize", self.abs_stepsize)
+        for name in ("rel_stepsize", "abs_stepsize"):
+            if getattr(self, name) is not None:
+                validate.radius(name, getattr(self, name))
+        relative = None if self.rel_stepsize is None else self.rel_stepsize * epsilon
         return atent(
             self.norm,
             epsilon,
             self.steps,
-            self.rel_stepsize * epsilon if self.abs_stepsize is None else self.abs_stepsize,
+            relative if self.abs_stepsize is None else self.abs_stepsize,
             noise=self.noise,
             gamma=self.gamma,
             box=box,
             start=None if self.random_start else "clean",
+            project=self.project,
+            schedule=self.schedule,
             targeted=targeted,
         )
 
@@ -76,8 +84,9 @@ class _ATENTAttack(FixedEpsilonAttack):  # type: ignore[misc]
         validate.labels(classes, len(x))
         target = classes.to(x.device, torch.long)
         kernel = self.kernel(epsilon, box, targeted)
+        falls = kernel.schedule != "constant"
         with outputs.explained(lambda: _outputs(model, x), 1):
-            adversary = finite(last_iterate(kernel, model, x, target, cross_entropy, self.generator))
+            adversary = adversaries(kernel, model, x, target, cross_entropy, self.generator, rescue=falls)
         return restore(ep.astensor(adversary))
 
 
@@ -116,27 +125,40 @@ def _classes(criterion: Any) -> tuple[Tensor, bool]:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class LinfATENTAttack(_ATENTAttack):
-    """ATENT ℓ∞ (Jagatap et al. 2022, Algorithm 2, inner loop): signed Langevin steps, projected to the epsilon ball.
+    """ATENT ℓ∞ as an attack: an annealed chain of signed Langevin steps, projected to the epsilon ball at every step.
 
-    rel_stepsize: step size relative to epsilon. abs_stepsize: if given, it is the step size. steps: K >= 1. noise:
-    square root of the temperature, in units of the inputs. random_start: uniform in the ball; False starts at the
-    input. gamma: pull of the farthest pixel. generator: source of starts and noise. Raises BadInput for invalid values.
+    rel_stepsize, abs_stepsize: step size, relative to epsilon or absolute, which takes precedence; without either it
+    starts at epsilon and falls to 0 by a cosine, and a given one is kept, unless `schedule` says otherwise. steps:
+    K >= 1. noise: square root of the temperature, in units of the inputs; None as in `langevin.atent`. random_start:
+    uniform in the ball; False starts at the input. gamma: pull of the farthest pixel. project: "every" step, or the
+    "last" alone. generator: source of starts and noise. Where the input gradient is 0, an annealed chain goes on as
+    `restarts.adversaries` says. Raises BadInput for invalid values.
     """
 
     norm: ClassVar[Norm] = LINF
     distance: ClassVar[Distance] = linf
 
+    @classmethod
+    def paper(cls, **settings: Any) -> Self:
+        """Algorithm 2's inner loop: 40 constant steps of epsilon / 30, projected at the last step only."""
+        printed: dict[str, Any] = {"rel_stepsize": 0.01 / 0.3, "project": "last"}
+        return cls(**printed | settings)
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class L2ATENTAttack(_ATENTAttack):
-    """ATENT ℓ2 (Algorithm 1, inner loop): unit Langevin steps, pulled back with strength gamma, projected each time.
+    """ATENT ℓ2 as an attack: an annealed chain of unit Langevin steps, projected to the epsilon ball at every step.
 
-    rel_stepsize: the paper's 0.125 at radius 2. The pull limits the distance to about step / gamma, so a step below
-    gamma * epsilon does not reach the boundary. random_start: normal, projected. Other fields: `LinfATENTAttack`.
+    gamma: pull towards the input; None is 0, but the paper's 0.05 for a constant step size. The pull limits the
+    distance to about step / gamma, so a constant step below gamma * epsilon does not reach the boundary. random_start:
+    normal, projected. Other fields: `LinfATENTAttack`.
     """
 
     norm: ClassVar[Norm] = L2
     distance: ClassVar[Distance] = l2
 
-    rel_stepsize: float = 0.125 / 2
-    gamma: float = 0.05
+    @classmethod
+    def paper(cls, **settings: Any) -> Self:
+        """Algorithm 1's inner loop: 40 constant steps of epsilon / 16, a pull of 0.05; projected, as on MNIST."""
+        printed: dict[str, Any] = {"rel_stepsize": 0.125 / 2, "gamma": 0.05}
+        return cls(**printed | settings)

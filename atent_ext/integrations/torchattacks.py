@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from atent_ext.attacks.langevin import Langevin, atent, finite, last_iterate
+from atent_ext.attacks.langevin import Langevin, atent
+from atent_ext.attacks.moves import Project, Schedule
+from atent_ext.attacks.restarts import adversaries
 from atent_ext.core import compat, validate
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import device_of, evaluating, frozen
@@ -28,12 +31,14 @@ class _ATENTAttack(Attack):  # type: ignore[misc]
         self,
         model: nn.Module,
         eps: float = 8 / 255,
-        alpha: float = 2 / 255,
+        alpha: float | None = None,
         steps: int = 10,
-        noise: float = 1e-3,
+        noise: float | None = None,
         random_start: bool = True,
         *,
-        gamma: float = 0.0,
+        gamma: float | None = None,
+        schedule: Schedule | None = None,
+        project: Project = "every",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(type(self).__name__, model)
@@ -44,6 +49,8 @@ class _ATENTAttack(Attack):  # type: ignore[misc]
         self.noise = noise
         self.random_start = random_start
         self.gamma = gamma
+        self.schedule = schedule
+        self.project = project
         self.generator = generator
         self.supported_mode = ["default", "targeted"]
         self.kernel  # noqa: B018 -- building it checks the arguments now, not at the first call
@@ -51,7 +58,8 @@ class _ATENTAttack(Attack):  # type: ignore[misc]
     @property
     def kernel(self) -> Langevin:
         """The attack as a `Langevin` kernel, in units of raw images also if the inputs are normalised."""
-        validate.radius("alpha", self.alpha)
+        if self.alpha is not None:
+            validate.radius("alpha", self.alpha)
         validate.flag("random_start", self.random_start)
         return atent(
             self.norm,
@@ -61,6 +69,8 @@ class _ATENTAttack(Attack):  # type: ignore[misc]
             noise=self.noise,
             gamma=self.gamma,
             start=None if self.random_start else "clean",
+            project=self.project,
+            schedule=self.schedule,
             targeted=self.targeted,
         )
 
@@ -75,7 +85,8 @@ class _ATENTAttack(Attack):  # type: ignore[misc]
         images = images.detach().to(self.device)
         labels = labels.detach().to(self.device, torch.long)
         target = self.get_target_label(images, labels) if self.targeted else labels
-        return finite(last_iterate(self.kernel, self.get_logits, images, target, cross_entropy, self.generator))
+        kernel, falls = self.kernel, self.kernel.schedule != "constant"
+        return adversaries(kernel, self.get_logits, images, target, cross_entropy, self.generator, rescue=falls)
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         # torchattacks restores modes by model.train(), which unfreezes a BatchNorm, and not at all after an error.
@@ -108,21 +119,31 @@ class _ATENTAttack(Attack):  # type: ignore[misc]
 
 
 class ATENT(_ATENTAttack):
-    """ATENT ℓ∞ as an attack (Jagatap et al. 2022, Algorithm 2, inner loop): signed Langevin steps in the eps ball.
+    """ATENT ℓ∞ as an attack: an annealed chain of signed Langevin steps, projected to the eps ball at every step.
 
     model: module, raw images (N, ...) to logits; call `set_normalization_used` if it takes normalised images.
-    eps: radius. alpha: step size. steps: K >= 1. noise: square root of the temperature. random_start: uniform in the
-    ball; False starts at the image. gamma: pull of the farthest pixel. generator: source of starts and noise (random
-    targets use torch's global one). The result lies in the eps ball and in [0, 1]. Raises BadInput for invalid values.
+    eps: radius. alpha: step size; None starts at eps and falls to 0 by a cosine; a given one is kept, unless `schedule`
+    says otherwise. steps: K >= 1. noise: square root of the temperature; None as in `langevin.atent`. random_start:
+    uniform in the ball; False starts at the image. gamma: pull of the farthest pixel. project: "every" step, or the
+    "last" alone. generator: source of starts and noise (random targets use torch's global one). The result lies in the
+    eps ball and in [0, 1]. Where the input gradient is 0, an annealed chain goes on as `restarts.adversaries` says.
+    Raises BadInput for invalid values.
     """
 
     norm = LINF
 
+    @classmethod
+    def paper(cls, model: nn.Module, **settings: Any) -> Self:
+        """Algorithm 2's inner loop: 40 constant steps of 0.01, projected at the last step only."""
+        printed: dict[str, Any] = {"alpha": 0.01, "steps": 40, "project": "last"}
+        return cls(model, **printed | settings)
+
 
 class ATENTL2(_ATENTAttack):
-    """ATENT ℓ2 as an attack (Algorithm 1, inner loop): unit Langevin steps, pulled back with strength gamma.
+    """ATENT ℓ2 as an attack: an annealed chain of unit Langevin steps, projected to the eps ball at every step.
 
-    A random start is normal, projected to the ball, and every step is projected. All else is as in `ATENT`.
+    A random start is normal, projected to the ball. gamma: pull towards the image; None is 0, but the paper's 0.05 for
+    a constant step size. All else is as in `ATENT`.
     """
 
     norm = L2
@@ -131,12 +152,17 @@ class ATENTL2(_ATENTAttack):
         self,
         model: nn.Module,
         eps: float = 1.0,
-        alpha: float = 0.2,
+        alpha: float | None = None,
         steps: int = 10,
-        gamma: float = 0.05,
-        noise: float = 1e-3,
+        gamma: float | None = None,
+        noise: float | None = None,
         random_start: bool = True,
-        *,
-        generator: torch.Generator | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(model, eps, alpha, steps, noise, random_start, gamma=gamma, generator=generator)
+        super().__init__(model, eps, alpha, steps, noise, random_start, gamma=gamma, **settings)
+
+    @classmethod
+    def paper(cls, model: nn.Module, **settings: Any) -> Self:
+        """Algorithm 1's inner loop: 40 constant steps of 0.125, a pull of 0.05; projected, as on MNIST."""
+        printed: dict[str, Any] = {"alpha": 0.125, "steps": 40, "gamma": 0.05}
+        return cls(model, **printed | settings)

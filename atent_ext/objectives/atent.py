@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from atent_ext.attacks.langevin import Langevin, Project, Pull, hardest, input_gradient, walk
+from atent_ext.attacks.langevin import Langevin, hardest, input_gradient, walk
+from atent_ext.attacks.moves import Project, Pull
 from atent_ext.core import validate
 from atent_ext.core.errors import BadInput, TermsCollected
 from atent_ext.core.losses import cross_entropy

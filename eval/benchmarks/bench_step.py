@@ -52,7 +52,7 @@ def naive(model: nn.Module, x: Tensor, y: Tensor, steps: int, backward: bool = F
             leaf = moving.detach().requires_grad_()
             loss = F.cross_entropy(model(leaf), y, reduction="sum")
             gradient = input_gradient_of(loss, leaf, backward)
-            moving = kernel.step(x, moving, gradient, j + 1 == steps)
+            moving = kernel.step(x, moving, gradient, j)
             average = (1 - chosen.alpha) * average + chosen.alpha * F.cross_entropy(model(moving), y)
         if backward:
             model.zero_grad()

@@ -41,8 +41,8 @@ PAPER_STEP = 0.003
 
 ATTACKS = {
     "PGD-20": langevin.pgd,
-    "ATENT-20": langevin.atent,
-    "ATENT-20, projected every step": partial(langevin.atent, project="every"),
+    "ATENT-20": partial(langevin.atent, project="last", schedule="constant"),
+    "ATENT-20, projected every step": partial(langevin.atent, schedule="constant"),
 }
 
 

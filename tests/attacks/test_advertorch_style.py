@@ -1,6 +1,7 @@
 import dataclasses
 import importlib
 import inspect
+import math
 import re
 
 import pytest
@@ -10,6 +11,8 @@ from problems import LinearTwoClass, small_batch, small_net
 from torch import nn
 
 from atent_ext.attacks.advertorch_style import L2ATENTAttack, LinfATENTAttack
+from atent_ext.attacks.langevin import last_iterate
+from atent_ext.attacks.uphill import GradientVanished
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy, margin
 from atent_ext.core.validate import shown
@@ -65,9 +68,10 @@ def norm_batch_net():
         (LinfATENTAttack, "Linf", {"eps": 0.7, "nb_iter": 20, "eps_iter": 0.07}),  # just far enough: 20 * 0.07 = 2 eps
         (LinfATENTAttack, "Linf", {"eps": 0.7, "nb_iter": 20, "eps_iter": 0.07, "project": "every", "start": "corner"}),
         (LinfATENTAttack, "Linf", {"nb_iter": 60}),
-        (L2ATENTAttack, "L2", {"nb_iter": 100}),  # eps 2.0, steps of 0.125, pull 0.05: the defaults
+        (L2ATENTAttack, "L2", {"nb_iter": 60}),  # annealed, as by default
+        (L2ATENTAttack, "L2", {"nb_iter": 100, "eps_iter": 0.125}),  # eps 2.0, pull 0.05
         (L2ATENTAttack, "L2", {"nb_iter": 100, "gamma": 0.0, "eps": 0.7, "eps_iter": 0.07}),
-        (L2ATENTAttack, "L2", {"nb_iter": 100, "project": "last"}),
+        (L2ATENTAttack, "L2", {"nb_iter": 100, "eps_iter": 0.125, "project": "last"}),
     ],
 )
 def test_the_optimum_of_a_linear_model_is_reached(shape, count, box, kind, name, settings):
@@ -81,16 +85,16 @@ def test_the_optimum_of_a_linear_model_is_reached(shape, count, box, kind, name,
 def test_without_projection_the_pull_alone_holds_the_radius(pull, strength):
     """On a linear model the radius is a geometric series, eta (1 - (1 - gamma)^K) / gamma, and it may exceed eps."""
     model, x, y = linear_problem(count=2)
-    attack = L2ATENTAttack(model, noise=0.0, rand_init=False, project=None, pull=pull, **FREE)
+    attack = L2ATENTAttack.paper(model, noise=0.0, rand_init=False, pull=pull, **FREE)
     radius = attack.eps_iter * (1 - (1 - strength) ** attack.nb_iter) / strength
     uphill = torch.stack([model.w, -model.w]).detach() / model.w.norm().item()
     torch.testing.assert_close(attack.perturb(x, y) - x, radius * uphill)
     assert radius > attack.eps
 
 
-def test_without_projection_the_default_sampler_leaves_the_ball():
+def test_the_papers_sampler_leaves_the_ball():
     model, x, y = linear_problem(count=200)
-    attack = L2ATENTAttack(model, project=None, generator=generator(), **FREE)
+    attack = L2ATENTAttack.paper(model, generator=generator(), **FREE)
     mean_radius = (attack.perturb(x, y) - x).norm(dim=1).mean().item()
     assert mean_radius == pytest.approx(2.5 * (1 - 0.95**40), abs=0.05)
     assert mean_radius > 2.1
@@ -134,7 +138,8 @@ def test_noise_adds_up_at_the_papers_scale(kind):
 
 def test_linf_gamma_pulls_the_farthest_coordinate():
     model, x, y = flat_problem(6, 3)
-    attack = LinfATENTAttack(model, eps=0.5, nb_iter=1, noise=0.0, gamma=0.2, start="corner", **FREE)
+    settings = {"eps": 0.5, "nb_iter": 1, "eps_iter": 0.01, "noise": 0.0, "start": "corner"}
+    attack = LinfATENTAttack(model, gamma=0.2, **settings, **FREE)
     moved = attack.perturb(x, y).abs()
     torch.testing.assert_close(moved.sort(1).values, torch.tensor([[0.3, 0.5, 0.5]] * 6, dtype=torch.float64))
 
@@ -160,7 +165,7 @@ def test_raw_direction_steps_along_the_gradient_of_the_sum(kind):
 
 def test_a_start_can_be_chosen_and_switched_off():
     model, x, y = flat_problem(500, 3)
-    settings = {"eps": 0.4, "nb_iter": 1, "noise": 0.0, "gamma": 0.0, "generator": generator(), **FREE}
+    settings = {"eps": 0.4, "nb_iter": 1, "eps_iter": 0.1, "noise": 0.0, "gamma": 0.0, "generator": generator(), **FREE}
     uniform = LinfATENTAttack(model, **settings).perturb(x, y)
     assert uniform.abs().max() <= 0.4
     assert uniform.var().item() == pytest.approx(0.4**2 / 3, rel=0.1)
@@ -190,12 +195,12 @@ def test_they_are_advertorchs_attacks(kind):
     [
         (
             LinfATENTAttack,
-            {"loss_fn": None, "eps": 0.3, "nb_iter": 40, "eps_iter": 0.01, "noise": 1e-3, "rand_init": True}
+            {"loss_fn": None, "eps": 0.3, "nb_iter": 40, "eps_iter": None, "noise": None, "rand_init": True}
             | {"clip_min": 0.0, "clip_max": 1.0, "targeted": False},
         ),
         (
             L2ATENTAttack,
-            {"loss_fn": None, "eps": 2.0, "nb_iter": 40, "eps_iter": 0.125, "noise": 1e-3, "gamma": 0.05}
+            {"loss_fn": None, "eps": 2.0, "nb_iter": 40, "eps_iter": None, "noise": None, "gamma": None}
             | {"rand_init": True, "clip_min": 0.0, "clip_max": 1.0, "targeted": False},
         ),
     ],
@@ -278,7 +283,8 @@ def test_changed_attributes_take_effect(kind):
         "clip_max": 3.0,
         "targeted": True,
         "loss_fn": margin,
-        "project": "last" if kind is L2ATENTAttack else "every",
+        "project": "last",
+        "schedule": "cosine",
         "gamma": 0.4,
         "start": "corner",
         "direction": "raw",
@@ -420,7 +426,7 @@ def test_results_lie_in_ball_and_box(kind, project, dtype, start, direction):
 
 def test_without_projection_the_box_still_holds():
     model, (x, y) = small_net(), small_batch()
-    adversary = L2ATENTAttack(model, eps=0.3, project=None, noise=0.5, clip_min=-0.1, clip_max=1.2).perturb(x, y)
+    adversary = L2ATENTAttack.paper(model, eps=0.3, noise=0.5, clip_min=-0.1, clip_max=1.2).perturb(x, y)
     assert adversary.min() == -0.1
     assert adversary.max() == 1.2
     assert (adversary - x).flatten(1).norm(dim=1).min() > 0.3
@@ -657,14 +663,84 @@ def test_the_kernel_holds_what_the_attack_says(kind):
         "norm": kind.norm,
         "eps": attack.eps,
         "steps": 40,
-        "step_size": attack.eps_iter,
+        "step_size": 2 * attack.eps if kind is L2ATENTAttack else attack.eps,
         "direction": "unit" if kind is L2ATENTAttack else "sign",
-        "noise": 1e-3,
-        "gamma": 0.05 if kind is L2ATENTAttack else 0.0,
+        "noise": 1e-3 if kind is L2ATENTAttack else 0.4 * math.sqrt(0.3 / 2),
+        "gamma": 0.0,
         "pull": "authors" if kind is L2ATENTAttack else "coordinate",
-        "project": "every" if kind is L2ATENTAttack else "last",
+        "project": "every",
         "start": "clean",
+        "schedule": "cosine",
         "box": (-1.0, 1.0),
         "box_first": False,
         "targeted": True,
     }
+
+
+# The paper, losses in turn, gradients that vanish.
+
+
+def test_paper_is_the_printed_algorithm():
+    linf, l2 = LinfATENTAttack.paper(small_net()), L2ATENTAttack.paper(small_net(), nb_iter=20)
+    assert (linf.kernel.steps, linf.kernel.step_size, linf.kernel.noise) == (40, 0.01, 1e-3)
+    assert (linf.kernel.schedule, linf.kernel.project, linf.kernel.gamma) == ("constant", "last", 0.0)
+    assert (l2.kernel.steps, l2.kernel.step_size, l2.kernel.noise) == (20, 0.125, 1e-3)
+    assert (l2.kernel.schedule, l2.kernel.project, l2.kernel.gamma) == ("constant", "never", 0.05)
+    assert [attack.loss_fn.__name__ for attack in (linf, l2)] == ["cross_entropy"] * 2
+
+
+@BOTH
+def test_restarts_take_the_losses_in_turn(kind):
+    model, (x, _) = small_net(), small_batch(30)
+    y = model(x).argmax(1)
+    attack = kind(model, eps=0.02, nb_iter=3, restarts=3, generator=generator())
+    ranking = model(x).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
+    source, found, done = generator(), x, torch.zeros(30, dtype=torch.bool)
+    for target in (None, ranking[:, 0], ranking[:, 1]):
+
+        def loss(logits, y, target=target):
+            pair = logits.gather(1, torch.stack([y, y if target is None else target], 1))
+            return cross_entropy(logits, y) if target is None else pair[:, 1] - pair[:, 0]
+
+        last = last_iterate(attack.kernel, model, x, y, loss, source)
+        found = torch.where(done[:, None, None, None], found, last)
+        done |= model(last).argmax(1) != y
+    torch.testing.assert_close(attack.perturb(x, y), found, rtol=0, atol=1e-12)
+
+
+class Hidden(nn.Module):
+    """`network` with logits that `hide` changes."""
+
+    def __init__(self, network, hide):
+        super().__init__()
+        self.network, self.hide = network, hide
+
+    def forward(self, x):
+        return self.hide(self.network, x)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda network, x: 1e5 * network(x),  # the softmax saturates
+        lambda network, x: network((8 * x).round() / 8),  # no gradient anywhere
+    ],
+    ids=["scaled", "rounded"],
+)
+def test_a_gradient_that_vanishes_is_left_and_said(kind, hide):
+    network = small_net(dtype=torch.float32)
+    x, _ = small_batch(60, dtype=torch.float32)
+    model, eps = Hidden(network, hide), 0.1 if kind is LinfATENTAttack else 0.8
+    y = model(x).argmax(1)
+    broken = {}
+    for name, settings in (("annealed", {}), ("constant", {"eps_iter": 0.1 * eps, "loss_fn": cross_entropy})):
+        attack = kind(model, eps=eps, nb_iter=20, restarts=2, keep="success", generator=generator(), **settings)
+        if name == "annealed":
+            with pytest.warns(GradientVanished, match=r"vanished for \d+ of 60 images") as heard:
+                adversary = attack.perturb(x, y)
+            assert heard[0].message.count > 40
+        else:
+            adversary = attack.perturb(x, y)
+        broken[name] = int((model(adversary).argmax(1) != y).sum())
+    assert broken["annealed"] > broken["constant"]

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import math
 import pickle
 import re
 
@@ -54,6 +55,71 @@ def test_raw_kernel_samples_the_stationary_law_at_finite_step(pull):
     error = torch.linalg.norm(torch.cov(final.T) - covariance) / torch.linalg.norm(covariance)
     assert error < 0.05
     assert ((final.mean(0) - mean).abs() / covariance.diagonal().sqrt()).max() < 0.05
+
+
+SHARES = {
+    "constant": lambda k, steps: 1.0,
+    "cosine": lambda k, steps: 0.5 + 0.5 * math.cos(math.pi * k / steps),
+    "linear": lambda k, steps: (steps - k) / steps,
+}
+
+
+@pytest.mark.parametrize("schedule", SHARES)
+def test_a_schedule_scales_step_size_and_temperature(schedule):
+    """On a quadratic loss, with the share s of step size eta and temperature T: the mean m grows by s eta (g - H m),
+    and the variance C becomes (1 - s eta H)^2 C + 2 (s eta) (s T)."""
+    steps, noise, eta = 7, 0.7, 0.3
+    curvature, slope = torch.tensor([0.4, 1.1, 2.3], dtype=torch.float64), torch.tensor([0.8, -0.5, 0.3]).double()
+    kernel = dataclasses.replace(RAW, steps=steps, step_size=eta, noise=noise, gamma=0.0, schedule=schedule)
+    x = torch.zeros(40_000, 3, dtype=torch.float64)
+
+    final = last(kernel, x, lambda moving: slope - curvature * moving)
+    still = last(dataclasses.replace(kernel, noise=0.0), x[:1], lambda moving: slope - curvature * moving)
+
+    mean, variance = torch.zeros(2, 3, dtype=torch.float64)
+    for k in range(steps):
+        share = SHARES[schedule](k, steps)
+        keeps = 1 - share * eta * curvature
+        mean = mean * keeps + share * eta * slope
+        variance = variance * keeps**2 + 2 * share * eta * share * noise**2
+    torch.testing.assert_close(still[0], mean, rtol=0, atol=1e-12)
+    torch.testing.assert_close(final.mean(0), mean, rtol=0, atol=0.02)
+    torch.testing.assert_close(final.var(0), variance, rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("name", ["Linf", "L2"])
+@pytest.mark.parametrize("per_example", [False, True])
+def test_a_constant_schedule_is_the_formula_bit_for_bit(name, per_example):
+    x, y = small_batch(3, dtype=torch.float32)
+    step = torch.tensor([0.03, 0.05, 0.07]) if per_example else 0.05
+    kernel = atent(norm(name), 0.2, 4, step, noise=0.03, gamma=0.0)
+    gradient = input_gradient(small_net(dtype=torch.float32), cross_entropy, y)
+    source, wide = generator(), step.reshape(3, 1, 1, 1) if per_example else step
+    moving = kernel.begin(x, source)
+    for _ in range(4):
+        moved = moving + wide * kernel.norm.steepest(gradient(moving))
+        moved = moved + math.sqrt(2) * 0.03 * wide**0.5 * torch.randn(x.shape, generator=source)
+        moving = (x + kernel.norm.project(moved - x, 0.2)).clamp(0, 1)
+    assert kernel.schedule == "constant"
+    assert torch.equal(last(kernel, x, gradient), moving)
+
+
+@pytest.mark.parametrize("name", ["Linf", "L2"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_an_annealed_chain_starts_with_steps_of_eps_and_reaches_the_optimum(name, schedule):
+    model = LinearTwoClass((5,))
+    x, y = torch.randn(4, 5, generator=generator(1), dtype=torch.float64), torch.arange(4) % 2
+    kernel = atent(norm(name), 0.7, 20, noise=0.0, box=FREE, schedule=schedule)
+    assert (kernel.step_size, kernel.gamma, kernel.project) == (0.7 if name == "Linf" else 1.4, 0.0, "every")
+    adversary = last_iterate(kernel, model, x, y, cross_entropy, generator())
+    torch.testing.assert_close(cross_entropy(model(adversary), y), model.worst_loss(x, y, name, 0.7), rtol=0, atol=1e-4)
+
+
+def test_what_atent_is_by_default_and_with_a_step_size():
+    annealed, given = atent(L2, 0.3, 50), atent(L2, 0.3, 50, 0.02)
+    assert (annealed.schedule, annealed.step_size, annealed.gamma, annealed.noise) == ("cosine", 0.6, 0.0, 1e-3)
+    assert (given.schedule, given.step_size, given.gamma) == ("constant", 0.02, 0.05)
+    assert atent(LINF, 0.3, 50, schedule="constant").step_size == pytest.approx(2.5 * 0.3 / 50)
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3), (1, 3, 2)])
@@ -216,7 +282,7 @@ def test_coordinate_pull_moves_only_the_farthest_coordinate():
     )
     x = torch.zeros(2, 3)
     moving = torch.tensor([[1.0, -3.0, 2.0], [0.5, 0.1, -0.2]])
-    moved = kernel.step(x, moving, torch.zeros(2, 3), last=True)
+    moved = kernel.step(x, moving, torch.zeros(2, 3), k=0)
     torch.testing.assert_close(moved, torch.tensor([[1.0, -2.75, 2.0], [0.25, 0.1, -0.2]]))
 
 
@@ -236,7 +302,7 @@ def test_unit_direction_survives_tiny_gradients(tiny):
 
 def test_unit_or_random_leaves_a_flat_point():
     kernel = dataclasses.replace(pgd(L2, 1.0, 1, 0.1, box=FREE, start="clean"), direction="unit-or-random")
-    moved = kernel.step(torch.zeros(3, 4), torch.zeros(3, 4), torch.zeros(3, 4), last=True, generator=generator())
+    moved = kernel.step(torch.zeros(3, 4), torch.zeros(3, 4), torch.zeros(3, 4), k=0, generator=generator())
     torch.testing.assert_close(L2.size(moved), torch.full((3,), 0.1))
 
 
@@ -276,6 +342,7 @@ def test_parameters_thaw_after_an_exception():
         ("start", "moon", "unknown-name"),
         ("pull", "push", "unknown-name"),
         ("project", "often", "unknown-name"),
+        ("schedule", "sine", "unknown-name"),
         ("box", (1.0, 0.0), "bad-value"),
     ],
 )
@@ -310,7 +377,7 @@ def test_unknown_norm():
 def test_the_usual_l2_step_of_atent_as_an_attack_outweighs_its_pull(steps):
     model = LinearTwoClass((5,))
     x, y = 0.5 * torch.ones(3, 5, dtype=torch.float64), torch.tensor([0, 1, 0])
-    kernel = atent(L2, 0.1, steps, noise=0.0, start="clean")
+    kernel = atent(L2, 0.1, steps, noise=0.0, start="clean", schedule="constant")
     adversary = last_iterate(kernel, model, x, y, cross_entropy)
     assert kernel.step_size > kernel.gamma * 0.1
     torch.testing.assert_close((adversary - x).norm(dim=1), torch.full((3,), 0.1, dtype=torch.float64))

@@ -3,6 +3,7 @@ import torch
 from problems import LinearTwoClass, small_batch, small_net
 from torch import nn
 
+from atent_ext.attacks import uphill
 from atent_ext.attacks.advertorch_style import L2ATENTAttack, LinfATENTAttack
 from atent_ext.attacks.langevin import Langevin, atent, input_gradient, last_iterate, pgd, walk
 from atent_ext.attacks.restarts import adversaries, allowed
@@ -13,11 +14,12 @@ from atent_ext.core.norms import L2, LINF
 KERNELS = [
     pgd(LINF, 0.05, 6),
     pgd(L2, 0.4, 6),
-    atent(LINF, 0.05, 6, noise=0.03),  # projected at the last step alone: the others may lie outside the ball
-    atent(LINF, 0.05, 6, noise=0.03, project="every"),
-    atent(L2, 0.4, 6, noise=0.03),
+    # Projected at the last step alone: the others may lie outside the ball.
+    atent(LINF, 0.05, 6, noise=0.03, project="last", schedule="constant"),
+    atent(LINF, 0.05, 6, noise=0.03),
+    atent(L2, 0.4, 6, noise=0.03, schedule="constant"),
 ]
-IDS = ["pgd-linf", "pgd-l2", "atent-last", "atent-every", "atent-l2"]
+IDS = ["pgd-linf", "pgd-l2", "atent-last", "annealed", "atent-l2"]
 
 
 def generator(seed=3):
@@ -79,7 +81,7 @@ def test_what_is_returned_is_what_all_runs_to_their_end_would_choose(kernel, kee
 
 def test_counting_iterates_on_the_way_breaks_more_than_the_last_alone():
     model, x, y = labelled()
-    kernel = atent(LINF, 0.05, 6, noise=0.3, project="every")
+    kernel = atent(LINF, 0.05, 6, noise=0.3, schedule="constant")
     broken = {}
     for keep in ("last", "success"):
         adversary = adversaries(kernel, model, x, y, cross_entropy, generator(), keep=keep)
@@ -169,7 +171,8 @@ def test_the_attacks_pass_it_on(kind):
             model, restarts=3, keep="success", early_stop=early_stop, batch_size=16, generator=generator(), **settings
         )
         results[early_stop] = attack.perturb(x, y)
-        expected = adversaries(attack.kernel, model, x, y, cross_entropy, generator(), restarts=3, keep="success")
+        losses = uphill.in_turn(uphill.IN_TURN, 3)
+        expected = adversaries(attack.kernel, model, x, y, losses, generator(), restarts=3, keep="success")
         torch.testing.assert_close(results[early_stop], expected, rtol=0, atol=1e-12)
     assert torch.equal(model(results[True]).argmax(1), model(results[False]).argmax(1))
 
@@ -228,3 +231,24 @@ def test_half_precision_reaches_the_boundary_of_the_ball(dtype):
     assert bool(allowed(LINF, 8 / 255, x, corner).all())
     outside = (x.float() + 0.06).clamp(0, 1).to(dtype)  # by nearly another radius
     assert not bool(allowed(LINF, 8 / 255, x, outside).any())
+
+
+@pytest.mark.parametrize(("passes", "expected"), [(3, (1, 1)), (20, (1, 18)), (100, (3, 32)), (1000, (10, 98))])
+def test_restarts_divide_a_budget_of_passes(passes, expected):
+    model, x, y = labelled(6)
+    restarts, steps = uphill.divided(passes)
+    assert (restarts, steps) == expected
+    if passes <= 100:
+        counting = Counting(model)
+        losses = uphill.in_turn(uphill.IN_TURN, restarts)
+        adversary = adversaries(
+            atent(LINF, 1e-6, steps), counting, x, y, losses, generator(), restarts=restarts, keep="success"
+        )
+        assert bool((model(adversary).argmax(1) == y).all())
+        assert passes - restarts - 2 <= counting.images / 6 <= passes
+
+
+def test_an_attack_takes_at_least_three_passes():
+    with pytest.raises(BadInput) as error:
+        uphill.divided(2)
+    assert (error.value.code, error.value.field) == ("bad-value", "passes")

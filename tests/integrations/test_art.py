@@ -203,8 +203,10 @@ def test_what_comes_back_lies_in_ball_and_box_in_the_dtype_that_went_in(norm, dt
 
 def test_the_step_follows_eps_unless_it_is_given():
     attack = ATENTAttack(wrapped(small_net()), eps=0.2, max_iter=50)
-    assert attack.kernel.step_size == pytest.approx(0.01)
+    assert attack.kernel.step_size == 0.2
     attack.set_params(eps=0.4)
+    assert attack.kernel.step_size == 0.4
+    attack.set_params(schedule="constant")
     assert attack.kernel.step_size == pytest.approx(0.02)
     assert "eps=0.4" in repr(attack)
 
@@ -250,7 +252,8 @@ class Cliff(nn.Module):
 def test_an_example_keeps_its_first_restart_that_fools(targeted):
     x, y = np.zeros((16, 1)), np.full(16, int(targeted))
     classifier = wrapped(Cliff(0.5), (1,), 2, None)
-    settings = {"eps": 1.0, "noise": 0.0, "max_iter": 1, "seed": 0, "verbose": False, "targeted": targeted}
+    settings = {"eps": 1.0, "eps_step": 2.5, "noise": 0.0, "max_iter": 1, "seed": 0, "verbose": False}
+    settings["targeted"] = targeted
     first = ATENTAttack(classifier, **settings).generate(x, y)
     few = ATENTAttack(classifier, num_random_init=2, **settings).generate(x, y)
     many = ATENTAttack(classifier, num_random_init=40, **settings).generate(x, y)

@@ -16,6 +16,7 @@ from torch import nn
 
 from atent_ext.attacks import advertorch_style
 from atent_ext.attacks.langevin import atent, last_iterate
+from atent_ext.attacks.uphill import GradientVanished
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.norms import L2, LINF, Norm
@@ -143,6 +144,53 @@ def test_they_are_found_where_gradients_are_off(adapter, context):
     with context():
         assert torch.equal(adapter.build(model)(x.clone(), y.clone()), expected)
         assert not torch.is_grad_enabled()
+
+
+PAPERS = {
+    "torchattacks": lambda model: (
+        (our_torchattacks.ATENT.paper(model).kernel, 0.01),
+        (our_torchattacks.ATENTL2.paper(model).kernel, 0.125),
+    ),
+    "foolbox": lambda model: (
+        (our_foolbox.LinfATENTAttack.paper().kernel(0.3), 0.01),
+        (our_foolbox.L2ATENTAttack.paper().kernel(2.0), 0.125),
+    ),
+    "art": lambda model: tuple(
+        (our_art.ATENTAttack.paper(PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 6, 6), 4), norm).kernel, step)
+        for norm, step in ((np.inf, 0.01), (2, 0.125))
+    ),
+}
+
+
+@pytest.mark.parametrize("package", PAPERS)
+def test_paper_is_the_printed_algorithm(package):
+    (linf, step), (l2, other) = PAPERS[package](small_net())
+    assert (linf.step_size, l2.step_size) == pytest.approx((step, other))
+    assert (linf.steps, linf.noise, linf.gamma, linf.project, linf.schedule) == (40, 1e-3, 0.0, "last", "constant")
+    assert (l2.steps, l2.noise, l2.gamma, l2.project, l2.schedule) == (40, 1e-3, 0.05, "every", "constant")
+
+
+@pytest.mark.parametrize("package", ["torchattacks", "foolbox", "art"])
+def test_by_default_a_chain_is_annealed_and_says_where_the_gradient_vanished(package):
+    model, (x, y) = Wrapped(small_net(), lambda network, x: network((8 * x).round() / 8)), small_batch()
+    attacks = {
+        "torchattacks": lambda: our_torchattacks.ATENT(model, eps=EPS, generator=generator())(x, y),
+        "foolbox": lambda: our_foolbox.LinfATENTAttack(steps=10, generator=generator()).run(
+            foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device="cpu"), x, y, epsilon=EPS
+        ),
+        "art": lambda: torch.as_tensor(
+            our_art.ATENTAttack(
+                PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 6, 6), 4, clip_values=(0, 1), device_type="cpu"),
+                eps=EPS,
+                max_iter=10,
+                seed=0,
+                verbose=False,
+            ).generate(x.numpy(), y.numpy())
+        ),
+    }
+    with pytest.warns(GradientVanished, match="for 7 of 7 images"):
+        found = attacks[package]()
+    assert LINF.size(found - x).max() <= EPS + 1e-6
 
 
 # ---- what is not touched

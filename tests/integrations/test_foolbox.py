@@ -95,8 +95,9 @@ def test_an_absolute_step_size_takes_precedence():
     for kind in (LinfATENTAttack, L2ATENTAttack):
         assert kind(rel_stepsize=0.5).kernel(0.2).step_size == 0.1
         assert kind(rel_stepsize=0.5, abs_stepsize=0.03).kernel(0.2).step_size == 0.03
-    assert LinfATENTAttack().kernel(0.3).step_size == pytest.approx(0.01)
-    assert L2ATENTAttack().kernel(2.0).step_size == pytest.approx(0.125)
+    assert LinfATENTAttack().kernel(0.3).step_size == 0.3
+    assert LinfATENTAttack.paper().kernel(0.3).step_size == pytest.approx(0.01)
+    assert L2ATENTAttack.paper().kernel(2.0).step_size == pytest.approx(0.125)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_arguments_are_those_of_its_pgd():
     for ours, theirs in ((ATENT, torchattacks.PGD), (ATENTL2, torchattacks.PGDL2)):
         model = small_net()
         attack, pgd = ours(model), theirs(model)
-        names = ("eps", "alpha", "steps", "random_start", "supported_mode", "device", "attack_mode")
+        names = ("eps", "steps", "random_start", "supported_mode", "device", "attack_mode")
         assert [getattr(attack, name) for name in names] == [getattr(pgd, name) for name in names]
         assert repr(attack).startswith(f"{ours.__name__}(")
 

@@ -1,16 +1,23 @@
 """Gradient attacks of protocols: settings of the Langevin kernel, with restarts."""
 
+import warnings
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import nn
 
+from atent_ext.attacks import uphill
 from atent_ext.attacks.accuracy import robust_flags
 from atent_ext.attacks.langevin import Langevin, atent, fgsm, pgd
+from atent_ext.attacks.moves import Schedule
 from atent_ext.attacks.restarts import Keep
-from atent_ext.attacks.spec import AttackSpec, Outcome, Setting
-from atent_ext.core.norms import norm
+from atent_ext.attacks.spec import AttackSpec, Note, Outcome, Setting
+from atent_ext.attacks.uphill import Climb, GradientVanished, LossName
+from atent_ext.core.losses import cross_entropy
+from atent_ext.core.norms import LINF, norm
 from atent_ext.core.schema import Count, Positive
+from atent_ext.core.types import Loss
 from atent_ext.data.datasets import Split
 
 
@@ -39,6 +46,7 @@ class _Chain(AttackSpec):
         setting: Setting,
         restarts: int = 1,
         keep: Keep = "last",
+        loss: Loss | Sequence[Climb] = cross_entropy,
         **more: Any,
     ) -> Outcome:
         """Run the chains of `kernel`; `more` are additional settings for the report."""
@@ -46,7 +54,19 @@ class _Chain(AttackSpec):
         name += f"-{self.steps}" + (f" x {restarts}" if restarts > 1 else "")
         if keep == "success":
             settings["keep"], name = keep, f"{name}, every iterate"
-        return Outcome("attack", name, settings, robust_flags(model, split, kernel, setting, restarts, keep))
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always", GradientVanished)
+            flags = robust_flags(model, split, kernel, setting, restarts, keep, loss=loss)
+        return Outcome("attack", name, settings, flags, notes=_vanished([warning.message for warning in heard]))
+
+
+def _vanished(heard: Sequence[Warning | str]) -> tuple[Note, ...]:
+    counts = [warning for warning in heard if isinstance(warning, GradientVanished)]
+    if not counts:
+        return ()
+    return (
+        Note(kind="warning", text=str(GradientVanished(sum(c.count for c in counts), sum(c.total for c in counts)))),
+    )
 
 
 class IFGSMSpec(_Chain):
@@ -88,17 +108,35 @@ class PGDSpec(_Restarted):
 
 
 class ATENTSpec(_Restarted):
-    """ATENT's chain as an attack (Jagatap et al. 2022, section 4). noise and project: as in `langevin.atent`."""
+    """ATENT's chain as an attack (Jagatap et al. 2022, section 4), annealed unless a step size or a schedule is given.
+
+    noise, project, schedule, step_size: as in `langevin.atent`. gamma: the pull; "paper" is 0.05 for ℓ2 and 0 for ℓ∞.
+    losses: those that the restarts take in turn.
+    """
 
     attack: Literal["atent"] = "atent"
-    noise: Annotated[float, Field(ge=0)] = 1e-3
-    project: Literal["last", "every"] | None = None
+    noise: Annotated[float, Field(ge=0)] | None = None
+    gamma: Annotated[float, Field(ge=0)] | Literal["paper"] = 0.0
+    project: Literal["last", "every"] = "every"
+    schedule: Schedule | None = None
+    losses: Annotated[tuple[LossName, ...], Field(min_length=1)] = uphill.IN_TURN
 
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
         """Attack all images with `restarts` chains each."""
-        threat = setting.threat
+        ball = norm(setting.threat.norm)
         kernel = atent(
-            norm(threat.norm), threat.eps, self.steps, self.step_size, noise=self.noise, project=self.project
+            ball,
+            setting.threat.eps,
+            self.steps,
+            self.step_size,
+            noise=self.noise,
+            gamma=(0.0 if ball == LINF else 0.05) if self.gamma == "paper" else self.gamma,
+            project=self.project,
+            schedule=self.schedule,
         )
-        more = {"noise": kernel.noise, "project": kernel.project}
-        return self.outcome("ATENT", kernel, model, split, setting, self.restarts, self.keep, **more)
+        losses = uphill.in_turn(self.losses, self.restarts)
+        more: dict[str, Any] = {"noise": kernel.noise, "project": kernel.project}
+        if kernel.schedule != "constant":
+            more |= {"schedule": kernel.schedule, "losses": list(self.losses)}
+        name = "ATENT" if kernel.schedule == "constant" else "annealed ATENT"
+        return self.outcome(name, kernel, model, split, setting, self.restarts, self.keep, losses, **more)
