@@ -73,3 +73,9 @@ def test_masks_hide_gradients_and_keep_most_predictions(name):
         leaf = x.clone().requires_grad_()
         nn.functional.cross_entropy(hidden(leaf), network(x).argmax(1), reduction="sum").backward()
         assert (leaf.grad.flatten(1).abs().amax(1) == 0).double().mean() > 0.9
+
+
+def test_the_page_is_what_its_script_writes(tmp_path):
+    done = scripts.run("pages/write_attacks", "--out", tmp_path / "attacks.md", "--no-pictures")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "attacks.md").read_text() == (scripts.EVAL.parent / "docs" / "attacks.md").read_text()
