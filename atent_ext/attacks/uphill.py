@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from atent_ext.core import validate
+from atent_ext.core import seeds, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy, dlr, margin
 from atent_ext.core.norms import LINF, gaussian
@@ -100,7 +100,7 @@ class Flats:
         if not bool(flat.any()):
             return gradient
         self.vanished |= flat
-        directions = gaussian(gradient, torch.Generator().manual_seed(self._step))
+        directions = gaussian(gradient, seeds.generator(self._step))
         return torch.where(flat.reshape(-1, *[1] * (gradient.dim() - 1)), directions, gradient)
 
     def warn(self) -> None:
