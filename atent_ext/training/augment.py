@@ -127,7 +127,7 @@ def _lattice(images: Tensor, x: list[Tensor], y: list[Tensor]) -> Tensor:
 
 
 def _sampled(images: Tensor, lattice: Tensor, mode: str = "bilinear") -> Tensor:
-    return F.grid_sample(images, lattice, mode=mode, align_corners=False)
+    return F.grid_sample(images, lattice.to(images), mode=mode, align_corners=False)
 
 
 def _cutout(images: Tensor, rows: range, total: int, generator: torch.Generator) -> Tensor:

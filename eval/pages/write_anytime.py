@@ -16,7 +16,7 @@ PAGE = """\
 Written by `eval/pages/write_anytime.py` from `eval/results/anytime.json`, which `eval/stress/anytime.py` writes.
 
 `atent_ext.core.statistics.confidence_sequence` gives, after any number of images drawn in random order, an interval
-for the accuracy on all N images. With probability 95 % it holds at all moments at once, so that one may look after
+for the accuracy on all N images. With probability {level} it holds at all moments at once, so that one may look after
 every image and stop at any. A Wilson interval holds for a number of images that was fixed before.
 `sequential_mcnemar` is the like for two models on the same images; `atent compare A.json B.json --until-decided` uses
 it.
@@ -24,31 +24,31 @@ it.
 ## How often they fail
 
 {streams} simulated evaluations for each accuracy and each N, looked at after every chunk: how many ever miss the
-accuracy on all N images, in %, over the accuracies {accuracies}. The highest 95 % upper bound of a rate is {misses}
+accuracy on all N images, in %, over the accuracies {accuracies}. The highest {bound} upper bound of a rate is {misses}
 %.
 
 {coverage}
 
 Pairs of equally accurate models, looked at after every image: how many are ever called different, in %. The highest
-95 % upper bound is {differences} %.
+{bound} upper bound is {differences} %.
 
 {equal}
 
 ## How wide they are
 
-Points between the two ends, on a test set of 10,000 images.
+Points between the two ends, on a test set of {wide} images.
 
 {widths}
 
 ## How early they decide
 
-The median number of images, over random orders, until a claim of 5 or 20 points too much is refuted (the upper end
-lies below it), and until a true claim is confirmed within 1 point (the lower end lies above the claim less 1 point).
-A claim of 60 % for a network that has no image right is refuted after {masked} images.
+The median number of images, over random orders, until a claim of {over} points too much is refuted (the upper end
+lies below it), and until a true claim is confirmed within {near} (the lower end lies above the claim less {near}).
+A claim of {claim} % for a network that has no image right is refuted after {masked} images.
 
 {decided}
 
-The flags of the committed cards of at least 500 images:
+The flags of the committed cards of at least {least} images:
 
 {replays}
 """
@@ -57,21 +57,34 @@ The flags of the committed cards of at least 500 images:
 def page(found: dict[str, Any]) -> str:
     """The text of the page."""
     coverage, equal = found["coverage"], found["equal"]
+    stops = [name for name in found["decided"][0] if name.startswith(("refuted", "confirmed"))]
+    bound = next(name for name in coverage[0] if name.startswith("upper"))
+    masked = next(name for name in found if name.startswith("masked"))
+    heads = [_words(name) for name in stops]
     return PAGE.format(
+        level=f"{found['level']:.0%}".replace("%", " %"),
+        bound=f"{bound.removeprefix('upper')} %",
+        wide=f"{max(row['N'] for row in coverage):,}",
+        over=" or ".join(name.partition("+")[2] for name in stops if "+" in name),
+        near=" points or ".join(name.partition("-")[2] for name in stops if "-" in name) + " point",
+        claim=masked.rpartition(" ")[2],
+        least=f"{min(row['n'] for row in found['replays']):,}",
         streams=f"{coverage[0]['of']:,}",
         accuracies=", ".join(dict.fromkeys(f"{row['accuracy']:g}" for row in coverage)),
-        misses=f"{100 * max(row['upper95'] for row in coverage):.2f}",
+        misses=f"{100 * max(row[bound] for row in coverage):.2f}",
         coverage=_coverage(coverage),
-        differences=f"{100 * max(row['upper95'] for row in equal):.2f}",
+        differences=f"{100 * max(row[bound] for row in equal):.2f}",
         equal=_table(("images one alone has right", "drawn", "called different"), map(_equal, equal)),
         widths=_table(("accuracy", "n", "anytime", "Wilson"), map(_width, found["widths"])),
-        masked=max(found["masked network that claims 60"].values()),
-        decided=_table(("accuracy", "N", *STOPS), map(_stops, found["decided"])),
-        replays=_table(("card", "N", "accuracy", *STOPS), map(_replay, found["replays"])),
+        masked=max(found[masked].values()),
+        decided=_table(("accuracy", "N", *heads), [_stops(row, stops) for row in found["decided"]]),
+        replays=_table(("card", "N", "accuracy", *heads), [_replay(row, stops) for row in found["replays"]]),
     )
 
 
-STOPS = ("5 too much", "20 too much", "true, within 1")
+def _words(stop: str) -> str:
+    """The head of a column: what was refuted or confirmed."""
+    return f"{stop.partition('+')[2]} too much" if "+" in stop else f"true, within {stop.partition('-')[2]}"
 
 
 def _table(head: tuple[str, ...], rows: Any) -> str:
@@ -103,17 +116,16 @@ def _width(row: dict[str, Any]) -> tuple[str, ...]:
     return f"{100 * row['accuracy']:g} %", f"{row['n']:,}", f"{row['anytime']:.1f}", f"{row['wilson']:.1f}"
 
 
-def _medians(row: dict[str, Any]) -> tuple[str, ...]:
-    names = ("refuted +5", "refuted +20", "confirmed -1")
-    return tuple(f"{row[name]:,.0f}" if name in row else "" for name in names)
+def _medians(row: dict[str, Any], stops: list[str]) -> list[str]:
+    return [f"{row[name]:,.0f}" if name in row else "" for name in stops]
 
 
-def _stops(row: dict[str, Any]) -> tuple[str, ...]:
-    return f"{100 * row['accuracy']:g} %", f"{row['N']:,}", *_medians(row)
+def _stops(row: dict[str, Any], stops: list[str]) -> list[str]:
+    return [f"{100 * row['accuracy']:g} %", f"{row['N']:,}", *_medians(row, stops)]
 
 
-def _replay(row: dict[str, Any]) -> tuple[str, ...]:
-    return f"`{row['card']}`", f"{row['n']:,}", f"{100 * row['accuracy']:.1f} %", *_medians(row)
+def _replay(row: dict[str, Any], stops: list[str]) -> list[str]:
+    return [f"`{row['card']}`", f"{row['n']:,}", f"{100 * row['accuracy']:.1f} %", *_medians(row, stops)]
 
 
 app = typer.Typer(add_completion=False)
