@@ -273,9 +273,6 @@ def run_name(recipe: Recipe) -> str:
     Equal runs of different studies share a folder.
     """
     deciding: dict[str, Any] = recipe.model_dump(mode="json", exclude={"description", "differs", "name"})
-    for field in ("classes", "init_weights_key", "init_normalisation"):
-        if deciding[field] is None:  # runs of before there was this field keep their folder
-            del deciding[field]
     deciding["init_from"] = recipe.init_from and Path(recipe.init_from).name  # the name of the run, not its path
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
     return f"{recipe.name}-{digest[:8]}"

@@ -97,7 +97,7 @@ def test_each_piece_has_a_recipe():
         changes |= {recipe.augment} if isinstance(recipe.augment, str) else {*recipe.augment}
         models.add(recipe.model.name)
         optimizers |= {recipe.optimizer.name, recipe.schedule.name, f"nesterov {recipe.optimizer.nesterov}"}
-    assert fields == recipes.Recipe.added
+    assert fields == recipes.Recipe.added - {"classes", "init_weights_key", "init_normalisation"}
     assert changes >= {"cutout", "affine-sharp", "elastic"}
     assert models >= {"wrn-normfree", "wrn-28-10"}
     assert optimizers >= {"adamw", "cosine", "nesterov True"}
