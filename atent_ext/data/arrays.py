@@ -3,7 +3,7 @@
 What can mean one thing only is converted, and a note says so. What can mean two is refused with both readings.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from atent_ext.core.layouts import described, layout
 
 _TRAIN = (("x_train", "y_train"), ("train_images", "train_labels"))
 _TEST = (("x_test", "y_test"), ("test_images", "test_labels"), ("images", "labels"))
+_POOL = (*_TRAIN, *_TEST, ("image", "label"))
 _ROUNDING = 1e-3
 """Images in [0, 1] may lie this far outside, as in `core.validate`."""
 _FEW = 1000
@@ -47,7 +48,7 @@ def read(path: Path, classes: int | None = None) -> Arrays:
     Raises BadInput for a file that is missing or no such archive, for shapes and values that are none of these or could
     be two of them, and for labels outside the classes.
     """
-    members = _members(path)
+    members = _members(path, _of_both_parts)
     names, notes = [*members], dict[str, None]()
     pictures = _pictures(path, {name: members[name] for name in names[::2]}, notes)
     numbers = _numbers(path, {name: members[name] for name in names[1::2]}, list(map(len, pictures)), notes)
@@ -60,18 +61,45 @@ def read(path: Path, classes: int | None = None) -> Arrays:
     return Arrays(train[0] if train else None, test, count, not stated, tuple(notes))
 
 
-def _members(path: Path) -> dict[str, Any]:
-    """The arrays of the archive, images and labels in turns, those of the training part first if there is one."""
+def pool(path: Path, classes: int, labelled: bool = True) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) and labels (N,) to train on: the training part of an archive, or the only part that it has.
+
+    The names image and label, of generated images (Rebuffi et al. 2021), are read, too. labelled: False reads the
+    images alone, and gives all of them the label 0. Raises BadInput as `read`.
+    """
+    members = _members(path, _of_a_pool if labelled else lambda files: _of_a_pool(files)[:1])
+    name, *label = members
+    (images,) = _pictures(path, {name: members[name]}, {})
+    if not label:
+        return images, torch.zeros(len(images), dtype=torch.long)
+    ((numbers, _),) = _numbers(path, {label[0]: members[label[0]]}, [len(images)], {})
+    labels = torch.from_numpy(numbers)
+    _check_range(path, label, [labels], classes, stated=True)
+    return images, labels
+
+
+def _members(path: Path, chosen: Callable[[Sequence[str]], Sequence[str]]) -> dict[str, Any]:
+    """The `chosen` arrays of the archive's, in that order."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            names = [*_pair(archive.files, _TRAIN, False), *_pair(archive.files, _TEST, True)]
-            members = {name: archive[name] for name in names}
+            members = {name: archive[name] for name in chosen(archive.files)}
         if not all(isinstance(member, np.ndarray) for member in members.values()):
             raise ValueError("a member is no array")
     except Exception as error:  # a broken archive fails in many ways, also with MemoryError or TokenError
         message = f"{path} is not a NumPy archive of x_train, y_train, x_test, y_test: {error}"
         raise BadInput(message, code="unreadable" if path.exists() else "missing", field="name") from error
     return members
+
+
+def _of_both_parts(files: Sequence[str]) -> tuple[str, ...]:
+    """Images and labels in turns, those of the training part first if there is one."""
+    return (*_pair(files, _TRAIN, False), *_pair(files, _TEST, True))
+
+
+def _of_a_pool(files: Sequence[str]) -> tuple[str, ...]:
+    """Images and labels. The images come alone where there are no labels, which only matters if they are read."""
+    found = next((pair for pair in _POOL if pair[0] in files), None)
+    return _pair(files, _POOL, True) if found is None else found
 
 
 def _pair(files: Sequence[str], known: Sequence[tuple[str, str]], needed: bool) -> tuple[str, ...]:

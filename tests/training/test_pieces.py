@@ -284,11 +284,11 @@ def test_a_teacher_labels_extra_images(tmp_path, tiny, archive, calls):
 @pytest.mark.parametrize(
     ("arrays", "code", "field"),
     [
-        ({"x_train": np.zeros((4, 1, 9, 8), np.uint8), "y_train": np.zeros(4, int)}, "bad-shape", "extra.source"),
-        ({"x_train": np.zeros((4, 1, 8, 8)), "y_train": np.zeros(4, int)}, "bad-type", "extra.source"),
-        ({"image": np.zeros((4, 8, 8, 1), np.uint8), "label": np.full(4, 10)}, "bad-value", "labels"),
-        ({"image": np.zeros((4, 8, 8, 1), np.uint8)}, "missing", "extra.source"),
-        (None, "missing", "extra.source"),
+        ({"x_train": np.full((4, 1, 9, 8), 9, np.uint8), "y_train": np.zeros(4, int)}, "bad-shape", "extra.source"),
+        ({"x_train": np.full((4, 1, 8, 8), -1.0), "y_train": np.zeros(4, int)}, "bad-value", "images"),
+        ({"image": np.full((4, 8, 8, 1), 9, np.uint8), "label": np.full(4, 10)}, "bad-value", "labels"),
+        ({"image": np.full((4, 8, 8, 1), 9, np.uint8)}, "unreadable", "name"),
+        (None, "missing", "name"),
     ],
 )
 def test_extra_images_that_do_not_fit_are_refused(tmp_path, tiny, arrays, code, field):
