@@ -155,3 +155,8 @@ def test_a_changed_autoattack_is_told_from_the_standard_one():
     other = plain.model_copy(update={"results": (plain.results[0], changed, plain.results[2])})
     notes = atent_ext.compare(report("a", "11"), other, attack="autoattack").notes
     assert notes == ("the settings of the attack differ", "AutoAttack was changed in some of the reports")
+
+
+def test_a_comparison_prints_plain_text_where_colours_are_forced(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a notebook's console does the same
+    assert "\x1b" not in str(atent_ext.compare(report("a", "110"), report("b", "011")))
