@@ -20,7 +20,7 @@ from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import L2, LINF
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
-from atent_ext.evaluation import certificates, chunks, in_memory, run, scoring
+from atent_ext.evaluation import certificates, chunks, comparison, in_memory, run, scoring
 from atent_ext.evaluation.protocol import Protocol
 from atent_ext.evaluation.report import About
 from atent_ext.evaluation.scoring import Subject
@@ -42,6 +42,7 @@ POINTS = datasets.Split(torch.linspace(-1, 1, 40).reshape(20, 2), torch.arange(2
 with model_state.seeded(0):
     NETWORK = tiny_net().eval()
 SUBJECT = Subject(NETWORK, FEW, LINF_THREAT, About(name="tiny", model="tiny", weights_sha256="1f", data="digits"))
+REPORT = scoring.score(SUBJECT, CLEAN, chunk=3)
 
 
 @pytest.fixture
@@ -79,6 +80,7 @@ USES = {
     "core.model_state.seeded": lambda seed, _: drawn(seed),
     "core.seeds.generator": lambda seed, _: seeds.generator(seed),
     "data.datasets.hold_out": lambda seed, _: datasets.hold_out(DIGITS.train, 20, seed),
+    "evaluation.comparison.compare": lambda seed, _: comparison.compare(REPORT, REPORT, until_decided=True, seed=seed),
     "evaluation.certificates.certify": lambda seed, folder: certificates.certify(
         SUBJECT, SMOOTHING, folder / "c.json", 2, seed, lambda count: None
     ),

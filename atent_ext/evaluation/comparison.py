@@ -79,7 +79,7 @@ class Comparison(Section):
         return self.table()
 
     def __str__(self) -> str:
-        console = Console(width=100, no_color=True)
+        console = Console(width=100, no_color=True, force_terminal=False, force_jupyter=False)
         with console.capture() as capture:
             console.print(self.table(), crop=False)
             for note in self.notes:

@@ -49,7 +49,7 @@ def _leads_somewhere(path: Path, link: str, pages: dict[Path, Page]) -> bool:
 
 
 def main(folder: Path) -> None:
-    found = faults(folder)
+    found = faults(folder) if (folder / "index.html").is_file() else [f"{folder} holds no site; run mkdocs build"]
     for fault in found:
         print(fault)
     if found:

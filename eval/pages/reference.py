@@ -117,7 +117,7 @@ def api(home: str) -> str:
     for name in names(home):
         defined, short = _root(name.defined), name.public.rpartition(".")[2]
         if documented[defined] == home:
-            lines += [f"## {short} {{ #{name.public} }}", "", f"::: {defined}", ""]
+            lines += [f'<a id="{name.public}"></a>', "", f"::: {defined}", ""]
         else:
             page = documented[defined]
             elsewhere.append(f"- [{short}]({page}.md#{page}.{defined.rpartition('.')[2]})")

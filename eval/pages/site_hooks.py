@@ -68,6 +68,11 @@ def on_page_content(content: str, **_: Any) -> str:
     return FORMULA.sub(_mathml, content)
 
 
+def on_post_page(output: str, **_: Any) -> str:
+    """Name the search for screen readers; the theme does not."""
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"')
+
+
 def _mathml(found: re.Match[str]) -> str:
     display = "block" if found[1] == "div" else "inline"
     return str(convert(html.unescape(found[2]).strip(), display=display))

@@ -124,7 +124,7 @@ def readme(known: Known, scored: Reports, papers: Sequence[Result]) -> str:
     """The results in the README: the statement, and the published pairs of ATENT and PGD-AT."""
     shown = {name for (group, name), _ in known.items() if group in ("models", "cifar10")}
     rows = [
-        [place(row.reports[0]).partition(", ")[2], row.atent, row.pgd_at, *accuracies(row)]
+        [place(row.reports[0]).partition(", ")[2].replace(" eps", ""), row.atent, row.pgd_at, *accuracies(row)]
         for row in comparisons.rows(known, scored)
         if {row.atent, row.pgd_at} <= shown
     ]

@@ -41,7 +41,7 @@ def test_every_public_name_is_documented_once(pages):
     assert len(found) > 80
     for module, name in found:
         page = pages[f"{module}.md"]
-        assert (f"## {name} {{ #{module}.{name} }}" in page) or f"- [{name}](" in page, (module, name)
+        assert f'<a id="{module}.{name}"></a>' in page or f"- [{name}](" in page, (module, name)
     documented = [line for page in pages.values() for line in page.splitlines() if line.startswith("::: ")]
     assert len(documented) == len(set(documented))
 
@@ -51,7 +51,7 @@ def test_what_is_documented_elsewhere_is_there(pages):
     assert links
     for link in links:
         page, _, anchor = link.rpartition("(")[2].rstrip(")").partition("#")
-        assert f"{{ #{anchor} }}" in pages[page], link
+        assert f'<a id="{anchor}"></a>' in pages[page], link
 
 
 def commands(name, command):

@@ -157,6 +157,11 @@ def test_a_changed_autoattack_is_told_from_the_standard_one():
     assert notes == ("the settings of the attack differ", "AutoAttack was changed in some of the reports")
 
 
+def test_a_comparison_prints_plain_text_where_colours_are_forced(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a notebook's console does the same
+    assert "\x1b" not in str(atent_ext.compare(report("a", "110"), report("b", "011")))
+
+
 # ---- until decided
 
 
