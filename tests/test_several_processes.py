@@ -140,6 +140,8 @@ def test_two_processes_train_as_one(distributed, tmp_path, double_net_is_known, 
     assert moved > 1e-3
     for first, other in zip(lines(folder.path), lines(distributed / case), strict=True):
         assert first.pop("loss") == pytest.approx(other.pop("loss"), abs=1e-8)
+        # Each call of the interval bounds checks the network on two examples, however few the call has.
+        first.pop("passes", None), other.pop("passes", None)
         assert first == other
 
 

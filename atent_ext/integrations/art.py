@@ -23,8 +23,8 @@ from atent_ext.attacks.moves import Project, Schedule
 from atent_ext.core import model_state, outputs, seeds, validate
 from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.core.norms import L2, LINF, Norm
-from atent_ext.integrations import art_features
-from atent_ext.integrations.art_features import FeatureKernel, Features
+from atent_ext.integrations import _art_features as art_features
+from atent_ext.integrations._art_features import FeatureKernel, Features
 
 try:
     from art.attacks.attack import EvasionAttack
