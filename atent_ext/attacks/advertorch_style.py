@@ -134,11 +134,11 @@ class _ATENTAttack(Attack, LabelMixin):  # type: ignore[misc]
         the sampler; None is the one that `gibbs.kernel` names. Of the other settings only gamma counts.
         """
         validate.steps("n", n)
-        validate.images(x, self.clip_min, self.clip_max)
+        clip, gamma = (self.clip_min, self.clip_max), self.gamma or 0.0
+        box.check_images(x, clip, "clip_min", "clip_max", "give clip_min and clip_max")
         steps = self.nb_iter + thin * max(4, math.ceil(n / 4))
-        box, gamma = (self.clip_min, self.clip_max), self.gamma or 0.0
         chain = gibbs.kernel(
-            self.norm, self.eps, steps, temperature, x.shape[1:], step_size=self.eps_iter, gamma=gamma, box=box
+            self.norm, self.eps, steps, temperature, x.shape[1:], step_size=self.eps_iter, gamma=gamma, box=clip
         )
         with evaluating(self.predict), speed.viewed(self.predict, x, self.speed) as model:
             how: dict[str, Any] = {"burn_in": self.nb_iter, "thin": thin, "generator": self.generator}

@@ -7,7 +7,8 @@ the temperature, the more the points of large loss weigh.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,11 +127,25 @@ def draw(
         )
         raise BadInput(message, code="bad-value", field="steps")
     many, labels = x.detach().repeat(chains, *[1] * (x.dim() - 1)), y.repeat(chains)
+    chain = _of_all_chains(chain, x, chains)
     record = _Record(model, loss, labels, chains, keep_points)
     for k, moving in enumerate(walk(chain, many, lambda moving: record.slope, generator)):
         if k < chain.steps:
             record.visit(moving, counts=k >= first and (k - first) % thin == 0)
     return record.draws()
+
+
+def _of_all_chains(kernel: Langevin, x: Tensor, chains: int) -> Langevin:
+    """The kernel with its settings of single examples of x (N, ...) repeated for each chain."""
+
+    def repeated(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.dim() or len(value) != len(x) or value.dim() not in (1, x.dim()):
+            return value
+        return value.repeat(chains, *[1] * (value.dim() - 1))
+
+    low, high = (repeated(side) if isinstance(side, Tensor) and side.dim() == x.dim() else side for side in kernel.box)
+    radii = {name: repeated(getattr(kernel, name)) for name in ("eps", "step_size", "noise")}
+    return replace(kernel, box=(low, high), **radii)
 
 
 class _Record:

@@ -146,6 +146,8 @@ def certify(
         Path | None, typer.Option("--out", help="JSON file to write; an interrupted one is continued.")
     ] = None,
     model: Model = None,
+    model_arg: ModelArguments = None,
+    weights: Weights = None,
     dataset: Dataset = None,
     classes: Classes = None,
     weights_key: WeightsKey = None,
@@ -183,8 +185,12 @@ def certify(
         classes=classes,
         weights_key=weights_key,
         normalisation=stated,
+        weights=weights,
+        arguments=subjects.parse_arguments(model_arg or ()),
     )
     print_weights_notes(loaded.about.weights_notes)
+    for note in loaded.notes:
+        notice(note)
     total = len(loaded.test)
     if most is not None and most > total:
         message = f"--max is {most}, but there are only {total} test images; ask for at most {total}"
@@ -251,9 +257,10 @@ def export(
     of_file: dict[str, Any] = {"model": model, "dataset": dataset, "norm": norm, "eps": eps, "classes": classes}
     of_file |= {"weights_key": weights_key, "normalisation": stated}
     if to == "pt2":
-        _refuse_given({"name": name, "norm": norm, "eps": eps}, "--to pt2 does not take it")
-        # The threat model plays no role here; without one some sources would ask for it.
-        of_file |= {"norm": "Linf", "eps": 0.0, "root": data_root, "download": download, "model_dir": model_dir}
+        theirs = subject.startswith("robustbench:")  # whose names are of a norm
+        _refuse_given({"name": name, "eps": eps} | ({} if theirs else {"norm": norm}), "--to pt2 does not take it")
+        # The radius plays no role here; without one some sources would ask for it.
+        of_file |= {"norm": norm or "Linf", "eps": 0.0, "root": data_root, "download": download, "model_dir": model_dir}
         _export_program(subject, out, overwrite, of_file | {"weights": weights}, model_arg)
         return
     _refuse_given({"model_arg": model_arg, "weights": weights, "model_dir": model_dir}, "only --to pt2 takes it")
@@ -292,6 +299,11 @@ def _export_robustbench(
     if not Path(subject).is_file():
         _refuse_given(of_file, f"{subject} is no weights file")
         return robustbench.export(Path(subject), out, name, data_root=data_root, overwrite=overwrite)
+    if subjects.is_code(str(of_file["model"])) or Path(subject).suffix == ".pt2":
+        message = (
+            f"{subject} is of a network that RobustBench could not build; name one of `atent ls models`, or --to pt2"
+        )
+        raise BadInput(message, code="unsupported", field="model")
     loaded = subjects.load(Path(subject).absolute(), root=data_root, **of_file)  # a path, and no name
     print_weights_notes(loaded.about.weights_notes)
     return robustbench.export_network(

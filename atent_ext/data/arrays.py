@@ -125,6 +125,8 @@ def _pictures(path: Path, arrays: Mapping[str, Any], notes: dict[str, None]) -> 
         ordered = _channels_first(path, name, array, notes)
         if divisors[name] > 1 and array.dtype.kind == "f":
             notes["floats of 0-255, divided by 255"] = None
+        if array.dtype.kind in "iu" and array.dtype.itemsize > 1:
+            notes[f"{array.dtype} of 0-{int(array.max())}, divided by 255"] = None
         native = np.uint8 if divisors[name] > 1 and array.dtype.kind in "iu" else np.float32
         images.append(torch.from_numpy(np.ascontiguousarray(ordered, native)).float().div_(divisors[name]))
     shapes = [tuple(part.shape[1:]) for part in images]

@@ -1,6 +1,7 @@
 from .exported_program import from_program as from_program
 from .python_code import build as build
 from .python_code import from_code as from_code
+from .python_code import is_code as is_code
 from .python_code import parse_arguments as parse_arguments
 from .resolve import check_values as check_values
 from .resolve import load as load

@@ -4,7 +4,9 @@ path/to/file.py:callable      timm:NAME
 package.module:callable       torchvision:NAME
 """
 
+import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import sys
 import warnings
@@ -40,10 +42,28 @@ def is_code(reference: str) -> bool:
     return bool(colon) and module and name.isidentifier() and where not in ("zoo", "robustbench", "hf")
 
 
-def shown(model: str) -> str:
-    """A model's name in reports, without the folders of this machine."""
+def shown(model: str, arguments: Arguments | None = None) -> str:
+    """A model in reports: its name without the folders of this machine, its arguments, and which code it is of.
+
+    Reports of other arguments or of other code are of another network, whatever the weights.
+    """
     where, colon, what = model.rpartition(":")
-    return f"{Path(where).name}{colon}{what}"
+    given = ", ".join(f"{name}={value!r}" for name, value in sorted((arguments or {}).items()))
+    text = f"{Path(where).name}{colon}{what}" + (f"({given})" if given else "")
+    return f"{text}, {_code(where)}" if is_code(model) else text
+
+
+def _code(where: str) -> str:
+    """Which code: a library's version, or the hash of a source file."""
+    if where in _LIBRARIES:
+        return f"{where} {importlib.metadata.version(where)}"
+    path: Path | None = Path(where)
+    if not where.endswith(".py"):
+        with _importing(where):
+            spec = importlib.util.find_spec(where)
+        path = Path(spec.origin) if spec is not None and spec.origin else None
+    known = path is not None and path.is_file()
+    return f"code {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}" if path and known else "code of unknown version"
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
@@ -102,16 +122,19 @@ def from_code(
     """
     if dataset is None:
         raise BadInput(f"{reference} is code; it needs --dataset", code="missing", field="dataset")
+    where, _, what = reference.rpartition(":")
+    if where in _LIBRARIES and (arguments.get("pretrained") or arguments.get("weights")) and normalisation is None:
+        message = f"{reference} is pretrained, on images normalised in some way; state --normalisation, or none of it"
+        raise BadInput(message, code="missing", field="normalisation")
     images = datasets.load(dataset, root, download, classes)
     network = build(reference, arguments, images.test.images, len(images.classes))
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ("no weights file is given: the network has the weights that its code gives it",)
     if file is not None:
         with images.explaining():
             key, notes = weights_files.load_weights(network, file, key=key, normalisation=normalisation)
     network = wrappers.normalised(network, normalisation, images.test.images.shape[1]).eval()
-    where, _, what = reference.rpartition(":")
     name = f"{Path(where).stem}-{what}"
-    described = wrappers.described(shown(reference), normalisation, key)
+    described = wrappers.described(shown(reference, arguments), normalisation, key)
     about = base.about(name, described, [] if file is None else [file], images)
     return Subject(network, images.test, threat, about.model_copy(update={"weights_notes": notes}))
 

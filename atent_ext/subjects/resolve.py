@@ -59,6 +59,9 @@ def load(
     missing or does not apply; and for a name that is both a model of the zoo and an existing path.
     """
     check_values(model, dataset, norm, eps, classes)
+    if model_dir is not None and not str(reference).startswith(_ROBUSTBENCH):
+        message = f"--model-dir is {model_dir}, but {reference} is no {_ROBUSTBENCH}NAME; drop it"
+        raise BadInput(message, code="unused", field="model_dir")
     code = is_code(str(reference)) and not Path(reference).exists()
     _check_of_code(reference, code or model is not None, code, weights, arguments)
     if code:
@@ -89,9 +92,6 @@ def load(
             raise BadInput(message, code="unused" if model else "missing", field="model" if model else "dataset")
         theirs = str(reference).removeprefix(_ROBUSTBENCH)
         return from_zoo(theirs, dataset, norm or "Linf", eps, root, download, model_dir or Path("models"), classes)
-    if model_dir is not None:
-        message = f"--model-dir is {model_dir}, but {reference} is no {_ROBUSTBENCH}NAME; drop it"
-        raise BadInput(message, code="unused", field="model_dir")
     if name is not None:
         _refuse(f"{reference} is a model of the zoo, whose card", model, dataset, classes)
         return from_card(name, norm, eps, root, download)

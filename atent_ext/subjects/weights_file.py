@@ -33,6 +33,6 @@ def from_weights(
     with images.explaining():
         key, notes = weights.load_weights(network, path, key=key, normalisation=normalisation)
     network = wrappers.normalised(network, normalisation, images.test.images.shape[1]).eval()
-    name = wrappers.described(python_code.shown(model), normalisation, key)
+    name = wrappers.described(python_code.shown(model, arguments), normalisation, key)
     about = base.about(path.stem, name, [path], images)
     return Subject(network, images.test, threat, about.model_copy(update={"weights_notes": notes}))

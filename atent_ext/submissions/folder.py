@@ -237,6 +237,11 @@ def _program(submission: Submission, content: bytes, path: Path, notes: list[str
     if submission.architecture.name != cards.PROGRAM:
         message = f"card.yaml names the architecture {submission.architecture.name!r}, and {path.name} holds its own; "
         raise BadInput(f"{message}remove one of them", code="conflict", field="architecture")
+    if submission.weights_key is not None:
+        message = (
+            f"card.yaml has weights_key {submission.weights_key[:100]!r}, and a program holds one network; remove it"
+        )
+        raise BadInput(message, code="unused", field="weights_key")
     program = untrusted_program.read(content, path)
     known = _SHAPES.get(submission.dataset)
     if known and program.shape != (known[1], known[2], known[2]):

@@ -100,6 +100,9 @@ class Batches:
         self.batch_size, self.process, self.processes = batch_size, process, processes
         self.device, self.targets, self.own = torch.device(device), targets, len(split)
         self.added = round(extra_share * batch_size) if extra else 0
+        if extra is not None and not self.added:
+            message = f"extra.share is {extra_share}, less than one image of {batch_size}; raise it, or batch_size"
+            raise BadInput(message, code="bad-value", field="extra.share")
         if self.added >= batch_size:
             message = f"extra.share is {extra_share}, which leaves none of {batch_size} images to the data set"
             raise BadInput(message, code="bad-value", field="extra.share")

@@ -129,6 +129,9 @@ class Recipe(Growing):
         # Store the validated values: PyYAML reads 1e-3 as a text, and only an equal recipe may resume a run.
         taken = {key: value if key == "name" else getattr(objective, key) for key, value in self.objective.items()}
         self.__dict__["objective"] = frozen(taken)
+        if self.awp is not None and hasattr(objective, "state_dict"):
+            message = f"awp calls the objective twice a step, and {self.objective['name']} remembers its calls; "
+            raise BadInput(f"{message}drop awp, or take another objective", code="unsupported", field="awp")
         for field, needed in (("norm", self.threat.norm), ("box", (0.0, 1.0))):
             if getattr(objective, field, needed) != needed:
                 raise BadInput(

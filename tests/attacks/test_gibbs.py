@@ -101,6 +101,15 @@ def test_an_attack_draws_and_samples(kind):
     assert (error.value.code, error.value.field) == ("bad-value", "temperature")
 
 
+def test_draws_with_a_radius_of_each_example_and_a_box_of_each_feature():
+    x, y = torch.full((3, 2), 0.5, dtype=torch.float64), torch.zeros(3, dtype=torch.long)
+    eps, low = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64), torch.tensor([0.45, 0.0], dtype=torch.float64)
+    attack = LinfATENTAttack(curved(1), eps=eps, nb_iter=8, clip_min=low, clip_max=1.0, generator=generator())
+    points = attack.draws(x, y, 16, temperature=0.5, thin=1).points.flatten(0, 1)
+    assert bool(((points - x).abs().amax(2) <= eps + 1e-9).all())
+    assert points[..., 0].min() >= 0.45 - 1e-9
+
+
 def test_too_few_draws_are_refused():
     chain = gibbs.kernel(LINF, 0.2, 5, 1.0, torch.Size([2]))
     with pytest.raises(BadInput) as error:

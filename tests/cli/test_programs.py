@@ -93,6 +93,7 @@ def test_exports_that_are_refused(folder, tmp_path):
     refused(atent("export", *source, "--to", "pt2", "--out", tmp_path / "m.pth"), "does not end in .pt2")
     refused(atent("export", *source, "--to", "pt2", "--out", tmp_path / "m.pt2", "--name", "x"), "--name is x")
     refused(atent("export", *source, "--to", "onnx", "--out", tmp_path / "m.pt2"), "onnx")
+    assert atent("export", folder / "model.pt2", "--dataset", "digits", "--eps", 0.1, "--out", tmp_path).returncode == 2
     given = ("--model-arg", "width=2", "--out", tmp_path)
     refused(atent("export", *source, "--to", "robustbench", *given), "--model-arg is", "--to pt2")
 
@@ -130,6 +131,10 @@ def test_a_submission_of_a_program_is_verified_to_a_card(tmp_path):
     assert card.weights["file"] == "model.pt2"
     assert card.weights["parameters"] == 650
     assert card.report.model == "exported-program"
+
+
+def test_a_key_beside_a_program_is_refused(tmp_path):
+    assert refusal(sent(tmp_path / "s", linear(), architecture=None, weights_key="ema")) == ("unused", "weights_key")
 
 
 def test_a_program_on_data_of_its_own_is_verified(tmp_path):

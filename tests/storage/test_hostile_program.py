@@ -417,6 +417,18 @@ def test_arithmetic_of_anything_but_sizes_is_refused(args):
     refusal(Draft([node("_operator.mul", *args, out="n"), node("linear", "%x", "%w")]))
 
 
+@pytest.mark.parametrize("many", [6, 50, 251])
+def test_sizes_that_grow_only_with_many_images_are_refused(many):
+    nodes = [
+        node("aten.sym_size.int", "%x", 0, out="n"),
+        node("_operator.floordiv", "$n", many, out="q"),
+        node("_operator.mul", "$q", 2**20, out="m"),
+        node("new_zeros", "%x", ["$m"], out="f"),
+        node("linear", "%x", "%w", "%b"),
+    ]
+    assert "do not follow the number of images in a line" in refusal(Draft(nodes), "unsupported")
+
+
 def test_sizes_that_do_not_follow_the_number_of_images_are_refused():
     size = node("aten.sym_size.int", "%x", 0, out="n")
     square = [size, node("_operator.mul", "$n", "$n", out="m"), node("linear", "%x", "%w")]

@@ -1,6 +1,7 @@
 """Networks of Python code: the user's own, timm's and torchvision's."""
 
 import importlib.util
+import re
 import sys
 
 import pytest
@@ -51,7 +52,8 @@ def test_the_users_own_file_makes_the_network(file):
     subject = subjects.load(f"{file}:Net", **DATA)
     assert widths(subject) == [(7, 64), (7,), (10, 7), (10,)]
     assert widths(subjects.load(f"{file}:Net", **DATA, arguments={"width": 5}))[0] == (5, 64)
-    assert (subject.about.name, subject.about.model, subject.about.weights_sha256) == ("own-Net", "own.py:Net", None)
+    about = subject.about
+    assert (about.name, about.model.partition(", code ")[0], about.weights_sha256) == ("own-Net", "own.py:Net", None)
     assert sys.path == path
     assert not subject.model.training
 
@@ -59,7 +61,7 @@ def test_the_users_own_file_makes_the_network(file):
 def test_a_module_makes_the_network(file, monkeypatch):
     monkeypatch.chdir(file.parent)
     subject = subjects.load("own:Net", **DATA)
-    assert (widths(subject)[0], subject.about.model) == ((7, 64), "own:Net")
+    assert (widths(subject)[0], subject.about.model.partition(", code ")[0]) == ((7, 64), "own:Net")
 
 
 def test_weights_are_loaded_into_code_and_code_takes_a_weights_file(file, tmp_path):
@@ -70,7 +72,15 @@ def test_weights_are_loaded_into_code_and_code_takes_a_weights_file(file, tmp_pa
     first = subjects.load(f"{file}:Net", **DATA, weights=tmp_path / "w.safetensors")
     second = subjects.load(tmp_path / "w.safetensors", model=f"{file}:Net", **DATA)
     assert first.about.weights_sha256 == second.about.weights_sha256 is not None
-    assert second.about.model == "own.py:Net"
+    assert second.about.model == first.about.model
+    assert re.fullmatch(r"own\.py:Net, code [0-9a-f]{16}", second.about.model)
+    file.write_text(file.read_text() + "\n# another one\n")
+    changed = subjects.load(f"{file}:Net", **DATA, weights=tmp_path / "w.safetensors")
+    assert changed.about.model != first.about.model  # a report of the other code is not returned for it
+    assert (bool(changed.about.weights_notes), "given" in str(subjects.load(f"{file}:Net", **DATA).about)) == (
+        False,
+        True,
+    )
     for subject in (first, second):
         assert bool((subject.model[1].weight == 0.25).all())
 
@@ -115,7 +125,7 @@ def test_the_commands_take_code(file, tmp_path):
     scored = ("--eps", "0.1", "--protocol", "clean", "--n", "8", "--out", tmp_path / "r.json")
     done = atent("eval", *source, *scored)
     assert done.returncode == 0, done.stderr
-    assert Report.load(tmp_path / "r.json").model == "own.py:Net"
+    assert Report.load(tmp_path / "r.json").model.startswith("own.py:Net(width=7), code ")
     done = atent("export", *source, "--to", "pt2", "--out", tmp_path / "m.pt2")
     assert done.returncode == 0, done.stderr
     x = datasets.load("digits").test.images[:5]

@@ -12,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from training_runs import STEPS, metrics, recipe, refusal
 
 from atent_ext.attacks.langevin import last_iterate
+from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import evaluating, seeded
 from atent_ext.core.norms import SharedGenerator
@@ -253,6 +254,16 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(PGDAT, "__call__", spy)
     return recorded
+
+
+def test_a_share_of_less_than_one_image_and_awp_of_an_objective_with_memory_are_refused(tmp_path, tiny, archive):
+    chosen = recipe("pgd-at", f"extra={{source: 'npz:{archive}', share: 0.001}}", "objective.steps=1")
+    with pytest.raises(BadInput) as error:
+        loop.fit(chosen, tiny, tmp_path)
+    assert (error.value.code, error.value.field) == ("bad-value", "extra.share")
+    with pytest.raises(BadInput) as error:
+        recipe("mma", "awp={gamma: 0.01}")
+    assert (error.value.code, error.value.field) == ("unsupported", "awp")
 
 
 def test_a_share_of_each_batch_are_extra_images(tmp_path, tiny, archive, calls):

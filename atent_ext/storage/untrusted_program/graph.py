@@ -235,7 +235,7 @@ class _Nodes:
         call = Call(target, function, args, kwargs | _device(function, args), outputs, operators.packed(function))
         if len(outputs) != 1 and not call.packed:
             raise Refused(f"is broken: {operators.named(target)} has {len(outputs)} results")
-        if call.arguments.get("dropout_p") or (target in operators.RANDOM and call.arguments.get("train", True)):
+        if call.arguments.get("dropout_p") or (target in operators.RANDOM and call.arguments.get("train") is not False):
             self.random.append(operators.named(target))
         return self._without_writes(call)
 

@@ -19,12 +19,12 @@ from atent_ext.storage.untrusted_program.arguments import Device, Ref, refs
 from atent_ext.storage.untrusted_program.graph import Call, Graph
 from atent_ext.storage.untrusted_program.refused import Refused
 
-_COUNTS = (2, 3, 5)
-"""Numbers of images that an open program is checked with: three points show whether a size is a line."""
+_COUNTS = (2, 3, 5, 8, 31, 64, 100, 250, 257, 1000)
+"""Numbers of images that an open program is checked with: the usual sizes of batches, and some that divide none."""
 _LARGEST = 2**40
 """The largest whole number among the sizes."""
 _ELEMENTS = 2**28
-"""Numbers of one tensor for five images, at most."""
+"""Numbers of one tensor for five images, at most; more images may take as much more."""
 _BYTES = 4 * 2**30
 """Bytes of all results together for one image, at most."""
 _PARTS = 10_000
@@ -55,14 +55,25 @@ def propagate(graph: Graph, held: Mapping[str, Tensor]) -> Shapes:
             _check_bytes(run.bytes / graph.shape[0], 0)
             return _logits(graph, run)
         runs = [_Run(graph, held, count) for count in _COUNTS]
-    first, second, third = runs
-    for name, low, middle, high in zip(first.labels, first.sizes, second.sizes, third.sizes, strict=True):
-        if any(2 * (b - a) != c - b for a, b, c in zip(low, middle, high, strict=True)):
+    for later in runs[2:]:
+        _check_line(runs[0], runs[1], later)
+    slope = runs[1].bytes - runs[0].bytes
+    _check_bytes(slope, runs[0].bytes - _COUNTS[0] * slope)
+    return _logits(graph, runs[0])
+
+
+def _check_line(first: "_Run", second: "_Run", later: "_Run") -> None:
+    """Refuse sizes, and memory, that are no line in the number of images: they could be anything for other numbers."""
+    steps = later.count - first.count
+    for name, low, middle, high in zip(first.labels, first.sizes, second.sizes, later.sizes, strict=True):
+        if any(a + steps * (b - a) != c for a, b, c in zip(low, middle, high, strict=True)):
             message = f"has sizes that do not follow the number of images in a line, in {name}"
             raise Refused(f"{message}; export it for one fixed number of images", "unsupported")
-    slope = (third.bytes - first.bytes) / (_COUNTS[2] - _COUNTS[0])
-    _check_bytes(slope, first.bytes - _COUNTS[0] * slope)
-    return _logits(graph, first)
+    if later.bytes > first.bytes + steps * (second.bytes - first.bytes):
+        message = (
+            f"takes memory that grows faster than the number of images ({later.bytes:,.0f} bytes for {later.count})"
+        )
+        raise Refused(f"{message}; export it for one fixed number of images", "too-large")
 
 
 def _check_bytes(each: float, once: float) -> None:
@@ -112,7 +123,7 @@ class _Run:
         if isinstance(value, Tensor):
             sizes, amount = tuple(value.shape), value.numel()
             self.bytes += amount * value.element_size()
-            if amount > _ELEMENTS:
+            if amount > _ELEMENTS * max(1, self.count / 5):
                 raise Refused(f"makes a tensor of {amount:,} numbers: {where}", "too-large")
             if value.device.type != "meta":
                 raise Refused(f"computes before it is checked: {where}", "unsafe")
