@@ -92,6 +92,7 @@ class ATENT(Adversarial):
             project=project if self.project is None else self.project,
             start=start if self.start is None else self.start,
             box=self.box,
+            schedule=self.schedule,
         )
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from atent_ext.attacks.langevin import Langevin, last_iterate
+from atent_ext.attacks.moves import Schedule
 from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import evaluating
@@ -45,9 +46,10 @@ class Adversarial:
     """The common fields.
 
     norm: "Linf" or "L2". eps: radius of the threat model, >= 0, in units of x. steps: steps of the inner maximisation,
-    >= 1. step_size: of each of them, >= 0, in units of x. box: (lowest, highest) value of an input. inner_mode: "eval"
-    runs the inner maximisation in eval mode and restores the model's mode; "train" runs it in the caller's mode.
-    Raises BadInput for other values.
+    >= 1. step_size: of each of them, >= 0, in units of x; of the first one if `schedule`, "constant", "cosine" or
+    "linear", lets it fall to 0 over the steps. box: (lowest, highest) value of an input. inner_mode: "eval" runs the
+    inner maximisation in eval mode and restores the model's mode; "train" runs it in the caller's mode. Raises BadInput
+    for other values.
     """
 
     # Recipes build objectives through pydantic, which by default ignores unknown fields.
@@ -59,6 +61,7 @@ class Adversarial:
     step_size: float
     box: tuple[float, float] = (0.0, 1.0)
     inner_mode: InnerMode = "eval"
+    schedule: Schedule = "constant"
 
     def __post_init__(self) -> None:
         validate.choice("inner_mode", self.inner_mode, ("train", "eval"))
@@ -81,6 +84,7 @@ class Adversarial:
             direction=norm.direction,
             start="near",
             box=self.box,
+            schedule=self.schedule,
         )
 
     def scaled(self, factor: float) -> Self:

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from atent_ext.attacks.langevin import last_iterate, pgd
+from atent_ext.attacks.moves import Schedule
 from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy, likeliest, soft_margin
@@ -78,6 +79,7 @@ class MMA(Adversarial):
 
     least: float
     step_size: float = field(init=False, default=0.0)  # computed from the lengths
+    schedule: Schedule = field(init=False, default="constant")
     lengths: Lengths = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

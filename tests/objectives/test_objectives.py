@@ -58,7 +58,7 @@ def test_atent_is_exact_at_one_more_pass_than_steps(norm, alpha, steps):
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("options", [{}, {"direction": "raw", "step_size": 3.0}])
+@pytest.mark.parametrize("options", [{}, {"direction": "raw", "step_size": 3.0}, {"schedule": "cosine"}])
 def test_atent_is_exact_in_float32_over_forty_steps(norm, options):
     settings = {"norm": norm, "eps": 0.3, "steps": 40, "step_size": 0.02, "noise": 1e-3, "tolerance": 0.0} | options
     objective = ATENT(**settings)
@@ -168,6 +168,20 @@ def test_trades_l2_clamps_then_projects_and_leaves_flat_points():
     assert kernel.box_first
     assert kernel.direction == "unit-or-random"
     assert kernel.start == "near"
+
+
+@pytest.mark.parametrize("method", [PGDAT, TRADES, MART, ATENT])
+def test_the_steps_of_the_inner_maximisation_can_fall(method):
+    model, (x, y) = small_net(), small_batch()
+    objective = method(**COMMON, schedule="linear")
+    lengths = []
+    first, *others = walk(objective.kernel, x, lambda moving: torch.ones_like(moving), generator(), x)
+    for before, after in zip([first, *others], others, strict=False):
+        lengths.append(float((after - before).abs().max()))
+    expected = [0.08, 0.06, 0.04, 0.02]
+    assert lengths == pytest.approx(expected, abs=5e-3)  # ATENT adds noise of 1e-3
+    usual = accumulate(method(**COMMON), model, x, y)
+    assert relative(accumulate(objective, model, x, y), usual) > 1e-6
 
 
 @pytest.mark.parametrize("method", [TRADES, MART])
