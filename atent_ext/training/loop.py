@@ -25,7 +25,7 @@ from atent_ext.core.types import Objective
 from atent_ext.data.datasets import DataSet
 from atent_ext.models import speed, weights
 from atent_ext.storage import files, signals
-from atent_ext.training import averages, splits
+from atent_ext.training import averages, splits, tracking
 from atent_ext.training.progress import Metrics as Metrics
 from atent_ext.training.progress import Reporter as Reporter
 from atent_ext.training.progress import Silent as Silent
@@ -57,14 +57,15 @@ def fit(
     takes its share. Order, augmentation, starts and noise are drawn per example, so that they do not depend on the
     number of processes. Dropout does, because each process draws its own, and so does BatchNorm, because each process
     normalises over its share; the running statistics are those of the main process at the end of each epoch. Only the
-    main process writes. If the loss of one process becomes NaN or infinite, the process ends, and the launcher then
-    ends the others.
+    main process writes, also to the tracker of the recipe. If the loss of one process becomes NaN or infinite, the
+    process ends, and the launcher then ends the others.
 
-    Raises BadInput for data or folders that do not fit and for more processes than `recipe.batch_size`, NonFiniteLoss
-    if the loss becomes NaN or infinite.
+    Raises BadInput for data or folders that do not fit and for more processes than `recipe.batch_size`, MissingExtra if
+    the tracker is not installed, NonFiniteLoss if the loss becomes NaN or infinite.
     """
     not_both(resume, overwrite)
     folder = RunFolder(Path(out))
+    recipe = tracking.chosen(recipe, folder, resume)
     validate.images(data.train.images, 0.0, 1.0)
     validate.labels(data.train.labels, len(data.train.images), len(data.classes))
     images = splits.split(recipe, data)
@@ -82,7 +83,8 @@ def fit(
             trainer.accelerator.wait_for_everyone()
             if resume and folder.state.exists():
                 trainer.restore()
-            trainer.run(reporter or Silent())
+            with tracking.started(trainer.accelerator, trainer.recipe, folder):
+                trainer.run(reporter or Silent())
     return folder
 
 
@@ -93,7 +95,7 @@ class _Trainer:
         self.objective = recipe.build_objective()
         self.history: list[Metrics] = []
         self.lr = recipe.optimizer.lr  # that of the last step
-        self.accelerator = _accelerator(recipe.mixed_precision)
+        self.accelerator = _accelerator(recipe, folder)
         self.recipe = self.configure_speed(model, recipe, images.rest.images[: recipe.batch_size])
         self.batches = images.batches(self.accelerator)
         optimizer = recipe.optimizer.build(model.parameters())
@@ -136,6 +138,7 @@ class _Trainer:
             metrics["seconds"] = round(time.perf_counter() - start, 1)
             self.history.append(metrics)
             self.save()
+            self.accelerator.log(tracking.numbers(metrics), step=metrics["epoch"])
             reporter.epoch(metrics)
 
     def train(self, epoch: int, reporter: Reporter) -> float:
@@ -261,11 +264,18 @@ class _Trainer:
             self.folder.write_metrics(self.history)
 
 
-def _accelerator(precision: str) -> Accelerator:
+def _accelerator(recipe: Recipe, folder: RunFolder) -> Accelerator:
+    precision = recipe.mixed_precision
     once = DataLoaderConfiguration(split_batches=True)  # a step is one of all processes, and of the schedule, too
     try:
         with processes.joining() as cpu:
-            return Accelerator(mixed_precision=precision, cpu=cpu, dataloader_config=once)
+            return Accelerator(
+                mixed_precision=precision,
+                cpu=cpu,
+                dataloader_config=once,
+                log_with=recipe.tracker,
+                project_dir=folder.path,
+            )
     except ValueError as error:  # a device without it, or an earlier run of this process in another precision
         message = f"mixed_precision is {precision!r}, which cannot be had here: {error}"
         raise BadInput(message, code="unsupported", field="mixed_precision") from error

@@ -84,6 +84,8 @@ class Recipe(Growing):
     Averages of the weights, which are validated and kept: ema: the decay of an exponential moving average over the
     steps. swa: the share of the training after which the weights of all epochs are averaged alike (stochastic weight
     averaging, Izmailov et al. 2018), with BatchNorm's statistics of the averaged network.
+    tracker: where the metrics of each epoch are logged as well. It is no part of the recipe: files, reports and digests
+    of recipes leave it out.
     """
 
     added: ClassVar[frozenset[str]] = frozenset(
@@ -122,6 +124,7 @@ class Recipe(Growing):
     speed: Speed = "channels-last"
     validation: Validation
     seed: Seed = 0
+    tracker: Literal["tensorboard", "wandb", "mlflow"] | None = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Recipe":

@@ -2,10 +2,12 @@
 
 recipe.yaml           the complete recipe, with defaults        metrics.jsonl   one line per finished epoch
 weights.safetensors   the weights of the selected epoch         state.pt        the training state for --resume
+tracker.json          which log a tracker keeps of the run      tensorboard/    the log, if the tracker is TensorBoard
 """
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from atent_ext.training.recipes import Recipe
 
 _log = logging.getLogger(__name__)
 # In the order of deletion. The state comes first: without the other files it would claim epochs that are gone.
-_RESULTS = ("state.pt", "metrics.jsonl", "weights.safetensors")
+_RESULTS = ("state.pt", "metrics.jsonl", "weights.safetensors", "tracker.json")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class RunFolder:
     def state(self) -> Path:
         """The training state after the last finished epoch."""
         return self.path / "state.pt"
+
+    @property
+    def tracker(self) -> Path:
+        """Which log a tracker keeps of the run, as JSON."""
+        return self.path / "tracker.json"
 
     def exists(self) -> bool:
         """Whether the folder already holds a run."""
@@ -78,6 +85,8 @@ class RunFolder:
                 message = f"{path} is there already; name another --out, or give --overwrite to replace it"
                 raise BadInput(message, code="exists", field="out")
             path.unlink()
+        if overwrite:
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)  # otherwise both runs were in one curve
         files.write(self.path / "recipe.yaml", recipes.dump(recipe))
 
     def recipe(self) -> Recipe:

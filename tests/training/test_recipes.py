@@ -247,7 +247,7 @@ def test_dump_and_load_keep_every_kind_of_value(tmp_path):
 
 def test_dump_holds_the_defaults_too():
     written = list(yaml.safe_load(recipes.dump(changed())))
-    assert written == [name for name in recipes.Recipe.model_fields if name not in recipes.Recipe.added]
+    assert written == [name for name in recipes.Recipe.model_fields if name not in {*recipes.Recipe.added, "tracker"}]
 
 
 def test_values_do_not_change():
