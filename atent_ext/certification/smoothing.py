@@ -136,7 +136,9 @@ def certify_all(
     validate.steps("skip", skip)
     certificates, first = list(done), 1_000_003 * int(seed)
     for position in range(0, len(split), skip)[len(certificates) :]:
-        certificates.append(certify(model, split.images[position], smoothing, seeds.derived(first + position)))
+        certificates.append(
+            certify(model, split[position : position + 1].images[0], smoothing, seeds.derived(first + position))
+        )
         report(certificates)
     return certificates
 

@@ -17,8 +17,10 @@ from atent_ext.training import recipe_files
 
 Entry = dict[str, Any]
 _FORMATS = {
-    "folder:PATH": "a folder of images, train/CLASS/ and test/CLASS/",
+    "folder:PATH": "a folder of images, train/CLASS/ and test/CLASS/, or val/CLASS/",
     "npz:FILE": "a NumPy archive with the arrays of both splits",
+    "npy:PATH": "a folder of x_test.npy, y_test.npy, x_train.npy, y_train.npy",
+    "hf-dataset:PATH": "a folder or a Parquet file of the library datasets",
 }
 
 

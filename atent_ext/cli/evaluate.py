@@ -284,7 +284,7 @@ def _export_program(
     programs.check_path(out, overwrite)
     loaded = subjects.load(subject, **source, arguments=subjects.parse_arguments(model_arg or ()))
     print_weights_notes(loaded.about.weights_notes)
-    program = programs.export(loaded.model, loaded.test.images, out, overwrite=overwrite)
+    program = programs.export(loaded.model, loaded.test[:4].images, out, overwrite=overwrite)
     for note in program.notes:
         notice(note)
     print_line(f"written: {out}, {program.operators} operators; `atent eval {out}` scores it")

@@ -70,6 +70,7 @@ DATASETS: Mapping[str, str] = {
     "fashion-mnist": "atent_ext.data.datasets:fashion_mnist",
     "cifar10": "atent_ext.data.datasets:cifar10",
     "cifar100": "atent_ext.data.datasets:cifar100",
+    "imagenet": "atent_ext.data.imagenet:imagenet",
 }
 
 _NUMBER = re.compile("[0-9]+")

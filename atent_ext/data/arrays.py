@@ -1,8 +1,9 @@
-"""Images and labels of a NumPy archive: axes, value ranges and forms of labels are recognised, or refused by name.
+"""Images and labels of NumPy files: axes, value ranges and forms of labels are recognised, or refused by name.
 
 What can mean one thing only is converted, and a note says so. What can mean two is refused with both readings.
 """
 
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,10 @@ import torch
 from torch import Tensor
 
 from atent_ext.core.errors import BadInput, Code
-from atent_ext.core.layouts import described, layout
+from atent_ext.core.layouts import Layout, described, layout
+from atent_ext.data import rows
+from atent_ext.data.rows import Rows
+from atent_ext.data.splits import Split, Stored
 
 _TRAIN = (("x_train", "y_train"), ("train_images", "train_labels"))
 _TEST = (("x_test", "y_test"), ("test_images", "test_labels"), ("images", "labels"))
@@ -26,21 +30,22 @@ _FEW = 1000
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """The parts of an archive: images (N, C, H, W) float32 in [0, 1] with labels (N,) int64; `train` may be missing.
+    """The parts of an archive, whose images are read as they are asked for; `train` may be missing.
 
     classes: given, of one-hot labels, or one more than the largest label. counted: whether the labels decided it.
     notes: what was converted.
     """
 
-    train: tuple[Tensor, Tensor] | None
-    test: tuple[Tensor, Tensor]
+    train: Split | None
+    test: Split
     classes: int
     counted: bool
     notes: tuple[str, ...]
 
 
 def read(path: Path, classes: int | None = None) -> Arrays:
-    """Read a NumPy archive of x_test and y_test and, unless it is for tests only, x_train and y_train.
+    """Read a NumPy archive, or a folder of .npy files, of x_test and y_test and, unless it is for tests only, x_train
+    and y_train. Images are looked at once, for their range, and read again when they are used.
 
     Images: (N, C, H, W), (N, H, W, C) or (N, H, W); whole numbers 0-255, or floats of 0-1 or 0-255. Labels: class
     numbers from 0, (N,) or (N, 1), or one-hot (N, classes). The names train_images, test_images, images and so on are
@@ -51,13 +56,13 @@ def read(path: Path, classes: int | None = None) -> Arrays:
     members = _members(path, _of_both_parts)
     names, notes = [*members], dict[str, None]()
     pictures = _pictures(path, {name: members[name] for name in names[::2]}, notes)
-    numbers = _numbers(path, {name: members[name] for name in names[1::2]}, list(map(len, pictures)), notes)
+    numbers = _numbers(path, {name: members[name][:] for name in names[1::2]}, list(map(len, pictures)), notes)
     labels = [torch.from_numpy(part) for part, _ in numbers]
     counts = {count for _, count in numbers if count}
     stated = classes or max(counts, default=None)
     count = stated or 1 + max(int(part.max()) for part in labels)
     _check_range(path, names[1::2], labels, count, bool(stated))
-    *train, test = zip(pictures, labels, strict=True)
+    *train, test = [Stored(part.read, own, part.shape) for part, own in zip(pictures, labels, strict=True)]
     return Arrays(train[0] if train else None, test, count, not stated, tuple(notes))
 
 
@@ -69,26 +74,28 @@ def pool(path: Path, classes: int, labelled: bool = True) -> tuple[Tensor, Tenso
     """
     members = _members(path, _of_a_pool if labelled else lambda files: _of_a_pool(files)[:1])
     name, *label = members
-    (images,) = _pictures(path, {name: members[name]}, {})
+    (pictures,) = _pictures(path, {name: members[name]}, {})
+    images = pictures.read(range(len(pictures)))
     if not label:
         return images, torch.zeros(len(images), dtype=torch.long)
-    ((numbers, _),) = _numbers(path, {label[0]: members[label[0]]}, [len(images)], {})
+    ((numbers, _),) = _numbers(path, {label[0]: members[label[0]][:]}, [len(images)], {})
     labels = torch.from_numpy(numbers)
     _check_range(path, label, [labels], classes, stated=True)
     return images, labels
 
 
-def _members(path: Path, chosen: Callable[[Sequence[str]], Sequence[str]]) -> dict[str, Any]:
-    """The `chosen` arrays of the archive's, in that order."""
+def _members(path: Path, chosen: Callable[[Sequence[str]], Sequence[str]]) -> dict[str, Rows]:
+    """The `chosen` arrays of the archive's or the folder's, in that order."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            members = {name: archive[name] for name in chosen(archive.files)}
-        if not all(isinstance(member, np.ndarray) for member in members.values()):
-            raise ValueError("a member is no array")
+        if path.is_dir():
+            files = sorted(file.stem for file in path.glob("*.npy"))
+            return {name: rows.of_file(path / f"{name}.npy") for name in chosen(files)}
+        with zipfile.ZipFile(path) as archive:
+            files = [name.removesuffix(".npy") for name in archive.namelist()]
+        return {name: rows.of_archive(path, name) for name in chosen(files)}
     except Exception as error:  # a broken archive fails in many ways, also with MemoryError or TokenError
         message = f"{path} is not a NumPy archive of x_train, y_train, x_test, y_test: {error}"
         raise BadInput(message, code="unreadable" if path.exists() else "missing", field="name") from error
-    return members
 
 
 def _of_both_parts(files: Sequence[str]) -> tuple[str, ...]:
@@ -117,26 +124,48 @@ def _pair(files: Sequence[str], known: Sequence[tuple[str, str]], needed: bool) 
 # ---- images
 
 
-def _pictures(path: Path, arrays: Mapping[str, Any], notes: dict[str, None]) -> list[Tensor]:
+@dataclass(frozen=True, eq=False)
+class _Pictures:
+    """The images of an array in a file, which are converted as they are read. shape: (C, H, W)."""
+
+    rows: Rows
+    order: Layout
+    divisor: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        sizes = self.rows.shape[1:]
+        return (1, *sizes) if len(sizes) == 2 else sizes if self.order == "CHW" else (sizes[2], *sizes[:2])
+
+    def read(self, positions: range) -> Tensor:
+        array = self.rows[positions.start : positions.stop]
+        array = array.reshape(len(array), *self.shape) if self.order == "CHW" else array.transpose(0, 3, 1, 2)
+        native = np.uint8 if self.divisor > 1 and array.dtype.kind in "iu" else np.float32
+        return torch.from_numpy(np.array(array, native, order="C")).float().div_(self.divisor)
+
+
+def _pictures(path: Path, arrays: Mapping[str, Rows], notes: dict[str, None]) -> list[_Pictures]:
     divisors = {name: _divisor(path, name, array) for name, array in arrays.items()}
     _check_alike(path, arrays, divisors)
     images = []
     for name, array in arrays.items():
-        ordered = _channels_first(path, name, array, notes)
+        order = _order(path, name, array, notes)
         if divisors[name] > 1 and array.dtype.kind == "f":
             notes["floats of 0-255, divided by 255"] = None
         if array.dtype.kind in "iu" and array.dtype.itemsize > 1:
-            notes[f"{array.dtype} of 0-{int(array.max())}, divided by 255"] = None
-        native = np.uint8 if divisors[name] > 1 and array.dtype.kind in "iu" else np.float32
-        images.append(torch.from_numpy(np.ascontiguousarray(ordered, native)).float().div_(divisors[name]))
-    shapes = [tuple(part.shape[1:]) for part in images]
+            notes[f"{array.dtype} of 0-{int(array.extent[1])}, divided by 255"] = None
+        images.append(_Pictures(array, order, divisors[name]))
+    shapes = [part.shape for part in images]
     if len(set(shapes)) > 1:
         message = f"{path}: images are {shapes[0]} in training and {shapes[1]} in test; C, H and W alike are needed"
         raise BadInput(message, code="bad-shape", field="images")
     return images
 
 
-def _divisor(path: Path, name: str, array: Any) -> int:
+def _divisor(path: Path, name: str, array: Rows) -> int:
     """What brings the values of an array to [0, 1]: 1 or 255. Raises BadInput for values of another range."""
     if array.dtype.kind not in "biuf":
         message = f"{path}: {name} is {array.dtype}; images are whole numbers 0-255 or floats of 0-1"
@@ -144,7 +173,7 @@ def _divisor(path: Path, name: str, array: Any) -> int:
     if not array.size:
         message = f"{path}: {name} is {array.dtype} {array.shape}; at least one image is needed"
         raise BadInput(message, code="bad-shape", field="images")
-    least, most = float(array.min()), float(array.max())
+    least, most = map(float, array.extent)
     if array.dtype.kind == "b":
         return 1
     if array.dtype.kind == "f" and least >= -_ROUNDING and most <= 1 + _ROUNDING:
@@ -156,26 +185,26 @@ def _divisor(path: Path, name: str, array: Any) -> int:
     raise BadInput(message, code="bad-value", field="images")
 
 
-def _check_alike(path: Path, arrays: Mapping[str, Any], divisors: Mapping[str, int]) -> None:
+def _check_alike(path: Path, arrays: Mapping[str, Rows], divisors: Mapping[str, int]) -> None:
     """Refuse floats of 0-1 beside floats of 0-255, and whole numbers that are all 0 and 1."""
     floats = {divisors[name] for name, array in arrays.items() if array.dtype.kind == "f"}
     if len(floats) > 1:
-        ranges = " and ".join(f"{name} up to {float(array.max()):.4g}" for name, array in arrays.items())
+        ranges = " and ".join(f"{name} up to {float(array.extent[1]):.4g}" for name, array in arrays.items())
         message = f"{path}: {ranges}: floats of 0-1 beside floats of 0-255, or one of them is dark; give both one range"
         raise BadInput(message, code="conflict", field="images")
     whole = [array for array in arrays.values() if array.dtype.kind in "iu"]
-    if whole and max(int(array.max()) for array in whole) <= 1:
+    if whole and max(int(array.extent[1]) for array in whole) <= 1:
         message = f"{path}: images are {whole[0].dtype} 0 and 1 only: black and white, or nearly black of 0-255; "
         message += "store them as floats of 0-1, or times 255"
         raise BadInput(message, code="bad-value", field="images")
 
 
-def _channels_first(path: Path, name: str, array: Any, notes: dict[str, None]) -> Any:
-    """The array as (N, C, H, W), a view of it. Raises BadInput for another rank and for axes of two readings."""
+def _order(path: Path, name: str, array: Rows, notes: dict[str, None]) -> Layout:
+    """The order of the axes; (N, H, W) is of one channel. Raises BadInput for other ranks and for two readings."""
     sizes = array.shape[1:]
     if array.ndim == 3 and all(sizes):
         notes["(N, H, W) read as one channel"] = None
-        return array[:, None]
+        return "CHW"
     if array.ndim != 4 or not all(sizes):
         message = f"{path}: {name} is {array.dtype} {array.shape}; (N, C, H, W), (N, H, W, C) or (N, H, W) is needed"
         raise BadInput(message, code="bad-shape", field="images")
@@ -186,8 +215,7 @@ def _channels_first(path: Path, name: str, array: Any, notes: dict[str, None]) -
         raise BadInput(message, code="bad-shape", field="images")
     if order == "HWC":
         notes[f"{described(sizes, 'HWC')}, read as (N, C, H, W)"] = None
-        return array.transpose(0, 3, 1, 2)
-    return array
+    return order
 
 
 # ---- labels

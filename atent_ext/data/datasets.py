@@ -1,13 +1,10 @@
-"""Data sets by name, as tensors in memory: images (N, C, H, W) float32 in [0, 1], labels (N,) int64."""
+"""Data sets by name: images (N, C, H, W) float32 in [0, 1], in memory or read as needed; labels (N,) int64."""
 
 import gzip
-import hashlib
 import math
 import os
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,75 +14,33 @@ from torch import Tensor
 
 from atent_ext.core import registry, seeds, validate
 from atent_ext.core.errors import BadInput
-from atent_ext.data import arrays
+from atent_ext.data import arrays, hugging_face, image_files
+from atent_ext.data.splits import DataSet as DataSet
+from atent_ext.data.splits import Split as Split
+from atent_ext.data.splits import digest as digest
+from atent_ext.data.splits import digests as digests
 
 TEST, HELD_OUT = "test", "held out of training"
 """The part of a data set that was scored: claims are about test images; runs are selected on held-out images."""
 _CACHE = "~/.cache/atent_ext"
-_FOLDER = "folder:"
-_NPZ = "npz:"
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """One part of a data set: `images` (N, C, H, W) float32 in [0, 1] and `labels` (N,) int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, n: int | None) -> "Split":
-        """The first `n` examples in order, or all for None. Raises BadInput unless 1 <= n <= len(self)."""
-        if n is None:
-            return self
-        validate.steps("n", n)
-        if n > len(self):
-            message = f"n is {n}, but there are only {len(self)} examples; ask for at most {len(self)}"
-            raise BadInput(message, code="bad-value", field="n")
-        return Split(self.images[:n], self.labels[:n])
-
-
-@dataclass(frozen=True, eq=False)
-class DataSet:
-    """A training and a test split. `classes[k]` is the name of label k. `note` is repeated with every result on it.
-
-    train: empty if the data set is for tests only. counted: whether the number of classes is only the largest label
-    plus one, so that a network may have more.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train: Split
-    test: Split
-    note: str = ""
-    counted: bool = False
-
-    @contextmanager
-    def explaining(self) -> Iterator[None]:
-        """Within it, the error for weights that do not fit says so if the classes were only counted."""
-        try:
-            yield
-        except BadInput as error:
-            if error.code != "bad-shape" or not self.counted:
-                raise
-            count = len(self.classes)
-            message = f"{error}; {self.name} has labels up to {count - 1}, which count as {count} classes: "
-            message += "if the network has more, state them with --classes (in a recipe: classes)"
-            raise BadInput(message, code=error.code, field=error.field) from None
-
-
-def digest(*tensors: Tensor) -> str:
-    """The SHA-256 of the concatenated bytes of the tensors, in hexadecimal; independent of their device."""
-    sha256 = hashlib.sha256()
-    for tensor in tensors:
-        sha256.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha256.hexdigest()
+_NPZ, _NPY = "npz:", "npy:"
+_FILES = {
+    image_files.PREFIX: "PATH",
+    _NPZ: "FILE",
+    _NPY: "PATH",
+    hugging_face.PREFIX: "PATH",
+}
+"""How names of data that lie in the user's files begin, and what follows."""
+NAMED = (image_files.PREFIX, hugging_face.PREFIX)
+"""How names of files begin that name the classes and so say which label is which."""
 
 
 def load(name: str, root: Path | str | None = None, download: bool = False, classes: int | None = None) -> DataSet:
-    """Load a data set: a name of the registry, `folder:PATH` for an image folder, or `npz:FILE` for arrays.
+    """Load a data set: a name of the registry, or files. Images in files are read as they are needed (`splits.Stored`).
+
+    `folder:PATH` is an image folder (`image_files.load`), `npz:FILE` an archive of arrays, `npy:PATH` a folder with
+    x_test.npy, y_test.npy and so on (`arrays.read`), `hf-dataset:PATH` a data set of the library datasets
+    (`hugging_face.load`).
 
     root: the folder of the data sets; default $ATENT_DATA, then ~/.cache/atent_ext. PATH and FILE do not depend on it;
     relative ones start at the current folder. download: let torchvision fetch missing files into `root`; otherwise
@@ -96,9 +51,16 @@ def load(name: str, root: Path | str | None = None, download: bool = False, clas
     check_name(name)
     if classes is not None:
         validate.steps("classes", classes)
-    if name.startswith(_NPZ):
+    if name.startswith((_NPZ, _NPY)):
         return _arrays(name, classes)
-    loaded = _image_folder(name) if name.startswith(_FOLDER) else _registered(name, root, download)
+    if name.startswith(image_files.PREFIX):
+        loaded = image_files.load(name)
+    elif name.startswith(hugging_face.PREFIX):
+        loaded = hugging_face.load(name)
+    else:
+        loaded = _registered(name, root, download)
+    if loaded.counted and classes is not None:
+        return _of_classes(loaded, classes)
     if classes not in (None, len(loaded.classes)):
         message = f"classes is {classes}, but {name} has {len(loaded.classes)}; give data of as many"
         raise BadInput(message, code="conflict", field="classes")
@@ -108,8 +70,8 @@ def load(name: str, root: Path | str | None = None, download: bool = False, clas
 def check_name(name: str) -> None:
     """Raise BadInput, which names the nearest, unless `load` knows data sets of this name. No file is looked at."""
     known = registry.entries("data set")
-    if name not in known and not name.startswith((_FOLDER, _NPZ)):
-        raise registry.nearest("data set", name, [*known, f"{_FOLDER}PATH", f"{_NPZ}FILE"])
+    if name not in known and not name.startswith(tuple(_FILES)):
+        raise registry.nearest("data set", name, [*known, *(prefix + rest for prefix, rest in _FILES.items())])
 
 
 def _registered(name: str, root: Path | str | None, download: bool) -> DataSet:
@@ -260,73 +222,24 @@ def _check_cifar(name: str, kind: Any, folder: Path) -> None:
             raise BadInput(message, code="unreadable", field="root")
 
 
-def _image_folder(name: str) -> DataSet:
-    """PATH/train/<class>/* and PATH/test/<class>/*, read by torchvision's ImageFolder: RGB, classes sorted by name.
-
-    Images alternate between the classes (the first of each, the second of each, ...), so that the first n images are
-    not all of one class. Without PATH/train the data set is for tests only.
-    """
-    path = Path(name.removeprefix(_FOLDER)).expanduser()
-    tests_only = (path / "test").is_dir() and not (path / "train").exists()
-    train, test = _listing(path / ("test" if tests_only else "train")), _listing(path / "test")
-    if train.classes != test.classes:
-        differing = sorted({*train.classes} ^ {*test.classes})
-        message = f"{path}/train and {path}/test differ in their classes: {', '.join(differing)}"
-        raise BadInput(message, code="conflict", field="name")
-    size = _pixels(train.samples[0][0]).shape
-    kinds = sorted({Path(file).suffix.lower() for file, _ in [*train.samples, *test.samples]})
-    note = f"image folder {path.resolve().name} ({', '.join(kinds)})" + (", for tests only" if tests_only else "")
-    images = _read(test, size)
-    rest = Split(images.images[:0], images.labels[:0]) if tests_only else _read(train, size)
-    return DataSet(name, tuple(train.classes), rest, images, note)
+def _of_classes(loaded: DataSet, classes: int) -> DataSet:
+    """The data set whose classes were counted, of a stated number of them. Raises BadInput for fewer."""
+    if classes < len(loaded.classes):
+        message = f"classes is {classes}, but {loaded.name} has labels up to {len(loaded.classes) - 1}"
+        raise BadInput(message, code="bad-value", field="labels")
+    return replace(loaded, classes=tuple(map(str, range(classes))), counted=False)
 
 
 def _arrays(name: str, classes: int | None) -> DataSet:
     """The arrays of a NumPy archive, as `arrays.read` reads them."""
-    path = Path(name.removeprefix(_NPZ)).expanduser()
+    path = Path(name.partition(":")[2]).expanduser()
+    if path.exists() and path.is_dir() is not name.startswith(_NPY):
+        what = "is not a NumPy archive but a folder: npy:" if path.is_dir() else "is not a folder of .npy files: npz:"
+        message = f"{path} {what}PATH reads it"
+        raise BadInput(message, code="unreadable", field="name")
     found = arrays.read(path, classes)
-    test = Split(*found.test)
-    train = Split(*found.train) if found.train else Split(test.images[:0], test.labels[:0])
+    test = found.test
+    train = found.train or test[:0]
     counts = f"{len(train)} training and {len(test)} test images" if found.train else f"{len(test)} test images"
     note = "; ".join((f"arrays {path.name}, {counts}", *found.notes))
     return DataSet(name, tuple(map(str, range(found.classes))), train, test, note, found.counted)
-
-
-def _listing(folder: Path) -> Any:
-    from torchvision.datasets import ImageFolder
-
-    try:
-        return ImageFolder(folder)
-    except OSError as error:
-        message = f"{folder} is not an image folder <class>/<image>: {error}"
-        raise BadInput(message, code="unreadable" if folder.exists() else "missing", field="name") from error
-
-
-def _read(listing: Any, size: torch.Size) -> Split:
-    labels = torch.tensor(listing.targets)
-    rank_in_class = torch.cat([torch.arange(count) for count in labels.bincount().tolist()])
-    order = rank_in_class.argsort(stable=True)
-    images = [_sized(listing.samples[i][0], size) for i in order.tolist()]
-    return _split(torch.stack(images), labels[order], len(listing.classes))
-
-
-def _sized(path: str, size: torch.Size) -> Tensor:
-    image = _pixels(path)
-    if image.shape != size:
-        own, first = (f"{width}×{height}" for _, height, width in (image.shape, size))
-        message = f"{path} is {own}, but the first image is {first}; make them alike"
-        raise BadInput(message, code="bad-shape", field="images")
-    return image
-
-
-def _pixels(path: str) -> Tensor:
-    """An image file as a (3, H, W) uint8 tensor."""
-    from torchvision.datasets.folder import default_loader
-    from torchvision.transforms.v2.functional import pil_to_tensor
-
-    try:
-        image: Tensor = pil_to_tensor(default_loader(path))
-    except (OSError, SyntaxError, ValueError) as error:
-        message = f"{path} cannot be read as an image: {error}; remove or replace it"
-        raise BadInput(message, code="unreadable", field="name") from error
-    return image

@@ -15,7 +15,7 @@ def load(source: str, like: DataSet, labelled: bool = True) -> Split:
     """
     path = Path(source.removeprefix("npz:")).expanduser()
     images, labels = arrays.pool(path, len(like.classes), labelled)
-    if images.shape[1:] != like.train.images.shape[1:]:
+    if images.shape[1:] != like.train.shape:
         sizes = ["×".join(map(str, part.shape[1:])) for part in (images, like.train.images)]
         message = f"{path}: images are {sizes[0]}, and those of {like.name} {sizes[1]}; make them alike"
         raise BadInput(message, code="bad-shape", field="extra.source")

@@ -29,7 +29,7 @@ class Chunk:
 
     def of(self, split: Split) -> Split:
         """The images and labels of the chunk."""
-        return Split(split.images[self.start : self.stop], split.labels[self.start : self.stop])
+        return split[self.start : self.stop]
 
 
 def cut(count: int, size: int, seed: int = 0) -> list[Chunk]:

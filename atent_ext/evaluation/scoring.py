@@ -139,7 +139,7 @@ class _Plan:
     @property
     def sample(self) -> Tensor:
         """The images that the model is prepared on."""
-        return self.split.images[: self.setting.batch_size]
+        return self.split[: self.setting.batch_size].images
 
 
 def _plan(
@@ -168,13 +168,14 @@ def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting,
     # Buffers too: the state dict may lack those of a normalisation.
     tensors = [*subject.model.state_dict().values(), *subject.model.buffers()]
     weights = [value for value in tensors if isinstance(value, Tensor)]
+    of_data, of_content = datasets.digests(split, *weights)
     versions = dict((("torch", importlib.metadata.version("torch")), compat.autoattack_package()))
     return {
         **subject.about.model_dump(include={"weights_sha256", "model", "data"}),
         "test_images": len(subject.test),
         "n": len(split),
-        "data_sha256": datasets.digest(split.images, split.labels),
-        "content_sha256": datasets.digest(*weights, split.images, split.labels),
+        "data_sha256": of_data,
+        "content_sha256": of_content,
         "threat": subject.threat.model_dump(),
         "protocol": protocol.model_dump(mode="json"),
         "seed": setting.seed,

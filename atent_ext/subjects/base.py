@@ -4,6 +4,9 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
+from atent_ext.attacks.accuracy import predict
 from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import norm as norm_called
@@ -30,6 +33,24 @@ def threat_model(norm: str, eps: float) -> Threat:
     norm_called(norm)
     validate.radius("eps", eps)
     return Threat.model_validate({"norm": norm, "eps": eps})
+
+
+def check_classes(network: nn.Module, images: datasets.DataSet) -> None:
+    """Refuse a network with another number of logits than the classes of an image folder or of `hf-dataset:`.
+
+    Label k is the k-th class there, in an order that is known, and would be another class of the network's. Networks
+    that cannot be run on the first image pass, since scoring says why.
+    """
+    if images.counted or not images.name.startswith(datasets.NAMED):
+        return
+    try:
+        logits = predict(network, images.test[:1].images)
+    except (BadInput, RuntimeError):
+        return
+    if logits.shape[1] != len(images.classes):
+        message = f"the network has {logits.shape[1]} logits, and {images.name} {len(images.classes)} classes; "
+        message += "for a folder list all classes of the network in PATH/classes.txt, in its order"
+        raise BadInput(message, code="conflict", field="classes")
 
 
 def about(name: str, model: str, weights: list[Path], images: datasets.DataSet) -> About:

@@ -38,12 +38,13 @@ def from_program(
     program = untrusted_program.read(untrusted.read(path.resolve(), untrusted_program.MOST), path)
     images = datasets.load(dataset, root, download, classes)
     _check(program, images, path)
+    base.check_classes(program.network, images)
     about = base.about(path.stem, PROGRAM, [path], images)
     return Subject(program.network, images.test, threat, about, notes=program.notes)
 
 
 def _check(program: Program, images: datasets.DataSet, path: Path) -> None:
-    shape = tuple(images.test.images.shape[1:])
+    shape = images.test.shape
     if shape != program.shape:
         message = f"{path} takes images {program.shape}, and those of {images.name} are {shape}; name its data set"
         raise BadInput(message, code="bad-shape", field="dataset")

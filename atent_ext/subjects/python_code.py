@@ -127,12 +127,13 @@ def from_code(
         message = f"{reference} is pretrained, on images normalised in some way; state --normalisation, or none of it"
         raise BadInput(message, code="missing", field="normalisation")
     images = datasets.load(dataset, root, download, classes)
-    network = build(reference, arguments, images.test.images, len(images.classes))
+    network = build(reference, arguments, images.test[:1].images, len(images.classes))
     notes: tuple[str, ...] = ("no weights file is given: the network has the weights that its code gives it",)
     if file is not None:
         with images.explaining():
             key, notes = weights_files.load_weights(network, file, key=key, normalisation=normalisation)
-    network = wrappers.normalised(network, normalisation, images.test.images.shape[1]).eval()
+    network = wrappers.normalised(network, normalisation, images.test.shape[0]).eval()
+    base.check_classes(network, images)
     name = f"{Path(where).stem}-{what}"
     described = wrappers.described(shown(reference, arguments), normalisation, key)
     about = base.about(name, described, [] if file is None else [file], images)

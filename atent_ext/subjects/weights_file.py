@@ -29,10 +29,10 @@ def from_weights(
     BadInput for a file that holds no weights or does not fit, and where nothing decides what is meant.
     """
     images = datasets.load(dataset, root, download, classes)
-    network = python_code.build(model, arguments or {}, images.test.images, len(images.classes))
+    network = python_code.build(model, arguments or {}, images.test[:1].images, len(images.classes))
     with images.explaining():
         key, notes = weights.load_weights(network, path, key=key, normalisation=normalisation)
-    network = wrappers.normalised(network, normalisation, images.test.images.shape[1]).eval()
+    network = wrappers.normalised(network, normalisation, images.test.shape[0]).eval()
     name = wrappers.described(python_code.shown(model, arguments), normalisation, key)
     about = base.about(path.stem, name, [path], images)
     return Subject(network, images.test, threat, about.model_copy(update={"weights_notes": notes}))

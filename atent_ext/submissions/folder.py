@@ -127,7 +127,7 @@ def shape(dataset: str, root: Path | None = None) -> tuple[int, tuple[int, int, 
         classes, channels, side = _SHAPES[dataset]
         return classes, (channels, side, side)
     images = datasets.load(dataset, root)
-    channels, height, width = images.test.images.shape[1:]
+    channels, height, width = images.test.shape
     return len(images.classes), (channels, height, width)
 
 

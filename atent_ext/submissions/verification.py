@@ -165,7 +165,7 @@ def _inspect(
         scoring.require_same(report, str(out), job.subject, job.fitting(random), **job.setting)
     device = processes.state().device
     network = opened.network.to(device if device.type == "cuda" else "cpu")
-    network = prepare(network, job.test.images[:batch_size], job.setting["speed"]).model
+    network = prepare(network, job.test[:batch_size].images, job.setting["speed"]).model
     if draw is not None:
         job.busy("gallery")
         draw(network, job.test, job.images.classes)
@@ -199,7 +199,7 @@ def _identity(submission: Submission, sha256: Any, checks: Sequence[Check]) -> d
 
 
 def _checks(opened: Opened, test: Split, seed: int) -> tuple[Check, ...]:
-    shown = test.take(min(CHECKED, len(test)))
+    shown = test[:CHECKED]
     return sanity.check(opened.network, shown.images, shown.labels, seed, opened.submission.random)
 
 

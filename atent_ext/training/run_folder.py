@@ -153,7 +153,7 @@ def load_data(recipe: Recipe, root: Path | str | None = None, download: bool = F
 
 def build_model(recipe: Recipe, data: DataSet) -> nn.Module:
     """Build the recipe's network, newly initialised, for the classes and channels of `data`."""
-    return networks.build_for(recipe.model.name, data.train.images, len(data.classes), **recipe.model.arguments)
+    return networks.build_for(recipe.model.name, data.train[:1].images, len(data.classes), **recipe.model.arguments)
 
 
 def initialise(model: nn.Module, recipe: Recipe) -> None:

@@ -273,7 +273,9 @@ def pages() -> dict[str, str]:
             "model", "Networks", "Called with `classes` and `channels`; they map images in [0, 1] to logits."
         ),
         "datasets.md": registered(
-            "data set", "Data sets", "`npz:FILE` and `folder:PATH` are read without an entry here, too."
+            "data set",
+            "Data sets",
+            "`folder:PATH`, `npz:FILE`, `npy:PATH` and `hf-dataset:PATH` are read without an entry here, too.",
         ),
         **{f"{home}.md": api(home) for home in homes()},
     }

@@ -75,7 +75,10 @@ def test_what_is_listed_is_what_the_commands_take():
     assert list(entries("zoo")) == sorted(zoo.names())
     assert list(entries("models")) == list(registry.entries("model"))
     assert list(entries("objectives")) == list(registry.entries("objective"))
-    assert list(entries("datasets")) == [*registry.entries("data set"), "folder:PATH", "npz:FILE"]
+    assert list(entries("datasets")) == [
+        *registry.entries("data set"),
+        *("folder:PATH", "npz:FILE", "npy:PATH", "hf-dataset:PATH"),
+    ]
     for name, one in entries("protocols").items():
         assert one["attacks"] == [attack.attack for attack in load_protocol(name).attacks]
     assert list(entries("attacks")) == list(registry.entries("attack"))

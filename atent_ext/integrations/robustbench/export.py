@@ -157,7 +157,7 @@ def _entry(model: _Model, network: nn.Module, file: Path) -> str:
         "model": model.network.name,
         "arguments": "".join(f", {key}={value!r}" for key, value in model.network.arguments.items()),
         "classes": classes,
-        "channels": model.images.test.images.shape[1],
+        "channels": model.images.test.shape[0],
         "factory": "network",
     }
     head = _HEAD.format(**fields)

@@ -167,10 +167,10 @@ def _test_images(
     """A loader with RobustBench's signature: the first `n_examples` test images and labels, at most all."""
     root = data_root or (None if data_dir == "./data" else data_dir)  # "./data" is RobustBench's default
     test = datasets.load(source, root).test
-    return test.images[:n_examples], test.labels[:n_examples]
+    return test[:n_examples].images, test.labels[:n_examples]
 
 
 def _untrained(model: str, dataset: str, data_root: Path | str | None) -> nn.Module:
     images = datasets.load(dataset, data_root)
     with seeded(0):  # the fresh weights are replaced, and the caller's random state stays as it is
-        return networks.build_for(model, images.test.images, len(images.classes))
+        return networks.build_for(model, images.test[:1].images, len(images.classes))
