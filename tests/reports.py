@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from atent_ext.attacks.spec import Kind
-from atent_ext.core.statistics import interval
+from atent_ext.core.statistics import interval, running_interval
 from atent_ext.evaluation.report import Report, Result
 
 KINDS: Mapping[str, Kind] = {
@@ -45,3 +45,19 @@ def report(*results: Result, **fields: Any) -> Report:
         "batch_size": 250,
     }
     return Report.model_validate(about | {"results": results} | fields)
+
+
+def drawn(name: str, flags: str, total: int, clean: str = "", attack: str = "AutoAttack", **fields: Any) -> Report:
+    """A report of an evaluation that stopped early: the flags of the images, in the order in which they were drawn."""
+    results = [
+        result(kind, text.count("1") / len(text), len(text), flags=text)
+        for kind, text in (("clean", clean or "1" * len(flags)), (attack, flags), ("worst case", flags))
+    ]
+    results = [
+        one.model_copy(
+            update={"interval95_wilson": None, "interval95_anytime": running_interval(one.robust().numpy(), total)}
+        )
+        for one in results
+    ]
+    about = {"name": name, "n": len(flags), "total": total, "drawn": {"ended": "it stopped"}, "data_sha256": "0" * 64}
+    return report(*results, **about | fields)

@@ -9,7 +9,7 @@ from typing import Any
 from atent_ext.attacks.spec import Kind
 from atent_ext.core.statistics import interval
 from atent_ext.evaluation.report import Report
-from atent_ext.submissions import masking, sanity, verification
+from atent_ext.submissions import claims, masking, sanity
 from atent_ext.submissions.cards import Card, Submission, write_card
 
 STANDARD = {"PGD-40 x 3, every iterate": 0.03, "ATENT-40 x 3, every iterate": 0.02, "AutoAttack": 0.0}
@@ -31,7 +31,7 @@ def card(name: str = "sample", *, clean: float = 0.9, robust: float = 0.5, n: in
         },
         "checks": CHECKS,
         "signs": [*SIGNS, masking.black_box(report)],
-        "verdicts": verification.verdicts(submission.claims, report),
+        "verdicts": claims.verdicts(submission.claims, report),
         "report": report,
         "curve": _curve(submission.threat.eps, clean, robust),
         "command": f"atent verify {name} --n {n}",

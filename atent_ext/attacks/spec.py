@@ -38,6 +38,7 @@ class Outcome:
 
     attack: display name, with the main settings. settings: all settings, as plain data. seconds: duration, summed over
     all processes. robust_after: for AutoAttack, as in `AutoAttackResult`. per_image: other figures, one an image.
+    passes: forward passes of one image, which the caller counts; None if it did not.
     """
 
     kind: Kind
@@ -48,6 +49,7 @@ class Outcome:
     notes: tuple[Note, ...] = ()
     robust_after: Mapping[str, int] = field(default_factory=dict)
     per_image: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    passes: int | None = None
 
     @property
     def accuracy(self) -> float:

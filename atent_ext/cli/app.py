@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from atent_ext.cli import compare, evaluate, exit, experiments, leaderboard, listing, show, submissions, train, view
+from atent_ext.cli import (
+    compare,
+    evaluate,
+    exit,
+    experiments,
+    export,
+    leaderboard,
+    listing,
+    show,
+    submissions,
+    train,
+    view,
+)
 from atent_ext.cli.options import AsJson, console, print_json, print_line, print_table
 from atent_ext.core.version import __version__
 
@@ -17,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _part in (listing, show, train, evaluate, compare, experiments, submissions, leaderboard, view):
+for _part in (listing, show, train, evaluate, export, compare, experiments, submissions, leaderboard, view):
     _part.add(app)
 
 

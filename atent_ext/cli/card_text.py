@@ -48,10 +48,14 @@ def _claims(content: Content) -> Iterator[str]:
     compared = [verdict["claim"] for verdict in content["verdicts"]]
     for claim in content["submission"]["claims"]:
         if content["report"] and claim not in compared:
-            yield (
-                f"claim of {claim['percent']:g} % ({claim['what']}): not judged; "
-                "only with AutoAttack can it be confirmed"
-            )
+            yield f"claim of {claim['percent']:g} % ({claim['what']}): not judged; {_why(content['report'])}"
+
+
+def _why(report: Content) -> str:
+    """Why a claim has no verdict."""
+    if report.get("drawn") and any(result["kind"] == "autoattack" for result in report["results"]):
+        return f"{report['n']} of {report['total']} images do not decide it"
+    return "only with AutoAttack can it be confirmed"
 
 
 def evidence(content: Content) -> Iterator[str]:

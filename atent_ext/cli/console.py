@@ -114,6 +114,12 @@ class ScoringBar:
         due = None if left is None else time.monotonic() + left
         self.progress.update(self.task, total=current.chunks, completed=current.done, due=due)
         first, self.done = self.done is None, current.done
+        if current.worst is not None:
+            low, high = (f"{100 * bound:.1f}" for bound in current.worst)
+            self.busy(f"worst case {low} - {high} %")
+            if not self.terminal:
+                self.progress.console.print(f"{current.done} chunks are done, worst case {low} - {high} %")
+            return
         if left is not None and (first or (left and not self.terminal)):
             text = "going on where it stopped: " if first else ""
             text += f"{current.done} of {current.chunks} chunks are done, about {_clock(left)} left"

@@ -1,7 +1,7 @@
-"""The commands that take a trained model: eval, certify, export."""
+"""The commands that measure a trained model: eval, certify."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,12 +31,15 @@ from atent_ext.cli.options import (
 )
 from atent_ext.core.errors import BadInput
 
+if TYPE_CHECKING:  # they import torch
+    from atent_ext.evaluation.protocol import Protocol
+    from atent_ext.evaluation.scoring import Subject
+
 
 def add(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command("eval")(evaluate)
     app.command()(certify)
-    app.command()(export)
 
 
 def evaluate(
@@ -65,6 +68,18 @@ def evaluate(
         int | None, typer.Option(min=1, help="Images that are scored and kept together [default: 100, on a GPU 250].")
     ] = None,
     speed: Annotated[str, typer.Option(help="plain, channels-last, compile, graphs or auto.")] = "channels-last",
+    until_width: Annotated[
+        float | None,
+        typer.Option(
+            "--until-width",
+            metavar="POINTS",
+            help="Score images in random order, at most --n, until the worst case's interval is so many points wide.",
+        ),
+    ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Measure a few batches, print passes and hours by number of images, and stop."),
+    ] = False,
     data_root: DataRoot = None,
     download: Download = False,
     model_dir: ModelDir = None,
@@ -77,13 +92,14 @@ def evaluate(
     from atent_ext.cli.console import ScoringBar
     from atent_ext.core import validate
     from atent_ext.core.schema import normalisation as parse_normalisation
-    from atent_ext.evaluation import scoring
+    from atent_ext.evaluation import anytime, scoring
     from atent_ext.evaluation.protocol import load_protocol
     from atent_ext.models import speed as speeds
 
     if n is not None:
         validate.steps("n", n)
     speeds.check(speed)
+    until = None if until_width is None else anytime.until_width(until_width)
     subjects.check_values(model, dataset, norm, eps, classes)
     chosen = load_protocol(protocol)
     _no_folder(out)
@@ -96,27 +112,31 @@ def evaluate(
         arguments=subjects.parse_arguments(model_arg or ()),
     )
     print_weights_notes(loaded.about.weights_notes)
-    target = out or scoring.default_path(Path(subject), loaded, chosen, n, seed or 0)
-    finished = target.exists() and not overwrite  # `score` returns it, or raises BadInput if its setting differs
+    how: dict[str, Any] = {"n": n, "seed": seed or 0, "batch_size": batch_size, "chunk": chunk, "speed": speed}
+    if plan:
+        _plan(loaded, chosen, how)
+        return
+    target = out or scoring.default_path(Path(subject), loaded, chosen, n, seed or 0, drawn=until is not None)
+    before = _modified(target)  # a report of this setting stays as it is; one that stopped too early is continued
     with ScoringBar(console) as bar:
         report = scoring.score(
             loaded,
             chosen,
-            n=n,
-            seed=seed or 0,
-            batch_size=batch_size,
-            chunk=chunk,
-            speed=speed,
+            **how,
             path=target,
             overwrite=overwrite,
+            until=until,
             busy=bar.busy,
             progress=bar.progress_to,
         )
+    finished = before is not None and before == _modified(target)
     print_table(report.table())
     print_data(report)
     for note in loaded.notes:
         notice(note)
     print_notes([report])
+    if report.passes is not None:
+        print_line(f"forward passes of one image: {report.passes:,}, {report.passes / report.n:,.0f} an image")
     written = "written earlier, and nothing was scored (--overwrite scores anew)" if finished else "written"
     print_line(f"{written}: {target}")
 
@@ -212,108 +232,21 @@ def certify(
     print_line(f"written: {target}")
 
 
+def _plan(loaded: "Subject", protocol: "Protocol", how: dict[str, Any]) -> None:
+    """Print what an evaluation would take: of the images asked for, 100, 1,000 and all of them."""
+    from atent_ext.evaluation import planning
+
+    with console.status("measuring a few batches") as status:
+        found = planning.estimate(loaded, protocol, **how, busy=status.update)
+    everything = len(loaded.test)
+    print_table(found.table(*(n for n in (how["n"] or everything, 100, 1000, everything) if n <= everything)))
+    print_line("nothing was scored or written")
+
+
+def _modified(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
 def _no_folder(out: Path | None) -> None:
     if out is not None and out.is_dir():
         raise BadInput(f"--out {out} is a folder; name the JSON file to write", code="bad-value", field="out")
-
-
-def export(
-    subject: Annotated[
-        str,
-        typer.Argument(metavar="SOURCE", help="A run folder or a weights file; for --to pt2 all that eval takes."),
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder to write to, the library's folder of models; or FILE.pt2.")
-    ],
-    to: Annotated[str, typer.Option("--to", help="robustbench, or pt2: a program of torch.export.")] = "robustbench",
-    name: Annotated[
-        str | None, typer.Option("--name", help="The model's name there [default: the recipe's, or the file's].")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model of that name in --out.")] = False,
-    model: Model = None,
-    model_arg: ModelArguments = None,
-    weights: Weights = None,
-    dataset: Dataset = None,
-    classes: Classes = None,
-    weights_key: WeightsKey = None,
-    normalisation: StatedNormalisation = None,
-    norm: Norm = None,
-    eps: Eps = None,
-    data_root: DataRoot = None,
-    download: Download = False,
-    model_dir: ModelDir = None,
-) -> None:
-    """Write a trained model as another library loads it, or as a program that is run without its source code.
-
-    A program (.pt2) is the network as operators and numbers, with its normalisation. `atent eval FILE.pt2` scores it,
-    and a submission with a model.pt2 needs no architecture in its card.
-    """
-    from atent_ext.core.registry import nearest
-    from atent_ext.core.schema import normalisation as parse_normalisation
-
-    if to not in ("robustbench", "pt2"):
-        raise nearest("library to export to", to, ["robustbench", "pt2"])
-    stated = None if normalisation is None else parse_normalisation(normalisation)
-    of_file: dict[str, Any] = {"model": model, "dataset": dataset, "norm": norm, "eps": eps, "classes": classes}
-    of_file |= {"weights_key": weights_key, "normalisation": stated}
-    if to == "pt2":
-        theirs = subject.startswith("robustbench:")  # whose names are of a norm
-        _refuse_given({"name": name, "eps": eps} | ({} if theirs else {"norm": norm}), "--to pt2 does not take it")
-        # The radius plays no role here; without one some sources would ask for it.
-        of_file |= {"norm": norm or "Linf", "eps": 0.0, "root": data_root, "download": download, "model_dir": model_dir}
-        _export_program(subject, out, overwrite, of_file | {"weights": weights}, model_arg)
-        return
-    _refuse_given({"model_arg": model_arg, "weights": weights, "model_dir": model_dir}, "only --to pt2 takes it")
-    written = _export_robustbench(subject, out, name, overwrite, of_file, data_root)
-    print_line(f"written: {written[0]}; how RobustBench finds it: {written[1]}")
-
-
-def _refuse_given(given: dict[str, Any], why: str) -> None:
-    for option, value in given.items():
-        if value is not None:
-            message = f"--{option.replace('_', '-')} is {value}, and {why}; drop it"
-            raise BadInput(message, code="unused", field=option)
-
-
-def _export_program(
-    subject: str, out: Path, overwrite: bool, source: dict[str, Any], model_arg: list[str] | None
-) -> None:
-    from atent_ext import subjects
-    from atent_ext.models import programs
-
-    programs.check_path(out, overwrite)
-    loaded = subjects.load(subject, **source, arguments=subjects.parse_arguments(model_arg or ()))
-    print_weights_notes(loaded.about.weights_notes)
-    program = programs.export(loaded.model, loaded.test[:4].images, out, overwrite=overwrite)
-    for note in program.notes:
-        notice(note)
-    print_line(f"written: {out}, {program.operators} operators; `atent eval {out}` scores it")
-
-
-def _export_robustbench(
-    subject: str, out: Path, name: str | None, overwrite: bool, of_file: dict[str, Any], data_root: Path | None
-) -> tuple[Path, Path]:
-    from atent_ext import subjects
-    from atent_ext.integrations.robustbench import export as robustbench
-
-    if not Path(subject).is_file():
-        _refuse_given(of_file, f"{subject} is no weights file")
-        return robustbench.export(Path(subject), out, name, data_root=data_root, overwrite=overwrite)
-    if subjects.is_code(str(of_file["model"])) or Path(subject).suffix == ".pt2":
-        message = (
-            f"{subject} is of a network that RobustBench could not build; name one of `atent ls models`, or --to pt2"
-        )
-        raise BadInput(message, code="unsupported", field="model")
-    loaded = subjects.load(Path(subject).absolute(), root=data_root, **of_file)  # a path, and no name
-    print_weights_notes(loaded.about.weights_notes)
-    return robustbench.export_network(
-        loaded.model,
-        out,
-        name or loaded.about.name,
-        model=str(of_file["model"]),
-        dataset=str(of_file["dataset"]),
-        classes=of_file["classes"],
-        threat=loaded.threat,
-        data_root=data_root,
-        overwrite=overwrite,
-    )

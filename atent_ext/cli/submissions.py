@@ -36,6 +36,13 @@ def verify(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch; the random draws follow it.")] = 250,
     chunk: Annotated[int | None, typer.Option(min=1, help="As of `atent eval`.")] = None,
     speed: Annotated[str, typer.Option(help="plain, channels-last, compile, graphs or auto.")] = "channels-last",
+    until_decided: Annotated[
+        bool,
+        typer.Option("--until-decided", help="Score images in random order, at most --n, until each claim is decided."),
+    ] = False,
+    tolerance: Annotated[
+        float | None, typer.Option(metavar="POINTS", help="With --until-decided: confirm within so many [default: 1].")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Measure anew where the card is there, of this setting or another one.")
     ] = False,
@@ -58,6 +65,9 @@ def verify(
     from atent_ext.submissions.verification import verify as run
 
     speeds.check(speed)
+    if tolerance is not None and not until_decided:
+        message = f"--tolerance is {tolerance:g}, and only --until-decided confirms within it; give both, or neither"
+        raise BadInput(message, code="unused", field="tolerance")
     if dataset is not None:
         datasets.check_name(dataset)
     plan = load_protocol(protocol)
@@ -88,16 +98,20 @@ def verify(
             speed=speed,
             card=finished,
             overwrite=overwrite,
+            tolerance=(1.0 if tolerance is None else tolerance) if until_decided else None,
             draw=draw,
             command=_command(ctx.obj),
             busy=bar.busy,
             progress=bar.progress_to,
         )
-    if finished is None and processes.is_main():
+    same = card is finished
+    if not same and processes.is_main():
         cards.write_card(card, target)
-    written = "written" if finished is None else "written earlier, and nothing was measured (--overwrite measures anew)"
+    written = "written" if not same else "written earlier, and nothing was measured (--overwrite measures anew)"
     if card.report:
         print_table(card.report.table())
+        if card.report.drawn is not None:
+            notice(card.report.drawn.note(card.report.n, card.report.total))
         if dataset is not None:
             notice(card.report.data_note)
     print_weights_notes(card.weights.get("notes", ()))

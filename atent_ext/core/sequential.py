@@ -45,6 +45,22 @@ def confidence_sequence(right: Counts, scored: Counts, total: int, level: float 
     return (float(shares[0]), float(shares[1])) if s.ndim == 0 else shares
 
 
+def running_interval(right: NDArray[np.bool_], total: int, level: float = 0.95) -> tuple[float, float]:
+    """The intersection of the confidence sequence's intervals after every image so far, (low, high) in [0, 1].
+
+    right: (n,) bool, n >= 1, for the first n of `total` images in random order. Once all are scored, it is their
+    accuracy. Where intervals exclude each other, which at most 1 - level of all orders do, it is the last that agrees
+    with all before it.
+    """
+    counts, scored = np.cumsum(right, dtype=np.int64), np.arange(1, len(right) + 1)
+    lows, highs = confidence_sequence(counts, scored, total, level)
+    if len(right) == total:
+        return float(lows[-1]), float(highs[-1])
+    lows, highs = np.maximum.accumulate(lows), np.minimum.accumulate(highs)
+    last = int((lows <= highs).sum()) - 1
+    return float(lows[last]), float(highs[last])
+
+
 def _check(s: NDArray[Any], t: NDArray[Any], total: int, level: float) -> None:
     if not 0 < level < 1:
         raise BadInput(f"level is {level}; it must lie between 0 and 1", code="bad-value", field="level")

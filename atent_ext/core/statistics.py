@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from scipy.stats import binomtest
 
 from atent_ext.core.sequential import confidence_sequence as confidence_sequence
+from atent_ext.core.sequential import running_interval as running_interval
 from atent_ext.core.sequential import sequential_mcnemar as sequential_mcnemar
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from atent_ext.core import seeds, validate
 from atent_ext.core.errors import BadInput
@@ -95,8 +96,9 @@ def compare(
     reports: reports, or paths of their JSON files. attack: the name of an attack, or a kind of result: "worst_case",
     "autoattack", "clean". until_decided: look at the images in an order drawn from `seed`, and stop at the first after
     which a sequential McNemar test tells the two apart; equal models are told apart in at most 5 % of orders. That says
-    how many images a comparison takes. Raises BadInput for fewer than two reports, for reports of different images or
-    threat models, and for a report without the attack.
+    how many images a comparison takes. Reports of evaluations that stopped early are always compared by that test, on
+    the images that all of them scored, in their order; seed plays no role there. Raises BadInput for fewer than two
+    reports, for reports of different images or threat models, and for a report without the attack.
     """
     if len(reports) < 2:
         message = f"{len(reports)} report is given; a comparison needs at least two"
@@ -109,8 +111,16 @@ def compare(
     results = [_result(report, attack) for report in read]
     names = _names(read)
     label = results[0].attack if len({result.attack for result in results}) == 1 else attack
-    pairs = _until_decided(names, results, seed) if until_decided else _on_all(names, results)
-    return Comparison(attack=label, n=first.n, pairs=tuple(pairs), notes=tuple(_differences(read, attack)))
+    n = min(report.n for report in read)
+    flags = [result.robust()[:n] for result in results]
+    if first.drawn is not None:
+        pairs = _until_decided(names, flags)
+    elif until_decided:
+        order = torch.randperm(n, generator=seeds.generator(seed))
+        pairs = _until_decided(names, [those[order] for those in flags])
+    else:
+        pairs = _on_all(names, results)
+    return Comparison(attack=label, n=n, pairs=tuple(pairs), notes=tuple(_differences(read, attack)))
 
 
 def _on_all(names: Sequence[str], results: Sequence[Result]) -> list[Pair]:
@@ -121,11 +131,9 @@ def _on_all(names: Sequence[str], results: Sequence[Result]) -> list[Pair]:
     return [_pair(a, b, (right, results[0].n), test, p_holm) for (a, b), right, test, p_holm in rows]
 
 
-def _until_decided(names: Sequence[str], results: Sequence[Result], seed: int) -> list[Pair]:
-    """Each pair at the first image, in random order, whose p-value decides; at the last where none does."""
-    order = torch.randperm(results[0].n, generator=seeds.generator(seed))
-    drawn = [result.robust()[order] for result in results]
-    tests = len(results) * (len(results) - 1) // 2
+def _until_decided(names: Sequence[str], drawn: Sequence[Tensor]) -> list[Pair]:
+    """Each pair at the first image whose p-value decides; at the last where none does. drawn: flags in random order."""
+    tests = len(drawn) * (len(drawn) - 1) // 2
     pairs = []
     for (a, b), (mine, theirs) in zip(combinations(names, 2), combinations(drawn, 2), strict=True):
         alone = (mine & ~theirs).cumsum(0).numpy(), (theirs & ~mine).cumsum(0).numpy()
@@ -162,14 +170,22 @@ def _result(report: Report, attack: str) -> Result:
 def _same_images(a: Report, b: Report, attack: str) -> None:
     """Raise BadInput unless both reports are of the same images in the same order, and of one threat model.
 
+    Those of evaluations that stopped early are in one order if they are of one seed; their numbers may differ.
+
     Without the hash of the images in both, their data set, part and number must agree. That does not tell which images
     two runs held out of training.
     """
+    if (a.drawn is None) != (b.drawn is None):
+        one, other = (a, b) if b.drawn is None else (b, a)
+        message = f"the images of {one.name} were drawn, and those of {other.name} are the first ones"
+        message += "; score both with --until-width, or neither"
+        raise BadInput(message, code="conflict", field="drawn")
     hashed = bool(a.data_sha256 and b.data_sha256)
     if not hashed and a.part != datasets.TEST:
         message = f"{a.name} or {b.name} does not say which images it is of, and {a.part} may differ; score them anew"
         raise BadInput(message, code="missing", field="data_sha256")
-    fields = ["n", "part", *(["data_sha256"] if hashed else ["data", "total"])]
+    fields = ["part", "total", "seed"] if a.drawn else ["n", "part"]
+    fields += ["data_sha256"] if hashed else ["data", "total"]
     if attack != "clean":
         fields.append("threat")
     for field in fields:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from atent_ext.core.errors import BadInput
+from atent_ext.evaluation.drawn import AS_MANY
 from atent_ext.evaluation.journal import Difference, differences
 from atent_ext.evaluation.report import Report
 
@@ -48,6 +49,7 @@ def setting(report: Report) -> dict[str, Any]:
     known = report.model_dump(mode="json", include=_SETTING)
     return {
         **{name: value for name, value in known.items() if (name, value) != (_IMAGES, None)},
+        "n": report.n if report.drawn is None else AS_MANY,
         "protocol": {"name": report.protocol, "attacks": report.protocol_attacks},
         "device": report.machine.get("device"),
         _CONTENT: report.content_sha256,

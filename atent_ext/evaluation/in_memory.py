@@ -14,6 +14,7 @@ from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import norm as norm_called
 from atent_ext.core.schema import Threat
 from atent_ext.data.datasets import Split
+from atent_ext.evaluation import anytime
 from atent_ext.evaluation.journal import Progress
 from atent_ext.evaluation.protocol import Protocol, load_protocol
 from atent_ext.evaluation.report import About, Report
@@ -40,6 +41,7 @@ def evaluate(
     device: torch.device | str | None = None,
     out: Path | str | None = None,
     overwrite: bool = False,
+    until_width: float | None = None,
     classes: int | Sequence[str] | None = None,
     name: str | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -52,8 +54,11 @@ def evaluate(
     file, or a `Protocol`. n: the first n images (None: all). chunk: images per chunk (None: 100, on a GPU 250); chunk k
     has the seed `seed + k`. speed: as in `models.speed`. device: where to compute (None: where the model is). out: a
     JSON file to write; the same call then resumes after an interruption. overwrite: replace a report of another
-    setting. classes: the number of classes, or their names, checked against labels and logits. name: the name of the
-    model in the report. progress: called while it runs, with the number of finished chunks.
+    setting. until_width: score the images in an order drawn from `seed` (n: at most so many) until the 95 % interval of
+    the worst case on all images, which holds whenever one stops, is that many percentage points wide; with `out`, a
+    call with a smaller width goes on from there. classes: the number of classes, or their names, checked against labels
+    and logits. name: the name of the model in the report. progress: called while it runs, with the number of finished
+    chunks.
 
     The mode, requires_grad, gradients, device and dtype of the model are restored afterwards.
     Raises BadInput for a model that is no torch module or is in half precision, for images outside [0, 1] or of a shape
@@ -65,6 +70,7 @@ def evaluate(
     plan = protocol if isinstance(protocol, Protocol) else load_protocol(str(protocol))
     threat = _threat(norm, eps, test)
     validate.steps("batch_size", batch_size)
+    until = None if until_width is None else anytime.until_width(until_width)
     place = model_state.device_of(model) if device is None else _device(device)
     with _restored(model):
         _check_logits(model, test, place, classes)
@@ -84,6 +90,7 @@ def evaluate(
             device=place,
             path=None if out is None else Path(out),
             overwrite=overwrite,
+            until=until,
             progress=progress or (lambda current: None),
         )
 

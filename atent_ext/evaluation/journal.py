@@ -29,12 +29,14 @@ class Progress:
     """The progress of an evaluation.
 
     done: finished chunks, of `chunks` in all. seconds: their total time. processes: how many share the other chunks.
+    worst: (low, high), the interval of the worst case so far, of an evaluation that stops when it says enough.
     """
 
     done: int
     chunks: int
     seconds: float
     processes: int
+    worst: tuple[float, float] | None = None
 
     @property
     def left(self) -> float | None:
@@ -139,9 +141,10 @@ class Journal:
         done = self.records()
         return Progress(len(done), len(self.chunks), sum(record["seconds"] for record in done), processes)
 
-    def collect(self) -> list[Record]:
-        """The records of all chunks, in order. Raises BadInput if any is missing."""
-        lost = ", ".join(str(chunk.number) for chunk in self.missing())
+    def collect(self, chunks: Sequence[Chunk] | None = None) -> list[Record]:
+        """The records of these chunks (None: of all), in order. Raises BadInput if any is missing."""
+        found = [(chunk.number, self.record(chunk)) for chunk in (self.chunks if chunks is None else chunks)]
+        lost = ", ".join(str(number) for number, record in found if record is None)
         if lost:
             raise BadInput(
                 f"chunk {lost} was scored but is not in {self.folder}: another evaluation has the same --out, or the "
@@ -149,7 +152,7 @@ class Journal:
                 code="missing",
                 field="out",
             )
-        return self.records()
+        return [record for _, record in found if record is not None]
 
     def keep(self, chunk: Chunk, record: Record) -> None:
         """Write the record of a finished chunk."""

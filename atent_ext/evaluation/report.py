@@ -5,8 +5,7 @@ One typed, versioned record. Evaluations write it; cards, the leaderboard, paper
 
 import io
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,24 +15,28 @@ from rich.console import Console
 from torch import Tensor
 from typing_extensions import Self
 
-from atent_ext.attacks.spec import Kind, Note, NoteKind, Outcome
+from atent_ext.attacks.spec import Kind, Note, Outcome
 from atent_ext.core.errors import BadInput
 from atent_ext.core.registry import nearest
 from atent_ext.core.schema import Readable, Section, Threat, explain
-from atent_ext.core.statistics import interval
+from atent_ext.core.statistics import interval, running_interval
 from atent_ext.core.tables import Table
+from atent_ext.evaluation import version1
+from atent_ext.evaluation.drawn import Drawn
 from atent_ext.storage import files
 
-VERSION = 2
 _MOST = 100_000_000
 """The most test images of a report."""
-_SPLIT = re.compile(r"(?P<part>.+), the first (?P<n>\d+) of (?P<total>\d+)")
 
 
 # Numbers are numbers, no texts that look like one: a card is a stranger's.
 Images = Annotated[int, Field(gt=0, le=_MOST, strict=True)]
 Counted = Annotated[int, Field(ge=0, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+
+
+_MAY_LACK = {"per_image", "passes", "interval95_wilson", "interval95_anytime"}
+"""Fields of a result that its file lacks where they hold nothing."""
 
 
 def _in_one_line(text: str) -> str:
@@ -43,11 +46,13 @@ def _in_one_line(text: str) -> str:
 
 
 class Result(Section):
-    """The result of one attack, or of the worst case: counts, accuracy in [0, 1], 95 % Wilson interval, flags.
+    """The result of one attack, or of the worst case: counts, accuracy in [0, 1], 95 % interval, flags.
 
     kind: what it measures. attack: its display name. settings: of the attack. flags: a string of n digits, 1 for an
     image that is classified correctly under the attack. robust_after: for AutoAttack, the correct images before any
     attack and after each. seconds: the total of all processes. per_image: other figures, n numbers each.
+    interval95_wilson: for a number of images that was fixed before. interval95_anytime: instead of it where the images
+    were drawn and scored until an interval said enough. passes: forward passes of one image; None where not counted.
     """
 
     kind: Kind
@@ -56,9 +61,11 @@ class Result(Section):
     correct: Counted
     n: Images
     accuracy: Share
-    interval95_wilson: tuple[Share, Share]
+    interval95_wilson: tuple[Share, Share] | None = None
+    interval95_anytime: tuple[Share, Share] | None = None
     robust_after: dict[str, Counted] = Field(default_factory=dict)
     seconds: Annotated[float, Field(ge=0, strict=True)] = 0.0
+    passes: Counted | None = None
     notes: tuple[Note, ...] = ()
     flags: str = ""
     per_image: dict[str, list[float]] = Field(default_factory=dict)
@@ -66,17 +73,30 @@ class Result(Section):
     @model_serializer(mode="wrap")
     def _without_no_figures(self, plain: Any) -> dict[str, Any]:
         fields: dict[str, Any] = plain(self)
-        return fields if self.per_image else {name: fields[name] for name in fields if name != "per_image"}
+        return {name: fields[name] for name in fields if fields[name] or name not in _MAY_LACK}
+
+    @model_validator(mode="after")
+    def _of_one_interval(self) -> Self:
+        if (self.interval95_wilson is None) == (self.interval95_anytime is None):
+            raise ValueError(f"{self.attack} needs one interval, interval95_wilson or interval95_anytime")
+        return self
+
+    @property
+    def interval95(self) -> tuple[float, float]:
+        """The 95 % interval (low, high) in [0, 1], of the kind that suits how the images were chosen."""
+        return self.interval95_wilson or self.interval95_anytime or (0.0, 1.0)
 
     @model_validator(mode="before")
     @classmethod
     def _of_an_older_version(cls, raw: Any) -> Any:
-        return _migrated_result(raw) if isinstance(raw, Mapping) and "kind" not in raw and "attack" in raw else raw
+        return (
+            version1.migrated_result(raw) if isinstance(raw, Mapping) and "kind" not in raw and "attack" in raw else raw
+        )
 
     @classmethod
     def of_cell(cls, cell: Mapping[str, Any]) -> "Result":
         """The result in a cell of a study, which holds settings beside figures, as version 1 did."""
-        return cls.model_validate(_migrated_result(cell))
+        return cls.model_validate(version1.migrated_result(cell))
 
     @property
     def over(self) -> str:
@@ -116,9 +136,10 @@ class About(Section):
 class Report(About):
     """The results of one model under one protocol.
 
-    part, n, total: the first `n` of the `total` images of this part of the data set. smaller_batches: chunk number ->
-    batch size, for chunks that ran out of memory. prepared: how the model was read, and
-    what was changed to run it faster.
+    part, n, total: the first `n` of the `total` images of this part of the data set; with `drawn`, the first n of a
+    random order of all of them, in which the flags are, and the hashes are of all images. smaller_batches: chunk
+    number -> batch size, for chunks that ran out of memory. prepared: how the model was read, and what was changed to
+    run it faster.
     protocol_attacks: the fields of the protocol's attacks. content_sha256: of weights, images and labels. Reports of
     older versions lack some fields.
     """
@@ -143,7 +164,13 @@ class Report(About):
     prepared: tuple[str, ...] = ()
     processes: int = 1
     machine: dict[str, JsonValue] = Field(default_factory=dict)
+    drawn: Drawn | None = None
     results: Annotated[tuple[Result, ...], Field(min_length=1)]
+
+    @model_serializer(mode="wrap")
+    def _without_no_order(self, plain: Any) -> dict[str, Any]:
+        fields: dict[str, Any] = plain(self)
+        return {name: fields[name] for name in fields if name != "drawn" or self.drawn}
 
     @model_validator(mode="after")
     def _of_the_same_images(self) -> Self:
@@ -152,17 +179,20 @@ class Report(About):
         for result in self.results:
             if result.n != self.n:
                 raise ValueError(f"{result.attack} is of {result.n} images, and the report of {self.n}")
+            if (result.interval95_anytime is None) == (self.drawn is not None):
+                raise ValueError(f"{result.attack} has the interval of images that were chosen in another way")
         return self
 
     @model_validator(mode="before")
     @classmethod
     def _of_an_older_version(cls, raw: Any) -> Any:
-        return _migrated(raw) if isinstance(raw, Mapping) and "version" not in raw and "split" in raw else raw
+        return version1.migrated(raw) if isinstance(raw, Mapping) and "version" not in raw and "split" in raw else raw
 
     @property
     def split(self) -> str:
         """A description of the images."""
-        return f"{self.part}, the first {self.n} of {self.total}"
+        chosen = "the first {} of {}" if self.drawn is None else "{} drawn from {}"
+        return f"{self.part}, {chosen.format(self.n, self.total)}"
 
     def of_kind(self, kind: Kind) -> Result | None:
         """The first result of a kind, None if there is none."""
@@ -210,7 +240,14 @@ class Report(About):
     @property
     def notes(self) -> tuple[str, ...]:
         """The texts of all notes, without duplicates."""
-        return tuple(dict.fromkeys(note.text for result in self.results for note in result.notes))
+        texts = dict.fromkeys(note.text for result in self.results for note in result.notes)
+        return (*([self.drawn.note(self.n, self.total)] if self.drawn else []), *texts)
+
+    @property
+    def passes(self) -> int | None:
+        """The forward passes of one image of all attacks; None if they were not counted."""
+        counts = [result.passes for result in self.results if result.kind != "worst_case"]
+        return None if None in counts else sum(count or 0 for count in counts)
 
     def to_json(self) -> str:
         """The report as JSON text, which `load` reads back."""
@@ -252,9 +289,10 @@ class Report(About):
             f"protocol {self.protocol}, seed {self.seed}"
         )
         seconds = "seconds" if self.processes == 1 else "process seconds"
-        table = Table("attack", "correct", "accuracy", "95 % interval", seconds, title=title, figures=4)
+        bounds = "95 % interval" if self.drawn is None else "95 %, anytime"
+        table = Table("attack", "correct", "accuracy", bounds, seconds, title=title, figures=4)
         for result in self.results:
-            low, high = result.interval95_wilson
+            low, high = result.interval95
             counts = f"{result.correct}/{result.n}", f"{result.accuracy:.2%}", f"{low:.1%} - {high:.1%}"
             table.add(result.attack, *counts, f"{result.seconds:.1f}")
         return table
@@ -277,9 +315,14 @@ class Report(About):
         return console
 
 
-def result_of(outcome: Outcome) -> Result:
-    """An outcome as a result, with counts, accuracy and interval."""
+def result_of(outcome: Outcome, drawn_from: int | None = None) -> Result:
+    """An outcome as a result, with counts, accuracy and interval.
+
+    drawn_from: the number of images from which those of the outcome were drawn, in its order; None if their number was
+    fixed before.
+    """
     right, count = int(outcome.flags.sum()), len(outcome.flags)
+    anytime = None if drawn_from is None else running_interval(outcome.flags.numpy(), drawn_from)
     return Result(
         kind=outcome.kind,
         attack=outcome.attack,
@@ -287,54 +330,12 @@ def result_of(outcome: Outcome) -> Result:
         correct=right,
         n=count,
         accuracy=right / count,
-        interval95_wilson=interval(right, count),
+        interval95_wilson=interval(right, count) if anytime is None else None,
+        interval95_anytime=anytime,
         robust_after=dict(outcome.robust_after),
         seconds=round(outcome.seconds, 1),
+        passes=outcome.passes,
         notes=outcome.notes,
         flags="".join("01"[int(flag)] for flag in outcome.flags),
         per_image={name: list(figures) for name, figures in outcome.per_image.items()},
     )
-
-
-# ---- reports of version 1: settings were next to the counts, notes were plain texts
-
-_FIELDS = {"attack", "correct", "n", "accuracy", "interval95_wilson", "robust_after", "seconds", "notes", "flags"}
-_KINDS: Mapping[str, Kind] = {"clean": "clean", "worst case": "worst_case", "certified": "certified"}
-_NOTES: Mapping[str, NoteKind] = {
-    r"not standard AutoAttack": "changed",
-    r"AutoAttack warns": "warning",
-    r"\d+ images are answered otherwise": "boundary",
-    r"\d+ adversaries left": "outside",
-    r"memory ran out": "memory",
-    r"eps is 0|no images": "no-attack",
-}
-_OF_CHUNKS = r"(in \d+ of \d+ chunks; first: )?"
-
-
-def _migrated_result(raw: Mapping[str, Any]) -> dict[str, Any]:
-    name, texts = str(raw["attack"]), raw.get("notes", ())
-    kind = raw.get("kind") or _KINDS.get(name, "autoattack" if name.startswith("AutoAttack") else "attack")
-    kept = {key: value for key, value in raw.items() if key in _FIELDS}
-    settings = {key: value for key, value in raw.items() if key not in (*_FIELDS, "kind")}
-    notes = _migrated_notes(name, kind, texts) if isinstance(texts, list | tuple) and "kind" not in raw else texts
-    return kept | {"kind": kind, "settings": settings, "notes": notes}
-
-
-def _migrated_notes(name: str, kind: Kind, texts: Sequence[Any]) -> list[dict[str, Any]]:
-    notes = [_migrated_note(text) for text in texts]
-    if kind != "autoattack" or name == "AutoAttack" or any(note["kind"] == "changed" for note in notes):
-        return notes
-    return [{"kind": "changed", "text": f"not standard AutoAttack: the report calls it {name!r}"}, *notes]
-
-
-def _migrated_note(text: Any) -> dict[str, Any]:
-    kinds = (kind for start, kind in _NOTES.items() if re.match(f"{_OF_CHUNKS}({start})", str(text)))
-    return {"kind": next(kinds, "other"), "text": text}
-
-
-def _migrated(raw: Mapping[str, Any]) -> dict[str, Any]:
-    split = _SPLIT.fullmatch(str(raw["split"]))
-    if split is None:
-        raise ValueError(f"split is {str(raw['split'])[:100]!r}; it reads 'test, the first 100 of 360'")
-    images = {"part": split["part"], "n": int(split["n"]), "total": int(split["total"])}
-    return {"version": VERSION, **{key: value for key, value in raw.items() if key != "split"}, **images}

@@ -1,7 +1,7 @@
 """Run the attacks of a protocol on one set of images: a flag for each image and attack, and the worst case."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
 
@@ -13,6 +13,7 @@ from atent_ext.attacks.spec import Outcome, Setting
 from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import seeded
+from atent_ext.core.passes import Counted
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation.protocol import Protocol
 
@@ -34,9 +35,10 @@ def run_protocol(
     outcomes = []
     for spec in protocol.attacks:
         start = time.perf_counter()
+        counted = Counted(model)
         with seeded(setting.seed):
-            outcome = _of_the_images(spec.run(model, split, setting), spec.attack, len(split))
-        outcomes.append(replace(outcome, seconds=time.perf_counter() - start))
+            outcome = _of_the_images(spec.run(counted, split, setting), spec.attack, len(split))
+        outcomes.append(replace(outcome, seconds=time.perf_counter() - start, passes=counted.forward_passes))
         report(outcomes[-1])
     if len(outcomes) > 1:
         outcomes.append(worst_case(outcomes))
@@ -48,7 +50,14 @@ def worst_case(outcomes: list[Outcome]) -> Outcome:
     """The worst case: an image counts as correct only if it is correct in every outcome."""
     flags = reduce(torch.logical_and, [outcome.flags for outcome in outcomes])
     over = ", ".join(outcome.attack for outcome in outcomes)
-    return Outcome("worst_case", "worst case", {"over": over}, flags, sum(outcome.seconds for outcome in outcomes))
+    seconds, passes = sum(outcome.seconds for outcome in outcomes), total([outcome.passes for outcome in outcomes])
+    return Outcome("worst_case", "worst case", {"over": over}, flags, seconds, passes=passes)
+
+
+def total(passes: Sequence[int | None]) -> int | None:
+    """The sum of passes; None if any is unknown."""
+    known = [count for count in passes if count is not None]
+    return sum(known) if len(known) == len(passes) else None
 
 
 def _of_the_images(outcome: Outcome, attack: str, count: int) -> Outcome:

@@ -5,7 +5,8 @@ import platform
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +21,11 @@ from atent_ext.core.schema import Threat
 from atent_ext.core.version import __version__
 from atent_ext.data import datasets
 from atent_ext.data.datasets import Split
-from atent_ext.evaluation import chunks, earlier, engine
+from atent_ext.evaluation import anytime, chunks, earlier, engine
+from atent_ext.evaluation import drawn as in_order
+from atent_ext.evaluation.anytime import Until
 from atent_ext.evaluation.chunks import Chunk
+from atent_ext.evaluation.drawn import Drawn
 from atent_ext.evaluation.journal import Journal, Progress, Record, differences, outcomes, smaller_batches
 from atent_ext.evaluation.protocol import Protocol
 from atent_ext.evaluation.report import About, Report, result_of
@@ -62,6 +66,7 @@ def score(
     device: torch.device | None = None,
     path: Path | None = None,
     overwrite: bool = False,
+    until: Until | None = None,
     busy: Callable[[str], None] = lambda text: None,
     progress: Callable[[Progress], None] = lambda current: None,
 ) -> Report:
@@ -75,6 +80,8 @@ def score(
     `progress` (the finished chunks of all processes).
     If `path` already holds a report of the same setting, it is returned and nothing is scored. overwrite: score anyway,
     and replace a report or chunks of another setting.
+    until: score the images in an order drawn from `seed`, at most `n` of them, in chunks that grow to `chunk` images,
+    until a report is enough; a report that is not enough yet is continued, from the chunks that stay beside it.
     Raises BadInput for a report or a folder of another setting (the message names what differs), for several processes
     without a path or without a common folder, and if memory runs out with a batch of one image.
     """
@@ -84,23 +91,56 @@ def score(
         raise BadInput(message, code="missing", field="path")
     if path is not None:
         files.replaceable(path)
-    plan = _plan(subject, protocol, n, seed, batch_size, chunk, team, device, busy)
+    plan = planned(subject, protocol, n, seed, batch_size, chunk, team, device, busy, drawn=until is not None)
     model = subject.model.to(plan.device)
     journal = Journal(plan.chunks, None if path is None else path.with_name(f"{path.name}.chunks"))
     report: Report | None = None
     with journal.held() if team.is_main_process else nullcontext():
         if path is not None and not overwrite:
             finished = _finished(path, model, plan, journal, speed, team)
-            if finished is not None:
+            if finished is not None and (until is None or anytime.ended(finished, until, len(plan.split))):
                 return finished
+        elif path is not None and until is not None and team.is_main_process and path.exists():
+            journal.clear()  # left by an evaluation that stopped
         prepared, missing = _begin(model, plan, journal, speed, team, overwrite)
-        engine.share(prepared.model, plan.split, protocol, plan.setting, journal, missing, team, progress)
-        if team.is_main_process:
-            report = _report(subject, protocol, plan.facts, prepared, journal.collect(), team.num_processes)
+        make = partial(_report, subject, protocol, plan.facts, prepared, team.num_processes)
+        share = partial(engine.share, prepared.model, plan.split, protocol, plan.setting, journal)
+        if until is None:
+            share(missing, team, progress)
+            report = make(journal.collect()) if team.is_main_process else None
+        else:
+            report = _until(journal, missing, share, make, until, team, progress)
+        if report is not None:
             if path is not None:
                 report.save(path)
-            journal.discard()
+            if report.drawn is None or report.n == report.total:
+                journal.discard()
     return cast(Report, processes.from_main(team, report))
+
+
+def _until(
+    journal: Journal,
+    missing: list[Chunk],
+    share: Callable[..., None],
+    make: Callable[..., Report],
+    until: Until,
+    team: PartialState,
+    progress: Callable[[Progress], None],
+) -> Report | None:
+    """The main process's report, once it is enough. `progress` is called after every look at the interval."""
+
+    def look(report: Report) -> None:
+        progress(replace(journal.progress(team.num_processes), worst=report.worst.interval95))
+
+    return anytime.score(
+        journal,
+        missing,
+        lambda chunks: share(chunks, team, lambda current: None),
+        partial(make, drawn=until.drawn()),
+        until,
+        team,
+        look,
+    )
 
 
 def require_same(
@@ -114,17 +154,18 @@ def require_same(
     batch_size: int = 250,
     chunk: int | None = None,
     speed: str = "channels-last",
+    drawn: bool = False,
 ) -> None:
     """Raise BadInput, which names what differs, unless `score` with the other arguments would give the same report.
 
-    source: the name of the report's file, for the error.
+    source: the name of the report's file, for the error. drawn: whether `score` would be given an `until`.
     """
-    plan = _plan(subject, protocol, n, seed, batch_size, chunk, processes.state())
+    plan = planned(subject, protocol, n, seed, batch_size, chunk, processes.state(), drawn=drawn)
     _require(report, source, subject.model.to(plan.device), plan, speed)
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Planned:
     """The images and their chunks, the setting, and `facts`, which decide the flags, as plain data.
 
     `facts` lack `speed` and `folded`, which are known once the model is prepared.
@@ -142,7 +183,7 @@ class _Plan:
         return self.split[: self.setting.batch_size].images
 
 
-def _plan(
+def planned(
     subject: Subject,
     protocol: Protocol,
     n: int | None,
@@ -152,15 +193,18 @@ def _plan(
     team: PartialState,
     device: torch.device | None = None,
     busy: Callable[[str], None] = lambda text: None,
-) -> _Plan:
-    split = subject.test.take(n)
+    drawn: bool = False,
+) -> Planned:
+    """What `score` does with these arguments."""
+    split = in_order.first(subject.test, n, seed) if drawn else subject.test.take(n)
     if device is None:
         device = team.device if team.device.type == "cuda" else torch.device("cpu")
     size = _CHUNK.get(device.type, _CHUNK["cpu"]) if chunk is None else chunk
-    pieces = chunks.cut(len(split), size, seed)
+    pieces = chunks.cut(len(split), size, seed, growing=drawn)
     setting = Setting(subject.threat, seed, min(batch_size, size), busy)
-    facts = _facts(subject, split, protocol, setting, size) | {"device": device.type}
-    return _Plan(split, pieces, setting, device, facts)
+    facts = _facts(subject, subject.test if drawn else split, protocol, setting, size) | {"device": device.type}
+    facts |= {"n": in_order.AS_MANY} if drawn else {}
+    return Planned(split, pieces, setting, device, facts)
 
 
 def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting, chunk: int) -> Facts:
@@ -186,7 +230,7 @@ def _facts(subject: Subject, split: Split, protocol: Protocol, setting: Setting,
 
 
 def _finished(
-    path: Path, model: nn.Module, plan: _Plan, journal: Journal, speed: str, team: PartialState
+    path: Path, model: nn.Module, plan: Planned, journal: Journal, speed: str, team: PartialState
 ) -> Report | None:
     """The report of this setting at `path`; None if there is no file. Only the main process reads it.
 
@@ -196,12 +240,12 @@ def _finished(
     if report is not None:
         facts = _require(report, str(path), model, plan, speed)
         # Left by a kill after the report was written.
-        if journal.has(facts):
+        if report.drawn is None and journal.has(facts):
             journal.discard()
     return processes.from_main(team, report)
 
 
-def _require(report: Report, source: str, model: nn.Module, plan: _Plan, speed: str) -> Facts:
+def _require(report: Report, source: str, model: nn.Module, plan: Planned, speed: str) -> Facts:
     """The facts of a report that matches the plan. Raises BadInput for any other, early if it can."""
     known = earlier.setting(report)
     earlier.require(known, plan.facts, source)
@@ -212,7 +256,7 @@ def _require(report: Report, source: str, model: nn.Module, plan: _Plan, speed: 
 
 
 def _begin(
-    model: nn.Module, plan: _Plan, journal: Journal, speed: str, team: PartialState, overwrite: bool
+    model: nn.Module, plan: Planned, journal: Journal, speed: str, team: PartialState, overwrite: bool
 ) -> tuple[Prepared, list[Chunk]]:
     """The prepared model and the missing chunks. The main process decides; the others use its choices."""
     if not team.is_main_process:
@@ -247,16 +291,24 @@ def _same(mine: Facts, theirs: Facts, process: int, prepared: Prepared) -> Prepa
 
 
 def _report(
-    subject: Subject, protocol: Protocol, facts: Facts, prepared: Prepared, records: list[Record], processes: int
+    subject: Subject,
+    protocol: Protocol,
+    facts: Facts,
+    prepared: Prepared,
+    processes: int,
+    records: list[Record],
+    drawn: Drawn | None = None,
 ) -> Report:
+    found = outcomes(records)
+    total = facts["test_images"]
     same = {key: facts[key] for key in ("content_sha256", "threat", "seed", "batch_size", "chunk", "versions")}
     threads = torch.get_num_threads()
     return Report(
         **subject.about.model_dump(exclude={"data_sha256"}),
         data_sha256=facts["data_sha256"],
         part=subject.part,
-        n=facts["n"],
-        total=facts["test_images"],
+        n=len(found[0].flags),
+        total=total,
         protocol=protocol.name,
         protocol_attacks=tuple(facts["protocol"]["attacks"]),
         **same,
@@ -266,16 +318,19 @@ def _report(
         prepared=(*subject.notes, *prepared.notes),
         processes=processes,
         machine={"device": facts["device"], "threads": threads, "python": platform.python_version()},
-        results=tuple(result_of(outcome) for outcome in outcomes(records)),
+        drawn=drawn,
+        results=tuple(result_of(outcome, None if drawn is None else total) for outcome in found),
     )
 
 
-def default_path(subject: Path, loaded: Subject, protocol: Protocol, n: int | None, seed: int) -> Path:
+def default_path(
+    subject: Path, loaded: Subject, protocol: Protocol, n: int | None, seed: int, drawn: bool = False
+) -> Path:
     """The default path of a report: in the run folder, for other subjects in runs/; its name states the setting."""
-    count = len(loaded.test) if n is None else n
+    count = "drawn" if drawn else f"n{len(loaded.test) if n is None else n}"
     protocol_name = re.sub(r"[^\w.+ -]", "-", protocol.name)  # of a file, it may say anything
     protocol_name += "" if loaded.part == datasets.TEST else "-held-out"
-    name = f"eval-{protocol_name}-{loaded.threat.norm}-{loaded.threat.eps:g}-n{count}-seed{seed}.json"
+    name = f"eval-{protocol_name}-{loaded.threat.norm}-{loaded.threat.eps:g}-{count}-seed{seed}.json"
     return default_folder(subject, loaded) / name
 
 

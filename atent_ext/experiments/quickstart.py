@@ -97,7 +97,7 @@ def markdown(reports: Sequence[Report]) -> str:
 
 
 def _cell(result: Result) -> str:
-    low, high = result.interval95_wilson
+    low, high = result.interval95
     return f"{100 * result.accuracy:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 

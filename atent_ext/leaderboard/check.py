@@ -11,15 +11,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import escaped
-from atent_ext.core.statistics import interval
+from atent_ext.core.statistics import interval, running_interval
 from atent_ext.data import datasets
-from atent_ext.evaluation.report import Result
+from atent_ext.evaluation.report import Report, Result
 from atent_ext.leaderboard import site
 from atent_ext.leaderboard.ranking import Entry, measured
-from atent_ext.submissions import masking, sanity, verification
+from atent_ext.submissions import claims, masking, sanity
 from atent_ext.submissions.cards import PROGRAM, read_card
 from atent_ext.training import recipes
 
@@ -84,7 +86,7 @@ def _card(entry: Entry, root: Path) -> Iterator[str]:
     yield from _known(entry)
     yield from _origin(entry, root / "weights")
     for result in entry.results:
-        yield from (f"{result.attack}: {problem}" for problem in _counts(result))
+        yield from (f"{result.attack}: {problem}" for problem in _counts(result, entry.report))
     yield from _worst(entry)
     yield from _claims(entry)
     yield from _checks(entry)
@@ -139,7 +141,7 @@ def _hashes(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from _hashes(child, full)
 
 
-def _counts(result: Result) -> Iterator[str]:
+def _counts(result: Result, report: Report) -> Iterator[str]:
     """Counts, accuracy and interval that do not agree with the flags."""
     right = result.flags.count("1")
     if (result.kind == "autoattack") != ("package" in result.settings):
@@ -150,9 +152,16 @@ def _counts(result: Result) -> Iterator[str]:
         yield f"correct is {result.correct}, and {right} flags are 1; score it anew"
     if not math.isclose(result.accuracy, right / result.n, abs_tol=1e-9):
         yield f"accuracy is {result.accuracy:g}, and the flags say {right / result.n:g}; score it anew"
-    expected, actual = interval(min(right, result.n), result.n), result.interval95_wilson
+    expected, actual = _interval(result, report), result.interval95
     if not all(math.isclose(*bounds, abs_tol=1e-6) for bounds in zip(actual, expected, strict=True)):
-        yield f"interval95_wilson is {_pair(actual)}, and the flags say {_pair(expected)}; score it anew"
+        name = "interval95_wilson" if report.drawn is None else "interval95_anytime"
+        yield f"{name} is {_pair(actual)}, and the flags say {_pair(expected)}; score it anew"
+
+
+def _interval(result: Result, report: Report) -> tuple[float, float]:
+    if report.drawn is None:
+        return interval(min(result.flags.count("1"), result.n), result.n)
+    return running_interval(np.array([flag == "1" for flag in result.flags[: report.total]] or [False]), report.total)
 
 
 def _pair(bounds: tuple[float, float]) -> str:
@@ -170,7 +179,7 @@ def _worst(entry: Entry) -> Iterator[str]:
 
 
 def _claims(entry: Entry) -> Iterator[str]:
-    verdicts = verification.verdicts(entry.card.submission.claims, entry.report, entry.random)
+    verdicts = claims.verdicts(entry.card.submission.claims, entry.report, entry.random)
     if entry.card.verdicts != verdicts:
         text = ", ".join(f"{verdict.claim.what} {verdict.verdict} ({verdict.points:+.1f})" for verdict in verdicts)
         yield f"verdicts are not those of its claims and figures, which are: {text or 'none'}; write the card anew"

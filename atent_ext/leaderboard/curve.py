@@ -58,7 +58,7 @@ def draw(entry: Entry) -> Drawing | None:
     root = max(eps) > _LINEAR * threat.eps > 0
     x = _scale(max(*eps, threat.eps), root)
     ticks = [Mark(x(value), HEIGHT - _BOTTOM, eps_text(value)) for value in sorted({*eps, threat.eps})]
-    low, high = entry.worst.interval95_wilson
+    low, high = entry.worst.interval95
     return Drawing(
         lines=tuple(_line(attack, eps, shares, x) for attack, shares in entry.curve.accuracy.items()),
         across=_spaced(ticks, x(threat.eps)),

@@ -255,6 +255,8 @@ def _comparison(verdict: Verdict) -> str:
 def _unusual(entry: Entry) -> Iterable[Badge]:
     if entry.worst.n < _FEW:
         yield Badge(f"only {entry.worst.n} images", "bad", "the interval is wide; the rank says little")
+    if entry.report.drawn is not None:
+        yield Badge("stopped early", "plain", entry.report.drawn.note(entry.report.n, entry.report.total))
     if entry.random:
         yield Badge("random", "plain", 'the network answers at random; AutoAttack\'s "rand" version scored it')
     report = entry.report

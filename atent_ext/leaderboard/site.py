@@ -133,7 +133,7 @@ def _percent(share: float) -> str:
 
 
 def _interval(result: Result) -> str:
-    low, high = result.interval95_wilson
+    low, high = result.interval95
     return f"{100 * low:.1f}\N{EN DASH}{100 * high:.1f}"
 
 
@@ -179,7 +179,9 @@ def _short(entry: Entry) -> str:
 def _markdown(table: Table, cards_folder: Path) -> str:
     several = "s" * (len(table.entries) > 1)
     count = f"{len(table.entries)} model{several}"
-    note = f"{count}; accuracy in % of {table.images} images, with its 95 % Wilson interval."
+    drawn = any(entry.report.drawn for entry in table.entries)
+    interval = "95 % interval (Wilson; anytime where it stopped early)" if drawn else "95 % Wilson interval"
+    note = f"{count}; accuracy in % of {table.images} images, with its {interval}."
     rows = [_row(entry, cards_folder) for entry in table.entries]
     lines = ["| " + " | ".join(cells) + " |" for cells in (_HEAD, ("---",) * len(_HEAD), *rows)]
     title = f"### {_escaped(table.dataset)}, {table.threat.norm} eps {ranking.eps_text(table.threat.eps)}"

@@ -42,9 +42,19 @@ class Shown:
         return _fallen(self.report) if self.report else []
 
     @property
+    def counted(self) -> bool:
+        """Whether the report has the passes that it took."""
+        return self.report is not None and self.report.passes is not None
+
+    @property
     def passes(self) -> dict[str, int]:
-        """Attack -> forward and backward passes for an image, at most; of attacks whose settings say it."""
+        """Attack -> forward passes for an image, where the report counts them.
+
+        Else forward and backward passes for an image, at most; of attacks whose settings say it.
+        """
         results = self.report.results if self.report else ()
+        if self.counted:
+            return {one.attack: round((one.passes or 0) / one.n) for one in results}
         known = {one.attack: (one.settings.get("steps"), one.settings.get("restarts", 1)) for one in results}
         return {
             name: steps * restarts

@@ -16,6 +16,7 @@ from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import device_of
 from atent_ext.core.norms import norm
+from atent_ext.evaluation import drawn
 from atent_ext.evaluation.report import Report
 from atent_ext.evaluation.scoring import Subject
 
@@ -62,7 +63,8 @@ def look(subject: Subject, report: Report) -> Images:
     if len(subject.test) < report.n:
         message = f"the subject has {len(subject.test)} images and the report {report.n}; name the one that was scored"
         raise BadInput(message, code="other-content", field="subject")
-    split, model = subject.test.take(report.n), subject.model
+    split = subject.test.take(report.n) if report.drawn is None else drawn.first(subject.test, report.n, report.seed)
+    model = subject.model
     device = device_of(model)
     x, y = split.images, split.labels
     clean, worst = report.flags("clean"), report.worst.robust()

@@ -153,7 +153,7 @@ class Sign(Section):
 
 
 class Verdict(Section):
-    """A claim compared with the measurement. points: claimed minus measured; interval: 95 % Wilson; all in percent."""
+    """A claim compared with the measurement. points: claimed minus measured; interval: the result's; all in percent."""
 
     claim: Claim
     measured: Percent

@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,23 +14,22 @@ from torch import nn
 from atent_ext.core import processes, registry
 from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet, Split
-from atent_ext.evaluation import earlier, scoring
+from atent_ext.evaluation import anytime, earlier, scoring
+from atent_ext.evaluation.anytime import Until
 from atent_ext.evaluation.journal import Progress, differences
 from atent_ext.evaluation.protocol import Protocol, load_protocol
-from atent_ext.evaluation.report import About, Report, Result
+from atent_ext.evaluation.report import About, Report
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.models.speed import prepare
 from atent_ext.models.wrappers import described
-from atent_ext.submissions import masking, sanity
-from atent_ext.submissions.cards import Card, Check, Claim, Sign, Submission, Verdict
+from atent_ext.submissions import claims, masking, sanity
+from atent_ext.submissions.cards import Card, Check, Sign, Submission, Verdict
 from atent_ext.submissions.folder import Opened, shape
 
 T = TypeVar("T")
 CHECKED = 64
 """Number of images for the checks."""
 _ROOT = Path(__file__).resolve().parents[2]
-_DIGITS = 4
-"""Decimals of a percentage: enough for a million images, and few enough to hide rounding errors of floats."""
 
 
 def verify(
@@ -48,6 +47,7 @@ def verify(
     speed: str = "channels-last",
     card: Card | None = None,
     overwrite: bool = False,
+    tolerance: float | None = None,
     draw: Callable[[nn.Module, Split, Sequence[str]], None] | None = None,
     command: str = "",
     busy: Callable[[str], None] = lambda text: None,
@@ -60,6 +60,8 @@ def verify(
     are stored beside it, so that the same call resumes after an interruption. It must not be below registry/cards.
     card: the card at the path where the new card will be written; if it is of this submission and setting, it is
     returned and nothing is measured. overwrite: measure again and replace that card and the report at `out`.
+    tolerance: score images in random order, at most `n`, until every claim is refuted or confirmed within so many
+    percentage points (see `claims`); a card on which that is not decided yet is measured further.
     draw: called once in the main process with the network, the images and the class names, before any attack.
     command: the text of `Card.command`. n, seed, batch_size, chunk, speed, progress: as in `scoring.score`.
     busy: called with a text on the current step.
@@ -70,11 +72,13 @@ def verify(
     (naming what differs); and what `scoring.score` raises.
     """
     start = time.perf_counter()
+    if tolerance is not None:
+        claims.check(opened.submission, tolerance)
     plan = load_protocol(protocol) if isinstance(protocol, str) else protocol
     images = _images(opened, dataset, data_root, download)
     team = processes.state()
     setting: dict[str, Any] = {"n": n, "seed": seed, "batch_size": batch_size, "chunk": chunk, "speed": speed}
-    job = _Job(opened, images, images.test.take(n), plan, setting, busy)
+    job = _Job(opened, images, images.test.take(n), plan, setting, busy, tolerance)
     existing = (None, None) if overwrite else (card, out)
     inspection = _in_main(team, lambda: _inspect(job, *existing, draw))
     if inspection.finished is not None:
@@ -89,11 +93,12 @@ def verify(
         **setting,
         path=out,
         overwrite=overwrite,
+        until=job.until(random),
         busy=busy,
         progress=progress,
     )
     signs = (*inspection.signs, masking.black_box(report))
-    compared = verdicts(opened.submission.claims, report, random)
+    compared = claims.verdicts(opened.submission.claims, report, random)
     seconds += _seconds(report)
     return _in_main(team, lambda: _card(opened, checks, signs, inspection.curve, report, compared, command, seconds))
 
@@ -112,7 +117,7 @@ def _images(opened: Opened, dataset: str | None, root: Path | None, download: bo
 
 @dataclass(frozen=True)
 class _Job:
-    """The arguments of `verify`. test: the images to score. setting: keyword arguments of `scoring.score`."""
+    """The arguments of `verify`. test: the first `n` images. setting: keyword arguments of `scoring.score`."""
 
     opened: Opened
     images: DataSet
@@ -120,6 +125,23 @@ class _Job:
     protocol: Protocol
     setting: dict[str, Any]
     busy: Callable[[str], None]
+    tolerance: float | None = None
+
+    def until(self, random: bool) -> Until | None:
+        """When the claims are decided; None if a fixed number of images is scored."""
+        if self.tolerance is None:
+            return None
+        return claims.until_decided(self.opened.submission.claims, self.tolerance, random)
+
+    def enough(self, card: Card, random: bool) -> bool:
+        """Whether a card of this submission and setting needs no further measurement."""
+        until = self.until(random)
+        return card.report is None or until is None or bool(anytime.ended(card.report, until, len(self.test)))
+
+    @property
+    def drawn(self) -> bool:
+        """Whether images are scored in random order."""
+        return self.tolerance is not None
 
     @property
     def subject(self) -> Subject:
@@ -157,12 +179,13 @@ def _inspect(
     random = sanity.is_random(checks, opened.submission.random)
     if card is not None:
         _require_same(card, job, checks, random)
-        return _Inspection(checks, random, finished=card)
+        if job.enough(card, random):
+            return _Inspection(checks, random, finished=card)
     if sanity.fatal(checks):
         return _Inspection(checks, random)
     report = None if out is None else earlier.read(out)
     if report is not None:
-        scoring.require_same(report, str(out), job.subject, job.fitting(random), **job.setting)
+        scoring.require_same(report, str(out), job.subject, job.fitting(random), **job.setting, drawn=job.drawn)
     device = processes.state().device
     network = opened.network.to(device if device.type == "cuda" else "cpu")
     network = prepare(network, job.test[:batch_size].images, job.setting["speed"]).model
@@ -190,7 +213,7 @@ def _require_same(card: Card, job: _Job, checks: tuple[Check, ...], random: bool
     current = _identity(job.opened.submission, job.opened.sha256, checks)
     earlier.refuse(differences(stored, current), source)
     if card.report:
-        scoring.require_same(card.report, source, job.subject, job.fitting(random), **job.setting)
+        scoring.require_same(card.report, source, job.subject, job.fitting(random), **job.setting, drawn=job.drawn)
 
 
 def _identity(submission: Submission, sha256: Any, checks: Sequence[Check]) -> dict[str, Any]:
@@ -229,49 +252,6 @@ def fitting(protocol: Protocol, random: bool) -> Protocol:
     if not random:
         return protocol
     return protocol.model_copy(update={"attacks": tuple(spec.for_random_network() for spec in protocol.attacks)})
-
-
-# ---- claims
-
-
-def verdicts(claims: Iterable[Claim], report: Report, random: bool = False) -> tuple[Verdict, ...]:
-    """A verdict for each claim that the report covers, by clean accuracy or by the worst case over all attacks.
-
-    Without AutoAttack the worst case is too loose an upper bound to confirm a robust claim: only "overstated" is
-    returned then. random: compare with the strongest single attack instead, because the worst case of a random network
-    decreases by chance with every further attack, even with attacks that change nothing.
-    """
-    measured = {
-        "clean": report.of_kind("clean"),
-        "robust": _strongest(report) if random else report.of_kind("worst_case"),
-    }
-    compared = [_verdict(claim, result) for claim in claims if (result := measured[claim.what])]
-    thorough = report.autoattack is not None
-    return tuple(
-        verdict for verdict in compared if thorough or verdict.claim.what == "clean" or verdict.verdict == "overstated"
-    )
-
-
-def _strongest(report: Report) -> Result | None:
-    return min(report.attacks, key=lambda result: result.accuracy, default=None)
-
-
-def _verdict(claim: Claim, result: Result) -> Verdict:
-    """Confirmed if the claim lies in the 95 % Wilson interval of the measured accuracy."""
-    low, high = (100 * bound for bound in result.interval95_wilson)
-    kind = "overstated" if claim.percent > high else "understated" if claim.percent < low else "confirmed"
-    measured = 100 * result.accuracy
-    over = f" over {result.over}" if result.over else ""
-    return Verdict.model_validate(
-        {
-            "claim": claim,
-            "measured": round(measured, _DIGITS),
-            "interval": (round(low, _DIGITS), round(high, _DIGITS)),
-            "attack": f"{result.attack}{over}",
-            "points": round(claim.percent - measured, _DIGITS),
-            "verdict": kind,
-        }
-    )
 
 
 # ---- the card

@@ -107,7 +107,7 @@ def listed(values: Iterable[object]) -> str:
 def cell(report: Report, attack: str) -> str:
     """Accuracy in % with its Wilson interval, "" where the attack was not run."""
     one = result(report, attack)
-    return _accuracy(one["accuracy"], *one["interval95_wilson"]) if one else ""
+    return _accuracy(one["accuracy"], *(one.get("interval95_wilson") or one["interval95_anytime"])) if one else ""
 
 
 def share(flags: str) -> str:

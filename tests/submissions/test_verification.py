@@ -12,13 +12,13 @@ from reports import report, result
 from atent_ext.attacks.accuracy import clean_flags
 from atent_ext.core.errors import BadInput
 from atent_ext.data import datasets
-from atent_ext.evaluation import scoring
+from atent_ext.evaluation import engine, scoring
 from atent_ext.evaluation.protocol import Protocol, load_protocol
 from atent_ext.evaluation.report import Report
 from atent_ext.leaderboard import ranking
 from atent_ext.models import weights, wrappers
 from atent_ext.subjects import weights_file
-from atent_ext.submissions import cards, masking, sanity, verification
+from atent_ext.submissions import cards, claims, masking, sanity, verification
 from atent_ext.submissions import folder as submission_folder
 from atent_ext.submissions.cards import Claim, Submission
 
@@ -266,16 +266,16 @@ def test_a_claim_is_confirmed_inside_the_interval(percent, points, verdict):
     half = z * (0.0009 + z**2 / 40000) ** 0.5
     low, high = ((0.9 + z**2 / 200 + sign * half) / (1 + z**2 / 100) for sign in (-1, 1))
     measured = report(result("clean", 0.9, 100, interval95_wilson=(low, high)))
-    (found,) = verification.verdicts([claim({"what": "clean", "percent": percent})], measured)
+    (found,) = claims.verdicts([claim({"what": "clean", "percent": percent})], measured)
     assert (found.points, found.verdict) == (points, verdict)
     assert found.interval == pytest.approx((82.56, 94.48), abs=0.01)
 
 
 def test_no_verdict_on_what_was_not_measured():
     clean, robust = report(result("clean", 1.0)), report(result("PGD-20", 0.5))
-    assert verification.verdicts([claim({"what": "robust", "percent": 50})], clean) == ()
-    assert verification.verdicts([claim({"what": "clean", "percent": 50})], robust) == ()
-    assert verification.verdicts([], clean) == ()
+    assert claims.verdicts([claim({"what": "robust", "percent": 50})], clean) == ()
+    assert claims.verdicts([claim({"what": "clean", "percent": 50})], robust) == ()
+    assert claims.verdicts([], clean) == ()
 
 
 def around(attack, accuracy):
@@ -295,15 +295,41 @@ def around(attack, accuracy):
 )
 def test_an_upper_bound_can_only_refute(percent, attack, kinds):
     measured = report(around("clean", 0.8), around(attack, 0.5), around("worst case", 0.5))
-    found = verification.verdicts([claim({"what": "robust", "percent": percent})], measured)
+    found = claims.verdicts([claim({"what": "robust", "percent": percent})], measured)
     assert [one.verdict for one in found] == kinds
 
 
 @pytest.mark.parametrize(("random", "attack", "points"), [(False, "worst case", 30), (True, "AutoAttack", 20)])
 def test_a_random_network_is_judged_by_the_strongest_single_attack(random, attack, points):
     results = [around("clean", 0.3), around("PGD-5", 0.6), around("AutoAttack", 0.5), around("worst case", 0.4)]
-    (found,) = verification.verdicts([claim({"what": "robust", "percent": 70})], report(*results), random)
+    (found,) = claims.verdicts([claim({"what": "robust", "percent": 70})], report(*results), random)
     assert (found.attack, found.points) == (attack, points)
+
+
+# ---- until the claims are decided
+
+
+def test_scoring_stops_when_the_claims_are_decided_and_goes_on_from_there(opened, without_signs, tmp_path, monkeypatch):
+    scored, original = [], engine.score
+    monkeypatch.setattr(engine, "score", lambda *given: (scored.append(given[2].start), original(*given)))
+    masked = claiming(opened, ("clean", 20), ("robust", 99.9))
+    options = {"n": None, "out": tmp_path / "report.json", "tolerance": 1.0, "chunk": 20}
+    card = verify(masked, **options)
+    assert card.report.drawn.ended == "each claim is refuted, or confirmed within 1 points"
+    assert card.report.n < 100 < card.report.total == 360
+    assert [one.verdict for one in card.verdicts] == ["understated", "overstated"]
+    assert verify(masked, **options, card=card) is card
+    others = claiming(opened, ("clean", round(100 * card.report.accuracy("clean"), 2)))
+    with pytest.raises(BadInput) as error:
+        verify(others, **options, card=card)
+    assert error.value.field == "submission.claims.0.percent"
+    further = verify(others, **options)  # its report is of the same images and settings, and not enough
+    assert further.report.n > card.report.n
+    assert scored == sorted(set(scored))
+    assert further.report.worst.flags.startswith(card.report.worst.flags)
+    with pytest.raises(BadInput) as error:
+        verify(masked, card=card)
+    assert (error.value.code, error.value.field) == ("other-content", "n")
 
 
 # ---- data under another name

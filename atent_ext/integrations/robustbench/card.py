@@ -98,7 +98,13 @@ def radius(eps: float) -> str:
 def scored_images(card: Card) -> str:
     """The scored images of the card as text; they can be a part of the data set."""
     data = card.report.data if card.report else card.submission.dataset
-    return f"the first {autoattack(card).n} test images of {_line(str(data))}"
+    drawn = card.report is not None and card.report.drawn is not None
+    chosen = (
+        f"{autoattack(card).n} test images, drawn at random,"
+        if drawn
+        else f"the first {autoattack(card).n} test images"
+    )
+    return f"{chosen} of {_line(str(data))}"
 
 
 def form(card: Card, network: Source) -> str:
