@@ -319,6 +319,13 @@ def _timm() -> None:
     networks.build("vit", classes=3, channels=1, size="tiny", image_size=32)
 
 
+def _huggingface() -> None:
+    from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
+
+    if not callable(hf_hub_download) or "mit" not in str(ModelCard(f"---\n{ModelCardData(license='mit')}\n---\n")):
+        raise AtentError("a model card lacks its license", code="unsupported")
+
+
 _ALL = (
     Neighbour("torch", None, "everything", _torch),
     Neighbour("torchvision", None, "data sets, the models vgg-11 and resnet-50", _torchvision),
@@ -333,6 +340,7 @@ _ALL = (
     Neighbour("foolbox", "foolbox", "integrations.foolbox.LinfATENTAttack", _foolbox),
     Neighbour("art", "art", "integrations.art.ATENTAttack", _art, "adversarial-robustness-toolbox"),
     Neighbour("timm", "timm", "the models convnext and vit", _timm),
+    Neighbour("huggingface_hub", "hub", "hf:OWNER/NAME, atent submit --to huggingface", _huggingface),
     Neighbour("mair", "git+https://github.com/Harry24k/MAIR", "integrations.mair.trainer_class", _mair),
 )
 NEIGHBOURS: Mapping[str, Neighbour] = {neighbour.module: neighbour for neighbour in _ALL}

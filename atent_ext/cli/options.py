@@ -31,8 +31,9 @@ def number(option: str) -> Callable[[str], float]:
 Source = Annotated[
     str,
     typer.Argument(
-        help="A run folder, a weights file, a program (.pt2), a name of `atent ls zoo`, robustbench:NAME, or code that "
-        "is run to make a network: timm:NAME, torchvision:NAME, FILE.py:callable, package.module:callable. "
+        help="A run folder, a weights file, a program (.pt2), a name of `atent ls zoo`, robustbench:NAME, "
+        "hf:OWNER/NAME[@REVISION][/FILE] of the Hugging Face hub, or code that is run to make a network: timm:NAME, "
+        "torchvision:NAME, FILE.py:callable, package.module:callable. "
         "Where a folder is called like a model: ./NAME is the folder, zoo:NAME the model."
     ),
 ]
@@ -49,7 +50,11 @@ ModelArguments = Annotated[
 ]
 Weights = Annotated[Path | None, typer.Option("--weights", help="For code: the weights of the network that it makes.")]
 Dataset = Annotated[
-    str | None, typer.Option("--dataset", help="For code, a weights file, a program or robustbench:NAME: the data set.")
+    str | None,
+    typer.Option(
+        "--dataset",
+        help="For a source that does not say its data set: code, a weights file, a program, robustbench:NAME.",
+    ),
 ]
 Classes = Annotated[
     int | None,

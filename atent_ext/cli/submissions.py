@@ -146,19 +146,29 @@ def submit(
     weights: Annotated[
         Path | None, typer.Option(help="The weights of the card [default: in its FOLDER, or the file beside it].")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="New folder [default: robustbench-NAME].")] = None,
-    to: Annotated[str, typer.Option("--to", help="The leaderboard: robustbench.")] = "robustbench",
+    out: Annotated[Path | None, typer.Option("--out", help="New folder [default: the place and the name].")] = None,
+    to: Annotated[str, typer.Option("--to", help="robustbench, or huggingface: its hub.")] = "robustbench",
 ) -> None:
-    """Write the bundle that a leaderboard's maintainers ask for."""
+    """Write what a leaderboard's maintainers ask for, or the repository of a hub. Nothing is sent."""
     from atent_ext.core.registry import nearest
-    from atent_ext.integrations.robustbench.bundle import bundle
     from atent_ext.submissions.cards import read_card
 
-    if to != "robustbench":
-        raise nearest("leaderboard to submit to", to, ["robustbench"])
+    if to not in ("robustbench", "huggingface"):
+        raise nearest("place to submit to", to, ["robustbench", "huggingface"])
     read = read_card(card)
     target = out or Path(f"{to}-{read.submission.name}")
-    written = bundle(read, weights or _weights_of(card, read.weights["file"]), target)
+    own = weights or _weights_of(card, read.weights["file"])
+    if to == "huggingface":
+        from atent_ext.integrations.huggingface import write
+
+        written = write(read, own, target)
+        print_line(
+            f"written: {target}, {len(written)} files; `hf upload OWNER/{read.submission.name} {target}` sends it"
+        )
+        return
+    from atent_ext.integrations.robustbench.bundle import bundle
+
+    written = bundle(read, own, target)
     print_line(f"written: {target}, {len(written)} files; README.md in it says what to do")
 
 

@@ -1,4 +1,5 @@
 from .exported_program import from_program as from_program
+from .hub import from_hub as from_hub
 from .python_code import build as build
 from .python_code import from_code as from_code
 from .python_code import is_code as is_code

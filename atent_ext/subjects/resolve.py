@@ -3,6 +3,7 @@
 zoo:NAME or NAME         a model of the zoo         robustbench:NAME        a model of RobustBench's zoo
 timm:NAME                a network of timm          torchvision:NAME        a network of torchvision
 FILE.py:NAME             the user's own code        package.module:NAME     the same
+hf:OWNER/NAME[@REVISION][/FILE]                     a repository of the Hugging Face hub
 PATH                     a run folder, a weights file or an exported program (.pt2); ./NAME where the zoo has a model of
                          that name, too
 """
@@ -21,6 +22,8 @@ from atent_ext.evaluation.scoring import Subject
 from atent_ext.subjects import zoo
 from atent_ext.subjects.base import threat_model, under
 from atent_ext.subjects.exported_program import SUFFIX, from_program
+from atent_ext.subjects.hub import PREFIX as _HUB
+from atent_ext.subjects.hub import from_hub
 from atent_ext.subjects.python_code import from_code, is_code
 from atent_ext.subjects.robustbench import from_zoo
 from atent_ext.subjects.run_folder import from_run
@@ -50,7 +53,8 @@ def load(
 
     reference: what the user typed. With a path separator ("./NAME") it is always a path; note that a `Path` drops the
     "./". "zoo:NAME" is always a model of the zoo. `robustbench:NAME` is a model of RobustBench; its checkpoint is in
-    `model_dir` (None: "models"), and without `eps` it is scored at the radius of RobustBench's leaderboard.
+    `model_dir` (None: "models"), and without `eps` it is scored at the radius of RobustBench's leaderboard. "hf:...":
+    as in `from_hub`.
     model, dataset: needed for a weights file; a program needs a dataset. norm, eps: override the threat model.
     held_out: as in `from_run`; only for run folders. classes: as in `datasets.load`; only where `dataset` is given.
     weights_key, normalisation: as in `from_weights`; only for weights files. weights: of the network that the code of
@@ -64,6 +68,12 @@ def load(
         raise BadInput(message, code="unused", field="model_dir")
     code = is_code(str(reference)) and not Path(reference).exists()
     _check_of_code(reference, code or model is not None, code, weights, arguments)
+    if str(reference).startswith(_HUB):
+        if held_out:
+            message = f"{reference} is a repository, and only a run says which images it held out; leave out --held-out"
+            raise BadInput(message, code="unused", field="held_out")
+        named = (str(reference), model, dataset, norm, eps)
+        return from_hub(*named, root, download, classes, weights_key, normalisation, arguments)
     if code:
         place = (root, download, classes)
         stated = (weights_key, normalisation)

@@ -1,5 +1,6 @@
 """Cards: what a submitter claims about a checkpoint (`card.yaml`), and what was measured (registry/cards/**/*.json)."""
 
+import hashlib
 import json
 import math
 import re
@@ -250,6 +251,24 @@ def _deep(value: Any, most: int) -> bool:
 def write_card(card: Card, path: Path) -> None:
     """Write a card as JSON."""
     files.write(path, json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+
+
+def content_of(card: Card, weights: Path) -> bytes:
+    """The bytes of the file `weights`. Raises BadInput unless it is there and is the card's, by its SHA-256."""
+    if not weights.is_file():
+        message = f"there is no weights file {weights}; name the file of the card with --weights"
+        raise BadInput(message, code="missing", field="weights")
+    content = weights.read_bytes()
+    require_weights(card, content, weights)
+    return content
+
+
+def require_weights(card: Card, content: bytes, weights: Path) -> None:
+    """Raise BadInput unless `content`, of the file `weights`, has the card's SHA-256."""
+    digest, named = hashlib.sha256(content).hexdigest(), card.weights.get("sha256")
+    if digest != named:
+        message = f"{weights} has SHA-256 {digest}, but the card is of a file with {named}; give that file"
+        raise BadInput(message, code="other-content", field="weights")
 
 
 def _parsed(kind: type[Kind], raw: Any, path: Path) -> Kind:

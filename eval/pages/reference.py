@@ -26,7 +26,10 @@ from atent_ext.evaluation.protocol import load_protocol
 from atent_ext.training import recipe_files, recipes
 
 HOME = Path(atent_ext.__file__).parent
-MODULES = ("compat", *(f"integrations.{name}" for name in ("torchattacks", "foolbox", "art", "art_trainer", "mair")))
+MODULES = (
+    "compat",
+    *(f"integrations.{name}" for name in ("torchattacks", "foolbox", "art", "art_trainer", "huggingface", "mair")),
+)
 """Public modules that have no stub; their public names are the classes and functions in them without an underscore."""
 WIDTH = 100
 

@@ -1,6 +1,5 @@
 """A bundle for RobustBench's maintainers from a card of the registry, and a check of it without atent_ext."""
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from atent_ext.integrations.robustbench.export import with_prefix
 from atent_ext.integrations.robustbench.source import Source, normalised, source
 from atent_ext.models import wrappers
 from atent_ext.storage import files
-from atent_ext.submissions import folder
+from atent_ext.submissions import cards, folder
 from atent_ext.submissions.cards import PROGRAM, Card, Submission
 
 _CHECK = """\
@@ -70,7 +69,7 @@ def bundle(card: Card, weights: Path, out: Path) -> list[Path]:
         raise BadInput(message, code="unsupported", field="architecture")
     if out.exists():
         raise BadInput(f"{out} exists; name a folder that does not", code="exists", field="out")
-    _same_file(card, weights)
+    cards.content_of(card, weights)
     texts = _texts(card, _source(submission))
     state = with_prefix(_network(submission, weights).state_dict())
     return _write(out, _place("models", submission, "pt"), state, texts)
@@ -96,16 +95,6 @@ def check(out: Path, images: Tensor, labels: Tensor) -> float:
         message = f"RobustBench cannot load the bundle {out}: {lines[-1][:300]}; write it anew"
         raise BadInput(message, code="unreadable", field="out")
     return float(done.stdout.splitlines()[-1])
-
-
-def _same_file(card: Card, weights: Path) -> None:
-    if not weights.is_file():
-        message = f"there is no weights file {weights}; name the file of the card with --weights"
-        raise BadInput(message, code="missing", field="weights")
-    digest, named = hashlib.sha256(weights.read_bytes()).hexdigest(), card.weights.get("sha256")
-    if digest != named:
-        message = f"{weights} has SHA-256 {digest}, but the card is of a file with {named}; give that file"
-        raise BadInput(message, code="other-content", field="weights")
 
 
 def _source(submission: Submission) -> Source:
