@@ -161,7 +161,7 @@ class _Record:
         self.worst = torch.empty(0)
 
     def visit(self, moving: Tensor, counts: bool) -> None:
-        """The gradient at these iterates; if it `counts`, they are draws."""
+        """The gradient at these iterates; with `counts` they are stored as draws."""
         slope, logits = scored_gradient(self.model, self.loss, moving, self.labels)
         self.slope = finite(slope)
         if not counts:

@@ -1,4 +1,4 @@
-"""What a chain climbs: the losses that restarts take in turn, and what replaces an input gradient that vanishes."""
+"""The losses that restarts maximise in turn, and what replaces an input gradient that vanishes."""
 
 import math
 import warnings

@@ -19,7 +19,7 @@ def about(content: Content) -> Iterator[str]:
         yield f"link: {submission['link']}"
     yield f"network: {architecture['name']}{arguments}; {weights['parameters']:,} parameters"
     yield f"recipe: {catalog.recipe_of(content) or 'the card names none'}"
-    yield f"training: {submission.get('training') or 'the card says nothing of it'}"
+    yield f"training: {submission.get('training') or 'not stated in the card'}"
     here = f"here: atent eval {name}" if catalog.loads(name) else "not here"
     yield f"weights: {here}; SHA-256 {weights['sha256']}"
     yield from (f"weights: {note}" for note in weights.get("notes", ()))

@@ -65,7 +65,7 @@ class Commands(Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             what = str(ctx.invoked_subcommand)
-            how = _GO_ON.get(what, "nothing of it was kept")
+            how = _GO_ON.get(what, "nothing was saved")
             if "--overwrite" in ctx.obj and what in _OVERWRITING:  # the option would delete the progress
                 how += ", without --overwrite"
             raise Interrupted(f"{what} was interrupted; {how}") from None

@@ -27,7 +27,7 @@ def show(
 ) -> None:
     """Show a recipe with its base, a protocol, or a card: what was claimed and measured of a model.
 
-    A recipe and a model of the zoo may share a name and be two trainings; both are shown. The card names its recipe.
+    A recipe and a model of the zoo may be different trainings of one name; both are shown. The card names its recipe.
     """
     if kind is not None and kind not in get_args(Shown):
         raise registry.nearest("kind", kind, get_args(Shown))

@@ -42,7 +42,7 @@ def is_training(model: object) -> bool:
 def evaluating(model: object) -> Iterator[None]:
     """Put the model into eval mode for the block. Each module's own mode is restored afterwards.
 
-    Frozen TorchScript modules, which have no mode, have this one in the block, for packages that look.
+    Frozen TorchScript modules have no mode. In the block their `training` is False, since some packages read it.
     """
     modes = [(module, module.training) for module in _modules(model)]
     others = [module for module in _all_modules(model) if not hasattr(module, "training")]

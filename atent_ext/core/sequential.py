@@ -83,7 +83,10 @@ def _log_choose(n: Any, k: Any) -> Any:
 
 
 def _first(good: Any, low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The smallest place in [low, high] that is good, elementwise; `high` is good, and so is all above a good place."""
+    """The smallest number in [low, high] for which `good` holds, elementwise.
+
+    `good` must hold for `high`, and for every number above one for which it holds.
+    """
     while bool((low < high).any()):
         middle = (low + high) // 2
         found = good(middle)

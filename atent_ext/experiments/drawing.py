@@ -90,8 +90,8 @@ def _check_numbers(path: Path, kind: str) -> None:
         content = None
     if not isinstance(content, dict) or content.get("figure") != kind:
         raise BadInput(
-            f"{path} is there, and it does not hold the numbers of a figure {kind!r}, which go there; name another "
-            "--out",
+            f"{path} exists and holds something else than the numbers of a figure {kind!r}, which are written there; "
+            "name another --out",
             code="exists",
             field="out",
         )

@@ -227,7 +227,7 @@ class Study(Section):
             for column in {*scale.leave_out, *scale.images} - known:
                 raise registry.nearest(f"column of {self.name}", column, known)
         if (self.kind == "figure") != (self.draws is not None):
-            message = f"{self.name}: a study of kind 'figure', and no other, says what it draws"
+            message = f"{self.name}: a study of kind 'figure' needs `draws`, and no other kind takes it"
             raise BadInput(message, code="conflict", field="draws")
         return self
 

@@ -107,14 +107,14 @@ def _tensors(fit: Fit, wanted: Wanted) -> dict[str, Tensor]:
 
 
 def _untied(fit: Fit, wanted: Wanted) -> list[str]:
-    """The names under which the file has another tensor than under the name that shares it in the network."""
+    """Names that share one tensor in the network, and have different ones in the file."""
     stored = {name: fit.group.tensors[other] for name, other in fit.names.items()}
     pairs = [(name, first) for name, first in wanted.shared.items() if name in stored and first in stored]
     return [name for name, first in pairs if not torch.equal(stored[name], stored[first])]
 
 
 def _equal(one: Weights, other: Weights, names: Sequence[str], wanted: Wanted) -> bool:
-    """Whether two weights agree in these names, in the network's precision."""
+    """Whether two sets of weights are equal under these names, in the network's precision."""
     for name in names:
         mine, theirs, dtype = one.tensors.get(name), other.tensors.get(name), wanted.state[name].dtype
         if mine is None or theirs is None or not (mine is theirs or torch.equal(mine.to(dtype), theirs.to(dtype))):
@@ -256,7 +256,7 @@ def _keys(every: Sequence[Weights]) -> str:
 
 
 def _unfit(found: Contents, fits: Sequence[Fit], wanted: Wanted, path: Path) -> BadInput:
-    """The error for a file without the network: what the best place in it lacks, has beside, or has otherwise."""
+    """The error for a file without the network: what its best group of tensors lacks, adds or has otherwise."""
     named = [group for group in found.groups if not group.ordered]
     if not named and not fits:
         what = "a list"
@@ -296,7 +296,10 @@ def _differences(fit: Fit, wanted: Wanted) -> tuple[list[str], str]:
     in_last = all(name.rpartition(".")[0] == last and t.shape[1:] == own.shape[1:] for name, t, own in shapes)
     if len(outputs) == 1 and in_last:
         (theirs,), (ours,) = outputs.pop()
-        return texts, f"the weights are of {theirs} classes and the network of {ours}: give the data set they are of"
+        return (
+            texts,
+            f"the weights are for {theirs} classes, the network is for {ours}: name the data set of the weights",
+        )
     if shapes:
         return texts, "name the architecture and the arguments that these weights were trained with"
     if unknown and not missing:

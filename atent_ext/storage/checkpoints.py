@@ -143,7 +143,7 @@ def is_averaged(path: Sequence[str], before: bool = False) -> bool:
 
 
 def entries(found: Contents, group: Group) -> Iterator[tuple[str, Any]]:
-    """What lies on the way to a group, the group's own entries last: names with dots, and values."""
+    """Names with dots, and values, of all entries along the path to a group; the group's own entries come last."""
     value = found.checkpoint
     for depth in range(len(group.path) + 1):
         inside = dict(value) if isinstance(value, Mapping) else dict(enumerate(value))
@@ -154,7 +154,7 @@ def entries(found: Contents, group: Group) -> Iterator[tuple[str, Any]]:
 
 
 def beside(found: Contents, group: Group) -> list[str]:
-    """The names of what lies on the way to a group and does not lead to it, and of what in it is no tensor by name."""
+    """The names of entries that are not read: those beside the path to a group, and those in it that are no tensors."""
     way = {".".join(group.path[: depth + 1]) for depth in range(len(group.path))}
     own = set() if group.ordered else {".".join((*group.path, name)) for name in group.tensors}
     return [name for name, _ in entries(found, group) if name not in way and name not in own and not group.ordered]

@@ -229,7 +229,7 @@ class _Global:
 
     def __call__(self, *arguments: object) -> dict[Any, Any]:
         if self.name.startswith("collections.") and not all(isinstance(value, dict) for value in arguments):
-            raise ValueError(f"{self.name} of other things than a mapping")  # it would hash each of them
+            raise ValueError(f"{self.name} of something that is not a mapping")  # it would hash each of them
         return {}
 
 
@@ -304,7 +304,7 @@ class _PickleScanner(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> dict[Any, Any]:
         word, kind, key, _, count, *_ = pid
         if word != "storage" or not isinstance(key, str) or type(count) is not int or count < 0:
-            raise ValueError("a storage that is none")
+            raise ValueError("a reference to a storage that torch does not write")
         size = count * _STORAGES[kind.name]
         if self.storages.setdefault(key, size) != size:
             raise ValueError(f"storage {key[:50]} has two sizes")

@@ -83,7 +83,7 @@ def read(folder: Path, root: Path | None = None, *, most: int = _WEIGHTS) -> Ope
     content = untrusted.read(weights, most)
     notes: list[str] = []
     if recipe is not None and recipe.init_from is not None:
-        notes.append(f"the recipe starts from {recipe.init_from[:100]!r}, which is not looked at")
+        notes.append(f"the recipe starts from {recipe.init_from[:100]!r}, which is not read")
     network, key = filled(submission, content, weights, notes, root)
     return Opened(
         submission,

@@ -11,7 +11,7 @@ splits        the images of a training
 batches       order and shares of batches
 augment       random changes of images
 mixing        mixup, CutMix, label smoothing
-progress      who is told how far a training is
+progress      the events that a training reports
 tracking      TensorBoard, Weights & Biases, MLflow
 run_folder    what a run leaves on disk, and who may write there
 entropy_sgd   the optimizer Entropy-SGD

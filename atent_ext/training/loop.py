@@ -277,7 +277,7 @@ def _accelerator(recipe: Recipe, folder: RunFolder) -> Accelerator:
                 project_dir=folder.path,
             )
     except ValueError as error:  # a device without it, or an earlier run of this process in another precision
-        message = f"mixed_precision is {precision!r}, which cannot be had here: {error}"
+        message = f"mixed_precision is {precision!r}, which is not available here: {error}"
         raise BadInput(message, code="unsupported", field="mixed_precision") from error
 
 

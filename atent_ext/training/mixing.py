@@ -11,7 +11,7 @@ from atent_ext.core.schema import Positive, Section, Share
 
 
 class Mix(Section):
-    """Each image of a batch is mixed with another one of it, and so are their targets.
+    """Mixes each image of a batch, and its target, with another image of the batch.
 
     mixup: l x_i + (1 - l) x_j (Zhang et al. 2018). cutmix: a box of x_j of the area 1 - l is pasted into x_i (Yun et
     al. 2019). l is drawn from Beta(alpha, alpha) for a batch, alpha > 0. share: of the batches that are mixed.

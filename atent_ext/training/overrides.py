@@ -116,8 +116,8 @@ def _follow_radius(before: Mapping[str, Any], after: Raw, given: Set[str]) -> It
         return
     if trained != old:
         raise BadInput(
-            f"threat.eps is {new:g} instead of {old:g}, and objective.eps, {trained:g}, the radius of training, was "
-            "another one; give objective.eps, too",
+            f"threat.eps changed from {old:g} to {new:g}, but objective.eps, the radius of training, is {trained:g}; "
+            "give objective.eps, too",
             code="conflict",
             field="objective.eps",
         )

@@ -1,4 +1,4 @@
-"""How a training tells what it does: to the progress bar of the command line, or to nobody."""
+"""The events that a training reports, to the progress bar of the command line or to another reporter."""
 
 from typing import Any, Protocol
 

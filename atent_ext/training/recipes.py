@@ -56,7 +56,7 @@ class AWP(Section):
     """Adversarial weight perturbation (Wu et al. 2020): a step takes the gradient at the worst weights nearby.
 
     gamma: the size of the perturbation of each layer relative to its weights, > 0. start: the share of the training
-    before it sets in. It costs the passes of the loss once more, those of the attack only once.
+    before it sets in. The passes of the loss double, those of the attack do not.
     """
 
     gamma: Positive = 0.01

@@ -1,4 +1,4 @@
-"""The images that a training sees: to train on, held out of that to choose the epoch, and extra ones to train on."""
+"""The images of a training: those to train on, those held out to choose the epoch, and extra ones."""
 
 from dataclasses import dataclass
 from pathlib import Path

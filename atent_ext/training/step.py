@@ -140,7 +140,7 @@ def _statistics_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _perturbed(model: nn.Module, gamma: float) -> Iterator[None]:
-    """Move each weight of rank 2 or more by gamma |w| along its gradient for the block; one that is NaN moves none."""
+    """Move each weight of rank 2 or more by gamma |w| along its gradient for the block; not where that is NaN."""
     moved = []
     with torch.no_grad():
         for p in model.parameters():

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import re
 import pkgutil
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -134,9 +135,20 @@ def _docstring(module: str) -> str:
 
 
 def _summary(text: str) -> list[str]:
-    """The first paragraph as text; what follows, often a list of modules in columns, as it is."""
-    first, _, rest = text.partition("\n\n")
-    return [first, *(["", "```text", rest, "```"] if rest else [])]
+    """The paragraphs of a docstring; a list of modules in columns becomes a table."""
+    lines: list[str] = []
+    for paragraph in text.split("\n\n"):
+        rows = [re.split(" {2,}", line, maxsplit=1) for line in paragraph.splitlines()]
+        if all(len(row) == 2 and row[0] for row in rows):
+            lines += [
+                "| module | what it is for |",
+                "| --- | --- |",
+                *(f"| `{name}` | {what} |" for name, what in rows),
+            ]
+        else:
+            lines.append(paragraph)
+        lines.append("")
+    return lines[:-1]
 
 
 def commands() -> str:

@@ -163,7 +163,7 @@ def test_what_several_processes_cannot_share_is_refused_by_the_first(tmp_path, m
     assert atent("--version").returncode == 0
 
 
-@pytest.mark.parametrize(("rank", "said"), [("0", "atent: ls was interrupted; nothing of it was kept\n"), ("1", "")])
+@pytest.mark.parametrize(("rank", "said"), [("0", "atent: ls was interrupted; nothing was saved\n"), ("1", "")])
 def test_of_several_processes_that_a_launcher_ends_the_first_says_so(monkeypatch, rank, said):
     for name, value in (LAUNCHED | {"RANK": rank}).items():
         monkeypatch.setenv(name, value)

@@ -11,7 +11,7 @@ import pytest
 from atent_ext.core.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[2]
-OF_THE_SITE = ("reference.py", "site_hooks.py", "check_site.py", "tutorials.py")
+OF_THE_SITE = ("reference.py", "site_hooks.py", "check_site.py", "check_in_browser.py", "tutorials.py")
 """They write no measured figure."""
 PAGE_SCRIPTS = [path for path in sorted((ROOT / "eval" / "pages").glob("*.py")) if path.name not in OF_THE_SITE]
 SCRIPTS = [*PAGE_SCRIPTS, ROOT / "atent_ext" / "experiments" / "markdown.py"]

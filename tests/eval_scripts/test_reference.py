@@ -81,3 +81,9 @@ def test_fields_have_type_and_default(pages):
     assert "| `alpha` | `float` | `0.9` |" in pages["objectives.md"]
     assert "| `eps` | `float` | needed |" in pages["objectives.md"]
     assert "| `epochs` | `Count` | needed |" in pages["recipes.md"]
+
+
+def test_a_list_of_modules_is_a_table_and_a_paragraph_stays_one(pages):
+    assert "\n| `langevin` | the kernel, which adds" in pages["atent_ext.attacks.md"]
+    assert "\n\nThe public names are imported when" in pages["atent_ext.md"]
+    assert "\n\n    from atent_ext.integrations.mair import" in pages["atent_ext.integrations.mair.md"]

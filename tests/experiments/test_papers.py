@@ -145,7 +145,7 @@ def test_a_radius_is_absolute_or_a_share_of_the_rows():
         ({"rows": ({"name": "a", "recipe": "x", "after": "b"},)}, "row of tiny 'b'"),
         ({"scales": {"smoke": {"recipes": "x", "leave_out": ("PDG",)}}}, "did you mean 'PGD'"),
         ({"scales": {"smoke": {"recipes": "x", "images": {"PDG": 1}}}}, "did you mean 'PGD'"),
-        ({"kind": "figure"}, "says what it draws"),
+        ({"kind": "figure"}, "needs `draws`"),
         ({"scales": {}}, "at least 1 item"),
     ],
 )

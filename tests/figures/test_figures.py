@@ -371,9 +371,8 @@ def test_a_figures_numbers_replace_no_scores(tmp_path, monkeypatch):
         numbers.write_text(text)
         said = refusal(drawing.draw, "density", [], out)
         assert (
-            said
-            == f"{numbers} is there, and it does not hold the numbers of a figure 'density', which go there; "
-            + ("name another --out")
+            said == f"{numbers} exists and holds something else than the numbers of a figure 'density', "
+            "which are written there; name another --out"
         )
         assert numbers.read_text() == text
         assert not out.exists()

@@ -180,7 +180,7 @@ def test_what_is_left_over_decides_whether_the_architecture_is_blamed():
     assert "the file holds more layers" in refusal(more, "bad-shape", "path")
     assert "architecture and the arguments" in refusal({**GOOD, "1.weight": torch.ones(9, 64)}, "bad-shape", "path")
     classes = {**GOOD, "5.weight": torch.ones(7, 32), "5.bias": torch.ones(7)}
-    assert "of 7 classes and the network of 10" in refusal(prefixed(classes, "model."), "bad-shape", "path")
+    assert "for 7 classes, the network is for 10" in refusal(prefixed(classes, "model."), "bad-shape", "path")
     assert "6 of 9 tensors fit under 'model'" in refusal(
         {"model": PARTS | {"2.bias": torch.ones(1)}}, "bad-shape", "path"
     )

@@ -122,7 +122,10 @@ def test_missing_weights_are_refused(tmp_path, suffix):
     [
         (nn.Linear(3, 4), ["wrong shape weight (4, 3) for (4, 2)"]),
         (nn.Linear(2, 4, bias=False), ["missing bias"]),
-        (nn.Linear(2, 5), ["wrong shape weight (5, 2)", "wrong shape bias (5,)", "of 5 classes and the network of 4"]),
+        (
+            nn.Linear(2, 5),
+            ["wrong shape weight (5, 2)", "wrong shape bias (5,)", "for 5 classes, the network"],
+        ),
         (nn.ParameterDict({"weight": torch.ones(4, 2), "bias": torch.ones(4), "w": torch.ones(1)}), ["unknown 'w'"]),
     ],
 )

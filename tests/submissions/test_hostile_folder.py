@@ -107,7 +107,7 @@ def test_what_a_recipe_starts_from_is_said_and_not_opened(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)  # who opened it would wait for ever
     opened = submission_folder.read(with_recipe(tmp_path, init_from=str(pipe)))
-    assert opened.notes == (f"the recipe starts from {str(pipe)[:100]!r}, which is not looked at",)
+    assert opened.notes == (f"the recipe starts from {str(pipe)[:100]!r}, which is not read",)
 
 
 @pytest.mark.parametrize(

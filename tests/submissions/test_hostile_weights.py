@@ -169,7 +169,7 @@ def test_a_key_whose_hash_never_ends_is_refused(tmp_path, zipped):
 @pytest.mark.parametrize("kind", ["Counter", "OrderedDict"])
 def test_a_call_that_takes_such_a_hash_is_refused(tmp_path, kind):
     content = saved(Call({"Counter": Counter, "OrderedDict": OrderedDict}[kind], (((1, 2),),)))
-    assert f"(ValueError: collections.{kind} of other things than a mapping)" in refusal(
+    assert f"(ValueError: collections.{kind} of something that is not a mapping)" in refusal(
         submission(tmp_path / "s", content)
     )
 
@@ -294,10 +294,10 @@ FLOAT = torch.FloatStorage
     ("identities", "said"),
     [
         ([("storage", FLOAT, "0", "cpu", 4), ("storage", FLOAT, "0", "cpu", 8)], "ValueError: storage 0 has two sizes"),
-        ([("storage", FLOAT, "0", "cpu", -4)], "ValueError: a storage that is none"),
-        ([("storage", FLOAT, 0, "cpu", 4)], "ValueError: a storage that is none"),
-        ([("storage", FLOAT, "0", "cpu", "4")], "ValueError: a storage that is none"),
-        ([("module", FLOAT, "0", "cpu", 4)], "ValueError: a storage that is none"),
+        ([("storage", FLOAT, "0", "cpu", -4)], "ValueError: a reference to a storage that torch does not write"),
+        ([("storage", FLOAT, 0, "cpu", 4)], "ValueError: a reference to a storage that torch does not write"),
+        ([("storage", FLOAT, "0", "cpu", "4")], "ValueError: a reference to a storage that torch does not write"),
+        ([("module", FLOAT, "0", "cpu", 4)], "ValueError: a reference to a storage that torch does not write"),
         ([("storage", OrderedDict, "0", "cpu", 4)], "KeyError: 'collections.OrderedDict'"),
         ([("storage", "x", "0", "cpu", 4)], "AttributeError: "),
         ([7], "TypeError: "),

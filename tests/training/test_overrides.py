@@ -54,7 +54,7 @@ def test_a_radius_of_training_that_was_another_one_is_asked_for():
     error = refusal(BEST, "threat.eps=0.2")
     assert (error.code, error.field) == ("conflict", "objective.eps")
     assert str(error) == (
-        "threat.eps is 0.2 instead of 0.3, and objective.eps, 0.36, the radius of training, was another one; "
+        "threat.eps changed from 0.3 to 0.2, but objective.eps, the radius of training, is 0.36; "
         "give objective.eps, too"
     )
     assert refusal("digits-linf-mma", "threat.eps=0.2").field == "objective.eps"  # d_max

@@ -171,7 +171,7 @@ def test_weights_of_another_number_of_classes_are_refused(claimed):
     message = refusal("bad-shape", "path", claimed.load_model, images())
     assert message.startswith(f"{claimed.weights} does not fit DigitsCNN")
     assert "8.weight (3, 100) for (10, 100)" in message
-    assert "the weights are of 3 classes and the network of 10" in message
+    assert "the weights are for 3 classes, the network is for 10" in message
 
 
 def test_the_model_fits_classes_and_channels_of_the_data():

@@ -156,5 +156,5 @@ def test_another_precision_in_the_same_process_is_refused(tmp_path, tiny):
     loop.fit(recipe("sgd", "epochs=1"), tiny, tmp_path / "one")
     chosen = recipe("sgd", "mixed_precision=bf16")
     message = refusal("unsupported", "mixed_precision", loop.fit, chosen, tiny, tmp_path / "two")
-    assert message.startswith("mixed_precision is 'bf16', which cannot be had here: ")
+    assert message.startswith("mixed_precision is 'bf16', which is not available here: ")
     assert not (tmp_path / "two").exists()

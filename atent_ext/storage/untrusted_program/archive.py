@@ -60,7 +60,7 @@ def read(content: bytes) -> Archive:
     except Refused:
         raise
     except (RecursionError, MemoryError):
-        raise Refused("holds JSON without a bottom", "too-large") from None
+        raise Refused("holds JSON that is nested too deeply", "too-large") from None
     except Exception as error:  # a broken archive fails in many ways: BadZipFile, EOFError, struct.error
         raise Refused(f"is a broken zip archive, perhaps cut off ({line(error)}); send it again") from None
 

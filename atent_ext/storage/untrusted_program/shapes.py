@@ -28,7 +28,7 @@ _ELEMENTS = 2**28
 _BYTES = 4 * 2**30
 """Bytes of all results together for one image, at most."""
 _PARTS = 10_000
-"""The longest side that is cut into pieces, at most: each may become a tensor."""
+"""The longest side that may be split: each part may become a tensor."""
 _CUTTING = ("split", "split_with_sizes", "chunk", "tensor_split", "unbind")
 
 
@@ -63,11 +63,11 @@ def propagate(graph: Graph, held: Mapping[str, Tensor]) -> Shapes:
 
 
 def _check_line(first: "_Run", second: "_Run", later: "_Run") -> None:
-    """Refuse sizes, and memory, that are no line in the number of images: they could be anything for other numbers."""
+    """Refuse sizes and memory that do not grow linearly with the number of images: other numbers were not tried."""
     steps = later.count - first.count
     for name, low, middle, high in zip(first.labels, first.sizes, second.sizes, later.sizes, strict=True):
         if any(a + steps * (b - a) != c for a, b, c in zip(low, middle, high, strict=True)):
-            message = f"has sizes that do not follow the number of images in a line, in {name}"
+            message = f"has sizes that do not grow linearly with the number of images, in {name}"
             raise Refused(f"{message}; export it for one fixed number of images", "unsupported")
     if later.bytes > first.bytes + steps * (second.bytes - first.bytes):
         message = (
@@ -158,7 +158,7 @@ class _Run:
         if call.packed and operators.named(call.target).split(".")[1] in _CUTTING:
             longest = max((side for value in values if isinstance(value, Tensor) for side in value.shape), default=0)
             if longest > _PARTS:
-                raise Refused(f"cuts a side of {longest:,} into pieces: {where}", "too-large")
+                raise Refused(f"splits a side of {longest:,}: {where}", "too-large")
 
     def _resolved(self, value: Any) -> Any:
         if isinstance(value, list):
