@@ -7,8 +7,8 @@ import ast
 import dataclasses
 import importlib
 import inspect
-import re
 import pkgutil
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
