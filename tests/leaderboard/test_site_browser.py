@@ -142,7 +142,7 @@ def test_filters_leave_what_fits(browser, site):
 
 
 def test_every_control_has_a_name(browser, site):
-    unnamed = """() => [...document.querySelectorAll("input, select, button, a, [role=region], img, svg[role=img]")]
+    unnamed = """() => [...document.querySelectorAll("input, select, button, a, [role=group], img, svg[role=img]")]
         .filter((one) => !(one.labels?.length || one.textContent.trim() || one.getAttribute("aria-label") || one.alt ||
             document.getElementById(one.getAttribute("aria-labelledby")))).map((one) => one.outerHTML)"""
     for file in site[:2]:
