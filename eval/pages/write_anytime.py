@@ -23,16 +23,18 @@ it.
 
 ## Stop as soon as it is known
 
-    atent eval MODEL --until-width 4
-    atent verify FOLDER --until-decided --tolerance 1
-    atent eval MODEL --plan
+```sh
+atent eval MODEL --until-width 4
+atent verify FOLDER --until-decided --tolerance 1
+atent eval MODEL --plan
+```
 
 `--until-width W` scores test images in an order that is drawn once from the seed. It stops when the interval of the
 worst case, for the accuracy on the whole test set, is W points wide. `--until-decided` stops when each claim of the
 card is refuted or confirmed. A claim is refuted when the upper end lies below it, and confirmed when the lower end lies
 above the claim less the tolerance. Claims of clean accuracy count, too.
 
-With either, `--n` is the most that is scored. The first chunks are small, so that a masked network costs 10 images.
+With either, `--n` is the most that is scored. The first chunks are small, so that a masked network costs few images.
 The report says how many images were not scored, and why it stopped. It has anytime intervals and no Wilson interval.
 The same command with a smaller width or tolerance goes on from there; its chunks stay beside the report until then.
 Two stopped reports of one seed are compared on the images that both scored, by the sequential test.
