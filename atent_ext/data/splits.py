@@ -71,7 +71,7 @@ class Stored(Split):
     _shape: tuple[int, ...]
 
     @cached_property
-    def images(self) -> Tensor:  # type: ignore[override]
+    def images(self) -> Tensor:
         """All images, (N, C, H, W)."""
         images = torch.empty(len(self), *self.shape)
         for start in range(0, len(self), _PART):

@@ -33,9 +33,10 @@ def _scales(images: Tensor) -> list[tuple[str, Tensor, Tensor]]:
     if images.dim() != 4:
         return []
     channels = images.shape[1]
-    own = images.mean((0, 2, 3)), images.std((0, 2, 3)).clamp_min(1e-3)
-    known = [(name, *map(torch.tensor, pair)) for name, pair in _KNOWN.items() if len(pair[0]) in (1, channels)]
-    return [(name, mean.view(-1, 1, 1), std.view(-1, 1, 1)) for name, mean, std in [*known, ("the images' own", *own)]]
+    known = {name: pair for name, pair in _KNOWN.items() if len(pair[0]) in (1, channels)}
+    scales = [(name, torch.tensor(mean), torch.tensor(std)) for name, (mean, std) in known.items()]
+    scales.append(("the images' own", images.mean((0, 2, 3)), images.std((0, 2, 3)).clamp_min(1e-3)))
+    return [(name, mean.view(-1, 1, 1), std.view(-1, 1, 1)) for name, mean, std in scales]
 
 
 def _both(name: str, mean: Tensor, std: Tensor) -> tuple[Reading, Reading]:
