@@ -30,6 +30,8 @@ LEVEL = 0.01
 _PASS = 0.5
 """Seconds of a pass that is timed, about, which decides how many images it has."""
 _MOST = 64
+_SLOW, _FEW = 0.02, 12
+"""Seconds of an image, from which on the checks, of some fifty passes, look at so many images only."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def diagnose(subject: Subject, n: int = 32, seed: int = 0) -> Diagnosis:
     shown = _spread(subject.test, n)
     device = processes.state().device
     model = subject.model.to(device if device.type == "cuda" else "cpu")
-    checks = list(sanity.check(model, shown.images, shown.labels, seed))
+    few = shown[: _FEW if _slow(model, shown) else None]
+    checks = list(sanity.check(model, few.images, few.labels, seed))
     right, classes, passes = None, None, dict[str, float]()
     if not sanity.fatal([check for check in checks if check.name != "finite gradient"]):
         with seeded(seed):
@@ -95,6 +98,15 @@ def _spread(test: Split, n: int) -> Split:
     """`n` images from the whole set, which may be sorted by class."""
     count = min(n, len(test))
     return test.pick(torch.arange(count) * len(test) // max(1, count))[:]
+
+
+def _slow(model: nn.Module, shown: Split) -> bool:
+    """Whether a pass takes long; a model that cannot be run does not."""
+    with evaluating(model), seeded(0):
+        try:
+            return speed.measure({"one": lambda: predict(model, shown.images[:1])}, 1)["one"] > _SLOW
+        except Exception:  # a network may fail in any way, and the checks say how
+            return False
 
 
 def _meanings(model: nn.Module, shown: Split, logits: Tensor) -> tuple[Check, Check]:
