@@ -185,6 +185,7 @@ _COMMANDS: Mapping[str, tuple[list[st.SearchStrategy[str]], Options]] = {
             **_OUT,
         },
     ),
+    "check --n=4": ([_FILES], {"--model": st.sampled_from(("digits-cnn", "nothing")), "--dataset": _DATA, **_SEED}),
     "doctor": ([st.sampled_from(("nobody", "tensorflow", ""))], {"--json": None}),
     "verify --protocol=nothing": (
         [_FILES],

@@ -49,6 +49,7 @@ SMALLER = {
     "atent plot curve runs/mnist-linf-atent-fast --out curve.png": "--n 4",
     "atent eval model.safetensors --model small-cnn --dataset mnist --eps 0.3 --n 1000": "--n 4",
     "atent eval net.py:make --weights w.pth --dataset folder:images --eps 8/255": "--n 4 --protocol quick",
+    "atent check net.py:make --weights w.pth --dataset folder:images": "--n 4",
     PROGRAM: "",
     "atent eval model.pt2 --dataset mnist --eps 0.3": "--n 4",
     "atent certify runs/mnist-linf-atent-fast --sigma 0.25 --n 1000 --images 100": "--n 50 --images 2",

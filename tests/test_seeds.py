@@ -130,6 +130,7 @@ ELSEWHERE = {
     "experiments.rows.measure": "scores by `evaluate` and `certify_all`",
     "experiments.study.recipe_of": "a recipe, whose seed is refused below",
     "figures.density.report": "writes the seed down",
+    "submissions.diagnosis.diagnose": "checks by `sanity.check` first",
     "submissions.verification.verify": "checks by `sanity.check` first",
 }
 

@@ -7,7 +7,7 @@ its class under the entry-point group `atent_ext.attacks`.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from torch import Tensor, nn
@@ -70,6 +70,13 @@ class Setting:
     busy: Callable[[str], None] = lambda text: None
 
 
+class Passes(NamedTuple):
+    """How often an image goes through the network at most: with an input gradient, and without one."""
+
+    gradients: int
+    forwards: int
+
+
 class AttackSpec(Section, ABC):
     """An attack of a protocol: a literal `attack` name, its own fields, and `run`."""
 
@@ -85,6 +92,10 @@ class AttackSpec(Section, ABC):
     def for_random_network(self) -> "AttackSpec":
         """A variant of the attack for networks with random outputs; by default the attack itself."""
         return self
+
+    def passes(self, classes: int) -> Passes | None:
+        """What an image that resists costs in a network of so many classes; None if that is not known."""
+        return None
 
 
 def parse(raw: object) -> AttackSpec:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # they import torch
     from atent_ext.evaluation import journal
     from atent_ext.evaluation.certificates import Certified
     from atent_ext.evaluation.report import Report
+    from atent_ext.submissions.diagnosis import Diagnosis
     from atent_ext.training.loop import Metrics
 
 
@@ -164,6 +165,33 @@ def board_table(reports: Sequence[Report]) -> Table:
     for report in reports:
         table.add(report.name, *(f"{100 * result.accuracy:.1f}" for result in report.results))
     return table
+
+
+def diagnosis_table(found: Diagnosis) -> Table:
+    """One row per check of `atent check`."""
+    images = found.images
+    shape, count = "×".join(map(str, images["shape"])), f"{images['looked_at']} of {images['count']}"
+    title = f"{found.name} ({found.model}, {found.parameters} weights) on {found.data}: {count} images {shape}"
+    title += f" in [{images['lowest']:.3g}, {images['highest']:.3g}]"
+    if found.right is not None:
+        title += f", {found.right} of them right"
+    table = Table("check", "passed", "what was found", title=title)
+    for check in found.checks:
+        passed = {True: "yes", False: "NO", None: ""}[check.passed]
+        table.add(check.name, passed, check.said, style={True: None, False: "red", None: "dim"}[check.passed])
+    return table
+
+
+def estimates(found: Diagnosis) -> Iterator[str]:
+    """Speed, and how long each protocol takes, in lines."""
+    if found.passes:
+        kinds = {"forward": "forward", "gradient": "forward and backward"}
+        each = ", ".join(f"{value:.3g} {kinds[name]}" for name, value in found.passes.items())
+        yield f"images a second on {found.machine['device']}, {found.machine['threads']} threads: {each}"
+    known = {name: seconds for name, seconds in found.seconds.items() if seconds is not None}
+    if known:
+        each = ", ".join(f"{name} {_clock(seconds)}" for name, seconds in known.items())
+        yield f"about, at most, for all {found.images['count']} images in one process: {each}"
 
 
 def doctor_table(report: Mapping[str, Any]) -> Table:

@@ -104,7 +104,7 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
         message = f"cannot hold out {count} of {len(split)} examples with seed {seed}: {error}"
         raise BadInput(message, code="bad-value", field="count") from error
     rest, held_out = (torch.from_numpy(part).sort().values for part in parts)
-    return Split(split.images[rest], split.labels[rest]), Split(split.images[held_out], split.labels[held_out])
+    return split.pick(rest), split.pick(held_out)
 
 
 def digits(root: Path, download: bool) -> DataSet:

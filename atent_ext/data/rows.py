@@ -157,7 +157,7 @@ def _check_length(shape: tuple[int, ...], dtype: Any, length: int) -> None:
 
 def _width(shape: tuple[int, ...], dtype: Any) -> int:
     """Bytes of a row."""
-    return int(np.prod(shape[1:], dtype=object)) * dtype.itemsize
+    return int(np.prod(shape[1:], dtype=object)) * int(dtype.itemsize)
 
 
 def _rows(path: Path, content: bytes, dtype: Any, shape: tuple[int, ...]) -> Any:

@@ -52,6 +52,10 @@ class Split:
     def _first(self, n: int) -> "Split":
         return self[:n]
 
+    def pick(self, rows: Tensor) -> "Split":
+        """The examples at these positions, (n,) int64, in this order; stored ones are read as they are needed."""
+        return Split(self.images[rows], self.labels[rows])
+
     def parts(self, size: int = _PART) -> Iterator["Split"]:
         """All examples in order, in parts of `size`; of stored ones each part is read when it is asked for."""
         return (self[start : start + size] for start in range(0, len(self), size))
@@ -71,7 +75,7 @@ class Stored(Split):
     _shape: tuple[int, ...]
 
     @cached_property
-    def images(self) -> Tensor:  # type: ignore[override]
+    def images(self) -> Tensor:
         """All images, (N, C, H, W)."""
         images = torch.empty(len(self), *self.shape)
         for start in range(0, len(self), _PART):
@@ -94,6 +98,15 @@ class Stored(Split):
 
     def _first(self, n: int) -> Split:
         return Stored(self._read, self.labels[:n], self.shape)
+
+    def pick(self, rows: Tensor) -> Split:
+        """The examples at these positions, (n,) int64, in this order, stored as well."""
+
+        def read(positions: range) -> Tensor:
+            chosen, order = rows[positions.start : positions.stop].sort()  # a compressed file is read from its front
+            return torch.cat([self._read(range(row, row + 1)) for row in chosen.tolist()])[order.argsort()]
+
+        return Stored(read, self.labels[rows], self.shape)
 
 
 @dataclass(frozen=True, eq=False)

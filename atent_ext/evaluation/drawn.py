@@ -40,4 +40,4 @@ def order(total: int, seed: int) -> Tensor:
 def first(split: Split, n: int | None, seed: int) -> Split:
     """The first `n` images (None: all) of `split` in random order. Raises BadInput as `Split.take`."""
     rows = order(len(split), seed)[: len(split.take(n))]
-    return Split(split.images[rows], split.labels[rows])
+    return split.pick(rows)

@@ -271,10 +271,10 @@ def _fastest(model: nn.Module, images: Tensor, names: list[str]) -> tuple[str, t
     return best, (*notes, f"measured on {len(images)} images: {timed}")
 
 
-def measure(passes: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Seconds per call of each function: the median of five interleaved calls after a warm-up call."""
+def measure(passes: Mapping[str, Callable[[], object]], repeats: int = _REPEATS) -> dict[str, float]:
+    """Seconds per call of each function: the median of `repeats` interleaved calls after a warm-up call."""
     seconds: dict[str, list[float]] = {name: [] for name in passes}
-    for _ in range(1 + _REPEATS):
+    for _ in range(1 + repeats):
         for name, run in passes.items():
             start = time.perf_counter()
             run()

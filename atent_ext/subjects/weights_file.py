@@ -33,6 +33,7 @@ def from_weights(
     with images.explaining():
         key, notes = weights.load_weights(network, path, key=key, normalisation=normalisation)
     network = wrappers.normalised(network, normalisation, images.test.shape[0]).eval()
+    base.check_classes(network, images)
     name = wrappers.described(python_code.shown(model, arguments), normalisation, key)
     about = base.about(path.stem, name, [path], images)
     return Subject(network, images.test, threat, about.model_copy(update={"weights_notes": notes}))

@@ -113,6 +113,9 @@ def test_parts_are_read_when_they_are_asked_for_and_are_those_of_the_whole(tmp_p
         assert torch.equal(test[part].images, images[part])
         assert torch.equal(test[part].labels, labels[part])
     assert torch.equal(test.take(7)[5:20].images, images[5:7])
+    rows = torch.randperm(COUNT)[:30]
+    assert torch.equal(test.pick(rows)[2:9].images, images[rows[2:9]])
+    assert torch.equal(test.pick(rows).labels, labels[rows])
     assert (len(test.take(7)), test[:1].images.is_contiguous()) == (7, True)
     assert datasets.digests(test, labels) == (digest(images, labels), digest(labels, images, labels))
     assert "images" not in vars(test)

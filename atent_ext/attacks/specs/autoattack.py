@@ -8,7 +8,7 @@ from torch import nn
 from atent_ext.attacks import autoattack
 from atent_ext.attacks.accuracy import clean_flags
 from atent_ext.attacks.restarts import allowed
-from atent_ext.attacks.spec import AttackSpec, Note, Outcome, Setting
+from atent_ext.attacks.spec import AttackSpec, Note, Outcome, Passes, Setting
 from atent_ext.core.norms import norm
 from atent_ext.data.datasets import Split
 
@@ -40,6 +40,18 @@ class AutoAttackSpec(AttackSpec):
         flags = torch.where(inside, result.robust, clean_flags(model, split, setting.batch_size))
         notes = (*result.notes, *_outside(int((~inside).sum())))
         return Outcome("autoattack", name, settings, flags, notes=notes, robust_after=result.robust_after)
+
+    def passes(self, classes: int) -> Passes | None:
+        """As published: APGD-CE, APGD-T and FAB-T of 100 steps, for 9 targets at most, and 5,000 queries of Square.
+
+        "rand": two APGD of 100 steps, with 20 gradients a step. "plus" is not counted.
+        """
+        if self.version == "plus":
+            return None
+        targets = min(classes - 1, 9)
+        chains = 101 * (1 + targets) + 100 * targets
+        known = {"standard": Passes(chains, 5000 + 100 * targets), "rand": Passes(2 * 101 * 20, 0)}
+        return known[self.version]
 
     def for_random_network(self) -> AttackSpec:
         """The version "rand", which averages gradients over several random forward passes."""

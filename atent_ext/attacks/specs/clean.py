@@ -5,7 +5,7 @@ from typing import Literal
 from torch import nn
 
 from atent_ext.attacks.accuracy import predict
-from atent_ext.attacks.spec import AttackSpec, Outcome, Setting
+from atent_ext.attacks.spec import AttackSpec, Outcome, Passes, Setting
 from atent_ext.core.errors import BadInput
 from atent_ext.data.datasets import Split
 
@@ -23,3 +23,7 @@ class CleanSpec(AttackSpec):
             message = f"the model's logits are NaN or infinite for {broken} of {len(split)} images; mend it first"
             raise BadInput(message, code="broken-model", field="logits")
         return Outcome("clean", "clean", {}, logits.argmax(1) == split.labels)
+
+    def passes(self, classes: int) -> Passes:
+        """One without a gradient."""
+        return Passes(0, 1)

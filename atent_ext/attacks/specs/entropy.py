@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from atent_ext.attacks import gibbs
 from atent_ext.attacks.accuracy import flags_under
 from atent_ext.attacks.gibbs import Draws
-from atent_ext.attacks.spec import AttackSpec, Note, Outcome, Setting
+from atent_ext.attacks.spec import AttackSpec, Note, Outcome, Passes, Setting
 from atent_ext.core import seeds
 from atent_ext.core.model_state import device_of
 from atent_ext.core.norms import norm
@@ -30,6 +30,10 @@ class EntropySpec(AttackSpec):
     burn_in: Count = 200
     steps: Count = 400
     thin: Count = 2
+
+    def passes(self, classes: int) -> Passes:
+        """The steps of all chains and their starts; the image and the worst point are checked."""
+        return Passes(self.chains * (self.burn_in + self.steps + 1), 2)
 
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
         """Draw for all images."""

@@ -12,7 +12,7 @@ from atent_ext.attacks.accuracy import robust_flags
 from atent_ext.attacks.langevin import Langevin, atent, fgsm, pgd
 from atent_ext.attacks.moves import Schedule
 from atent_ext.attacks.restarts import Keep
-from atent_ext.attacks.spec import AttackSpec, Note, Outcome, Setting
+from atent_ext.attacks.spec import AttackSpec, Note, Outcome, Passes, Setting
 from atent_ext.attacks.uphill import Climb, GradientVanished, LossName
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.norms import LINF, norm
@@ -31,11 +31,19 @@ class FGSMSpec(AttackSpec):
         kernel = fgsm(norm(setting.threat.norm), setting.threat.eps)
         return Outcome("attack", "FGSM", {}, robust_flags(model, split, kernel, setting))
 
+    def passes(self, classes: int) -> Passes:
+        """A step; the image and its adversary are checked."""
+        return Passes(1, 3)
+
 
 class _Chain(AttackSpec):
     """Base of attacks of several steps; their display names contain steps and restarts."""
 
     steps: Count = 40
+
+    def passes(self, classes: int) -> Passes:
+        """The steps; the image, the end of the chain and the adversary are checked."""
+        return Passes(self.steps, 3)
 
     def outcome(
         self,
@@ -90,6 +98,10 @@ class _Restarted(_Chain):
     restarts: Count = 1
     step_size: Positive | None = None
     keep: Keep = "last"
+
+    def passes(self, classes: int) -> Passes:
+        """The steps of all chains; the image, the end of each chain and the adversary are checked."""
+        return Passes(self.steps * self.restarts, self.restarts + 2)
 
     def for_random_network(self) -> AttackSpec:
         """keep="last": with random outputs, an iterate that succeeds once may fail the next time."""

@@ -20,7 +20,7 @@ from atent_ext.data import datasets
 from atent_ext.models import networks
 from atent_ext.training.run_folder import RunFolder
 
-_FILES = ("folder", "npz")
+_FILES = ("folder", "npz", "npy", "hf-dataset")
 
 
 class _Entry(dict[str, Any]):

@@ -284,7 +284,7 @@ def test_a_missing_checkpoint_is_named_and_nothing_is_downloaded(tmp_path):
         ({"name": "../up"}, ["../up"]),
         ({"name": ""}, ["name is ''"]),
         ({"dataset": "cifar-10"}, ["cifar-10", "'cifar10'"]),
-        ({"dataset": "imagenet"}, ["imagenet"]),
+        ({"dataset": "imagenett"}, ["imagenett", "'imagenet'"]),
         ({"threat_model": "corruptions"}, ["corruptions", "Linf"]),
         ({"model": "resnet20"}, ["resnet20", "'resnet-20'"]),
     ],

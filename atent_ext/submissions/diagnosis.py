@@ -1,0 +1,212 @@
+"""What is known of a model in seconds, before it is scored: `atent check`."""
+
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from atent_ext.attacks.accuracy import predict
+from atent_ext.attacks.langevin import scored_gradient
+from atent_ext.attacks.spec import Passes
+from atent_ext.core import processes, registry
+from atent_ext.core.errors import BadInput, MissingExtra
+from atent_ext.core.losses import cross_entropy
+from atent_ext.core.model_state import device_of, evaluating, frozen, seeded
+from atent_ext.data.datasets import Split
+from atent_ext.evaluation.protocol import Protocol, load_protocol
+from atent_ext.evaluation.scoring import Subject
+from atent_ext.models import speed
+from atent_ext.submissions import sanity
+from atent_ext.submissions.cards import Check
+from atent_ext.submissions.readings import Reading, readings
+
+LEVEL = 0.01
+"""Level of the tests, corrected for the number of readings."""
+_PASS = 0.5
+"""Seconds of a pass that is timed, about, which decides how many images it has."""
+_MOST = 64
+_SLOW, _FEW = 0.02, 12
+"""Seconds of an image, from which on the checks, of some fifty passes, look at so many images only."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found of a model. checks: those of `sanity.check`, "normalisation" and "class order".
+
+    images: how many there are, how many were looked at, their shape, their range, and the number of classes.
+    right: how many of those looked at the model gets right. passes: images a second, "forward" and "gradient" (forward
+    and backward); empty if the model cannot be run. seconds: of each protocol on all images here, at most, for a model
+    that resists; None where it is not known.
+    """
+
+    name: str
+    model: str
+    data: str
+    parameters: int
+    images: Mapping[str, Any]
+    checks: tuple[Check, ...]
+    right: int | None
+    passes: Mapping[str, float]
+    seconds: Mapping[str, float | None]
+    machine: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def good(self) -> bool:
+        """Whether no check failed."""
+        return all(check.passed is not False for check in self.checks)
+
+
+def diagnose(subject: Subject, n: int = 32, seed: int = 0) -> Diagnosis:
+    """Look at a model on `n` of its images (all if there are fewer), spread over the test set.
+
+    Raises BadInput for fewer than two images, and what `sanity.check` raises. A fault of the model is a failed check.
+    """
+    shown = _spread(subject.test, n)
+    device = processes.state().device
+    model = subject.model.to(device if device.type == "cuda" else "cpu")
+    few = shown[: _FEW if _slow(model, shown) else None]
+    checks = list(sanity.check(model, few.images, few.labels, seed))
+    right, classes, passes = None, None, dict[str, float]()
+    if not sanity.fatal([check for check in checks if check.name != "finite gradient"]):
+        with seeded(seed):
+            logits = predict(model, shown.images)
+            right, classes = int((logits.argmax(1) == shown.labels).sum()), int(logits.shape[1])
+            checks += _meanings(model, shown, logits)
+            passes = _speed(model, shown)
+    least, most = torch.aminmax(shown.images)
+    images = {"count": len(subject.test), "looked_at": len(shown), "shape": list(shown.shape), "classes": classes}
+    return Diagnosis(
+        **subject.about.model_dump(include={"name", "model", "data"}),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        images=images | {"lowest": float(least), "highest": float(most)},
+        checks=tuple(checks),
+        right=right,
+        passes=passes,
+        seconds=dict(_estimates(passes, len(subject.test), classes or 0)),
+        machine={"device": device.type, "threads": torch.get_num_threads(), "python": platform.python_version()},
+        notes=(*subject.about.weights_notes, *subject.notes),
+    )
+
+
+def _spread(test: Split, n: int) -> Split:
+    """`n` images from the whole set, which may be sorted by class."""
+    count = min(n, len(test))
+    return test.pick(torch.arange(count) * len(test) // max(1, count))[:]
+
+
+def _slow(model: nn.Module, shown: Split) -> bool:
+    """Whether a pass takes long; a model that cannot be run does not."""
+    with evaluating(model), seeded(0):
+        try:
+            return speed.measure({"one": lambda: predict(model, shown.images[:1])}, 1)["one"] > _SLOW
+        except Exception:  # a network may fail in any way, and the checks say how
+            return False
+
+
+def _meanings(model: nn.Module, shown: Split, logits: Tensor) -> tuple[Check, Check]:
+    """Whether the images or the classes are meant otherwise. If both seem so, what gets more images right is named."""
+    (images, by_images), (order, by_order) = _normalisation(model, shown), _class_order(logits, shown.labels)
+    if images.passed is False and order.passed is False:
+        other = f"not looked at: the other fault explains {max(by_images, by_order)} of {len(shown)} images"
+        if by_images >= by_order:
+            return images, order.model_copy(update={"passed": None, "said": other})
+        return images.model_copy(update={"passed": None, "said": other}), order
+    return images, order
+
+
+def _normalisation(model: nn.Module, shown: Split) -> tuple[Check, int]:
+    """Compare the images as they are with the best other reading, and how many that gets right."""
+    plain = predict(model, shown.images).argmax(1) == shown.labels
+    others = readings(shown.images)
+    found = [(reading, *_better(model, reading, shown, plain)) for reading in others]
+    best, right, p = min(found, key=lambda one: (one[2], -one[1]))
+    text = f"{int(plain.sum())} of {len(shown)} images are right as they are"
+    if min(1.0, p * len(others)) >= LEVEL:
+        text += f"; none of {len(others)} other readings is better"
+        return Check(name="normalisation", passed=True, said=text), right
+    text += f", and {right} {best.said} (p = {min(1.0, p * len(others)):.1g}): {best.suspicion}"
+    return Check(name="normalisation", passed=False, said=text), right
+
+
+def _better(model: nn.Module, reading: Reading, shown: Split, plain: Tensor) -> tuple[int, float]:
+    """How many images are right in a reading, and McNemar's exact one-sided p-value that it is better."""
+    try:
+        flags = predict(model, reading.of(shown.images)).argmax(1) == shown.labels
+    except Exception:  # a network may refuse values outside [0, 1] in any way
+        return 0, 1.0
+    return int(flags.sum()), _p(flags, plain)
+
+
+def _p(flags: Tensor, plain: Tensor) -> float:
+    alone, theirs = int((flags & ~plain).sum()), int((plain & ~flags).sum())
+    return float(binomtest(alone, alone + theirs, 0.5, "greater").pvalue) if alone + theirs else 1.0
+
+
+def _class_order(logits: Tensor, labels: Tensor) -> tuple[Check, int]:
+    """Pair classes and predictions on one half of the images, and count how many of the other half are right then.
+
+    Better on images that did not decide it, the pairing is no chance.
+    """
+    name, predicted = "class order", logits.argmax(1)
+    if int(labels.max()) >= logits.shape[1]:
+        return Check(name=name, passed=None, said="not looked at: a label has no logit"), 0
+    plain, paired = predicted == labels, torch.zeros(len(labels), dtype=torch.bool)
+    for half in (0, 1):
+        table = torch.zeros(logits.shape[1], logits.shape[1])
+        for one, other in zip(predicted[half::2].tolist(), labels[half::2].tolist(), strict=True):
+            table[one, other] += 1
+        match = torch.from_numpy(linear_sum_assignment(-table.numpy())[1])
+        rest = slice(1 - half, None, 2)
+        paired[rest] = match[predicted[rest]] == labels[rest]
+    p = _p(paired, plain)
+    text = f"{int(plain.sum())} of {len(labels)} images have the label that is predicted"
+    if p < LEVEL:
+        text += f", and {int(paired.sum())} if the classes are paired in another order (p = {p:.1g}): the order of the "
+        text += "network's classes is not that of the data"
+    return Check(name=name, passed=p >= LEVEL, said=text), int(paired.sum())
+
+
+# ---- speed
+
+
+def _speed(model: nn.Module, shown: Split) -> dict[str, float]:
+    """Images a second of a forward pass, and of one with an input gradient if there is one."""
+    network = speed.prepare(model, shown.images[:_MOST]).model
+    with evaluating(network), frozen(network):
+        one = speed.measure({"one": lambda: predict(network, shown.images[:1])}, 1)["one"]
+        count = max(1, min(_MOST, len(shown), int(_PASS / max(one, 1e-6))))
+        x, y = (part[:count].to(device_of(network)) for part in (shown.images, shown.labels))
+        calls: dict[str, Callable[[], object]] = {"forward": lambda: predict(network, x, count)}
+        try:
+            scored_gradient(network, cross_entropy, x, y)
+            calls["gradient"] = lambda: scored_gradient(network, cross_entropy, x, y)
+        except (RuntimeError, BadInput):  # a failed check says so
+            pass
+        return {name: count / seconds for name, seconds in speed.measure(calls).items()}
+
+
+def _estimates(passes: Mapping[str, float], count: int, classes: int) -> Iterator[tuple[str, float | None]]:
+    for name in registry.files("protocol"):
+        try:
+            known = _passes(load_protocol(name), classes)
+        except (BadInput, MissingExtra):  # of another package
+            continue
+        possible = known is not None and "forward" in passes and ("gradient" in passes or not known.gradients)
+        if known is None or not possible:
+            yield name, None
+            continue
+        one = known.forwards / passes["forward"] + (known.gradients / passes["gradient"] if known.gradients else 0)
+        yield name, count * one
+
+
+def _passes(protocol: Protocol, classes: int) -> Passes | None:
+    """The passes of all attacks of a protocol; None if those of one are not known."""
+    each = [attack.passes(classes) for attack in protocol.attacks]
+    known = [one for one in each if one is not None]
+    return Passes(*map(sum, zip(*known, strict=True))) if len(known) == len(each) else None
