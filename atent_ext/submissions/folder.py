@@ -6,7 +6,7 @@ recipe.yaml         how they were trained (may be left out)
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from atent_ext.core.around import Around, refuse
 from atent_ext.core.errors import AtentError, BadInput
 from atent_ext.core.model_state import seeded
 from atent_ext.data import datasets
@@ -112,10 +113,18 @@ def filled(
         message = f"card.yaml names no architecture, and {weights.name} holds no program but weights; "
         message += "name the architecture, or send a program: atent export RUN --to pt2 --out model.pt2"
         raise BadInput(message, code="missing", field="architecture")
-    network, channels = _network(submission, root)
+    network, images = _network(submission, root)
+    refuse(Around(output=submission.output), "card.yaml names an output, and the architecture has one", ["output"])
     stated, key = submission.normalisation, submission.weights_key
     key = weights_of.fill(network, content, weights, notes, key=key, normalisation=stated)
-    return wrappers.normalised(network, stated, channels).eval(), key
+    return _behind(network, submission, images, notes), key
+
+
+def _behind(network: nn.Module, submission: Submission, shape: Sequence[int], notes: list[str]) -> nn.Module:
+    """The network behind what the card states, in eval mode. shape: of the images that are attacked."""
+    placed, said = wrappers.behind(network.eval(), submission.around, shape)
+    notes += said if submission.resize is None else (f"test images are {submission.resize}, and eps is of those", *said)
+    return placed
 
 
 def shape(dataset: str, root: Path | None = None) -> tuple[int, tuple[int, int, int]]:
@@ -213,23 +222,30 @@ def _read_recipe(path: Path) -> Recipe:
         raise BadInput(message, code="bad-value", field="recipe") from None
 
 
-def _network(submission: Submission, root: Path | None) -> tuple[nn.Module, int]:
-    """The card's network with fresh weights, and the number of image channels."""
-    classes, (channels, height, width) = shape(submission.dataset, root)
-    architecture, blank = submission.architecture, torch.zeros(1, channels, height, width)
+def _network(submission: Submission, root: Path | None) -> tuple[nn.Module, tuple[int, ...]]:
+    """The card's network with fresh weights, and the shape of the images that are attacked."""
+    classes, images = shape(submission.dataset, root)
+    images, inside = _resized(submission, images)
+    architecture, blank = submission.architecture, torch.zeros(1, *inside)
     for argument in sorted({"classes", "channels"} & architecture.arguments.keys()):
         name = f"architecture.arguments.{argument}"
         message = f"{name} is decided by the data set; remove it from card.yaml"
         raise BadInput(message, code="conflict", field=name)
     try:
         with seeded(0):  # the fresh weights are replaced, and the caller's random state stays as it is
-            return networks.build_for(architecture.name, blank, classes, **architecture.arguments), channels
+            return networks.build_for(architecture.name, blank, classes, **architecture.arguments), images
     except AtentError:
         raise
     except Exception as error:  # another library's network may fail in any way on a value that it does not take
         message = f"architecture {architecture.name!r} does not take {architecture.arguments!r}"
         message += f" ({untrusted.line(error)}); correct it in card.yaml"
         raise BadInput(message, code="bad-value", field="architecture.arguments") from None
+
+
+def _resized(submission: Submission, images: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of the images that are attacked and of those that the network gets. images: the data set's shape."""
+    outside = images if submission.resize is None else submission.resize.shape(images)
+    return outside, outside if submission.resize_inside is None else submission.resize_inside.shape(outside)
 
 
 def _program(submission: Submission, content: bytes, path: Path, notes: list[str]) -> nn.Module:
@@ -242,13 +258,16 @@ def _program(submission: Submission, content: bytes, path: Path, notes: list[str
             f"card.yaml has weights_key {submission.weights_key[:100]!r}, and a program holds one network; remove it"
         )
         raise BadInput(message, code="unused", field="weights_key")
-    program = untrusted_program.read(content, path)
-    known = _SHAPES.get(submission.dataset)
-    if known and program.shape != (known[1], known[2], known[2]):
-        message = f"{path} takes images {program.shape}, and those of {submission.dataset} are {known[1:]}"
-        raise BadInput(f"{message}; name its data set in card.yaml", code="bad-shape", field="dataset")
+    program = untrusted_program.read(content, path, submission.output)
     notes.extend(program.notes)
-    return wrappers.normalised(program.network, submission.normalisation, program.shape[0]).eval()
+    if submission.dataset not in _SHAPES:
+        refuse(submission.around, "card.yaml is for data that is not ours", ["resize_inside"])
+        return _behind(program.network, submission, program.shape, notes)
+    images, inside = _resized(submission, shape(submission.dataset)[1])
+    if program.shape != inside:
+        message = f"{path} takes images {program.shape}, and those of {submission.dataset} are {inside}"
+        raise BadInput(f"{message}; name its data set in card.yaml", code="bad-shape", field="dataset")
+    return _behind(program.network, submission, images, notes)
 
 
 # ---- writing
