@@ -81,9 +81,8 @@ class Adapted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, ...) to logits (N, classes); float64 stays, and half precision becomes float32."""
-        logits = self.network(x if self.dtype is None else x.to(self.dtype))
-        if self.place is not None:
-            logits = getattr(logits, self.place.key) if self.place.attribute else logits[self.place.key]
+        result = self.network(x if self.dtype is None else x.to(self.dtype))
+        logits: Tensor = result if self.place is None else _at(result, self.place)
         if self.dtype in HALF:
             logits = logits.float()
         if self.one:

@@ -22,7 +22,6 @@ from atent_ext.evaluation.scoring import Subject
 from atent_ext.subjects import zoo
 from atent_ext.subjects.base import threat_model, under
 from atent_ext.subjects.exported_program import SUFFIX, from_program
-from atent_ext.subjects.hub import PREFIX as _HUB
 from atent_ext.subjects.hub import from_hub
 from atent_ext.subjects.python_code import from_code, is_code
 from atent_ext.subjects.robustbench import from_zoo
@@ -30,7 +29,7 @@ from atent_ext.subjects.run_folder import from_run
 from atent_ext.subjects.weights_file import from_weights
 from atent_ext.subjects.zoo import from_card
 
-_ZOO, _ROBUSTBENCH = "zoo:", "robustbench:"
+_ZOO, _ROBUSTBENCH, _HUB = "zoo:", "robustbench:", "hf:"
 _NOTHING = Around()
 
 

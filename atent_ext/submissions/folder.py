@@ -6,7 +6,7 @@ recipe.yaml         how they were trained (may be left out)
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import nn
 from atent_ext.core.around import Around, refuse
 from atent_ext.core.errors import AtentError, BadInput
 from atent_ext.core.model_state import seeded
+from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
 from atent_ext.evaluation.report import Report, Result
 from atent_ext.models import networks, wrappers
@@ -158,7 +159,7 @@ def new(
     other weights, other images or another threat model.
     """
     written = {"authors": authors, "license": license, "link": link, "venue": venue}
-    _valid(written | {"name": name or "any", "architecture": {"name": "any"}, "dataset": "any", "threat": _ANY})
+    check(written, name)
     folder = RunFolder(run)
     recipe = folder.recipe()
     if not folder.weights.is_file():
@@ -166,14 +167,31 @@ def new(
         raise BadInput(message, code="missing", field="run")
     weights = folder.weights.read_bytes()
     fields = written | {"name": name or recipe.name}
-    submission = _submission(recipe, fields | {"claims": [] if report is None else _claims(report, recipe, weights)})
+    digest = hashlib.sha256(weights).hexdigest()
+    claimed = [] if report is None else claims(report, recipe.threat, lambda found: found.weights_sha256 == digest)
+    submission = _submission(recipe, fields | {"claims": claimed})
+    write(submission, weights, "model.safetensors", out)
+    files.write(out / "recipe.yaml", recipes.dump(recipe))
+    return out
+
+
+def write(submission: Submission, weights: bytes, file: str, out: Path) -> None:
+    """Write a submission to the new folder `out`. Raises BadInput as `check_new`."""
+    check_new(out)
+    out.mkdir(parents=True, exist_ok=True)
+    files.write(out / file, weights)
+    cards.write_submission(submission, out / "card.yaml")
+
+
+def check(written: Mapping[str, str], name: str | None) -> None:
+    """Raise BadInput for texts that a card cannot have, before anything is read."""
+    valid({**written, "name": name or "any", "architecture": {"name": "any"}, "dataset": "any", "threat": _ANY})
+
+
+def check_new(out: Path) -> None:
+    """Raise BadInput for a path where there is something else than an empty folder."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise BadInput(f"{out} is there already; name a new folder", code="exists", field="out")
-    out.mkdir(parents=True, exist_ok=True)
-    files.write(out / "model.safetensors", weights)
-    files.write(out / "recipe.yaml", recipes.dump(recipe))
-    cards.write_submission(submission, out / "card.yaml")
-    return out
 
 
 # ---- reading
@@ -224,8 +242,8 @@ def _read_recipe(path: Path) -> Recipe:
 
 def _network(submission: Submission, root: Path | None) -> tuple[nn.Module, tuple[int, ...]]:
     """The card's network with fresh weights, and the shape of the images that are attacked."""
-    classes, images = shape(submission.dataset, root)
-    images, inside = _resized(submission, images)
+    classes, own = shape(submission.dataset, root)
+    images, inside = _resized(submission, own)
     architecture, blank = submission.architecture, torch.zeros(1, *inside)
     for argument in sorted({"classes", "channels"} & architecture.arguments.keys()):
         name = f"architecture.arguments.{argument}"
@@ -277,10 +295,11 @@ def _submission(recipe: Recipe, fields: Mapping[str, Any]) -> Submission:
     start = f" Started from {Path(recipe.init_from).name}." if recipe.init_from else ""
     training = f"{recipe.description}{start} Recipe: {recipe.name}."[:2000]
     known = {"architecture": recipe.model, "dataset": recipe.dataset, "threat": recipe.threat, "training": training}
-    return _valid({**known, **fields})
+    return valid({**known, **fields})
 
 
-def _valid(fields: Mapping[str, Any]) -> Submission:
+def valid(fields: Mapping[str, Any]) -> Submission:
+    """A submission of these fields. Raises BadInput for fields that a card cannot have."""
     try:
         return Submission(**fields)
     except ValidationError as error:
@@ -288,30 +307,33 @@ def _valid(fields: Mapping[str, Any]) -> Submission:
         raise BadInput(message, code="bad-value", field=cards.first_field(error)) from None
 
 
-def _claims(path: Path, recipe: Recipe, weights: bytes) -> list[Claim]:
-    """Claims from a report of these weights: clean accuracy and the last attack or worst case."""
+def claims(path: Path, threat: Threat, same: Callable[[Report], bool]) -> list[Claim]:
+    """Claims from a report: clean accuracy and the last attack or worst case. same: whether it is of these weights.
+
+    Raises BadInput for a report of other weights, of held-out images, or under another threat model.
+    """
     report = Report.load(path)
-    if report.weights_sha256 != hashlib.sha256(weights).hexdigest():
+    if not same(report):
         message = f"{path} is a report of other weights; score the run anew with `atent eval`"
         raise BadInput(message, code="other-content", field="report")
     if report.part != datasets.TEST:
         message = f"{path} is a report on images {report.split}; claims are of test images, score them with "
         message += "`atent eval`"
         raise BadInput(message, code="other-content", field="report")
-    if report.threat != recipe.threat:
-        message = f"{path} is a report under {report.threat}, and the run's threat model is {recipe.threat}"
+    if report.threat != threat:
+        message = f"{path} is a report under {report.threat}, and the run's threat model is {threat}"
         raise BadInput(message, code="other-content", field="report")
     source = f"{path.name}: {report.split}"
     attacks = ", ".join(result.attack for result in report.attacks)
-    claims = [
+    found = [
         Claim(what="clean", percent=_percent(result), source=source)
         for result in report.results
         if result.kind == "clean"
     ]
     for result in [result for result in report.results if result.kind != "clean"][-1:]:
         attack = f"worst case of {attacks}" if result.kind == "worst_case" else result.attack
-        claims.append(Claim(what="robust", percent=_percent(result), attack=attack, source=source))
-    return claims
+        found.append(Claim(what="robust", percent=_percent(result), attack=attack, source=source))
+    return found
 
 
 def _percent(result: Result) -> float:
