@@ -238,7 +238,14 @@ def new(
     from atent_ext import subjects
     from atent_ext.core.around import parse
 
-    source = {"model": model, "dataset": dataset, "norm": norm, "eps": eps, "root": data_root, "download": download}
+    source: dict[str, Any] = {
+        "model": model,
+        "dataset": dataset,
+        "norm": norm,
+        "eps": eps,
+        "root": data_root,
+        "download": download,
+    }
     source |= {"model_dir": model_dir, "classes": classes, "weights_key": weights_key, "weights": weights}
     source |= {"around": parse(normalisation, mean, std, output, resize, resize_inside)}
     source |= {"arguments": subjects.parse_arguments(model_arg or ())}
