@@ -65,8 +65,8 @@ def evaluate(
     setting. until_width: score the images in an order drawn from `seed` (n: at most so many) until the 95 % interval of
     the worst case on all images, which holds whenever one stops, is that many percentage points wide; with `out`, a
     call with a smaller width goes on from there. classes: the number of classes, or their names, checked against labels
-    and logits. name: the name of the model in the report. normalisation: in front of the model, if it is not part of it:
-    "imagenet", or as in `schema.normalisation`. output: the key, attribute or position of the logits, where several
+    and logits. name: the name of the model in the report. normalisation: in front of the model, if it has none of its
+    own: "imagenet", or as in `schema.normalisation`. output: key, attribute or position of the logits, where several
     results could be. resize: the images first, so that eps is of resized ones; resize_inside: by the model; 224, or as
     in `around.parse`. progress: called while it runs, with the number of finished chunks.
 
