@@ -106,6 +106,8 @@ def verify(
     opened = read(folder, data_root)
 
     def draw(network: Any, test: Any, classes: Sequence[str]) -> None:
+        if len(test.shape) != 3:
+            return  # features and sequences are no pictures
         title = f"{opened.submission.name}: the first test images under PGD-{gallery.STEPS}"
         gallery.draw(network, test, opened.submission.threat, classes, title, target.with_suffix(".png"), seed or 0)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from atent_ext.core.around import Around
 from atent_ext.core.errors import BadInput
 from atent_ext.data import datasets
-from atent_ext.data.resizing import resized
+from atent_ext.data.resizing import as_taken, resized
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.storage import untrusted, untrusted_program
 from atent_ext.storage.untrusted_program import Program
@@ -42,6 +42,7 @@ def from_program(
     # The user's own path may be a link, as in the cache of a download.
     program = untrusted_program.read(untrusted.read(path.resolve(), untrusted_program.MOST), path, around.output)
     images = resized(datasets.load(dataset, root, download, classes), around.resize)
+    images = as_taken(program.network, images)
     _check(program, images, around, path)
     if around.resize_inside is None:
         base.check_classes(program.network, images)

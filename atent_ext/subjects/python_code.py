@@ -24,7 +24,7 @@ from atent_ext.core.model_state import seeded
 from atent_ext.core.registry import nearest
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
-from atent_ext.data.resizing import resized
+from atent_ext.data.resizing import as_taken, resized
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.models import networks
 from atent_ext.models import weights as weights_files
@@ -137,6 +137,7 @@ def from_code(
         with images.explaining():
             key, notes = weights_files.load_weights(network, file, key=key, normalisation=around.normalisation)
     files = [] if file is None else [file]
+    images = as_taken(network, images)
     about = base.about(f"{Path(where).stem}-{what}", shown(reference, arguments), files, images)
     about = about.model_copy(update={"weights_notes": notes})
     subject = base.surrounded(Subject(network.eval(), images.test, threat, about), around, key)

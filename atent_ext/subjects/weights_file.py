@@ -7,7 +7,7 @@ from typing import Any
 from atent_ext.core.around import Around
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
-from atent_ext.data.resizing import resized
+from atent_ext.data.resizing import as_taken, resized
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.models import weights
 from atent_ext.subjects import base, python_code
@@ -37,6 +37,7 @@ def from_weights(
     network = python_code.build(model, arguments or {}, images.test[:1].images, len(images.classes))
     with images.explaining():
         key, notes = weights.load_weights(network, path, key=key, normalisation=around.normalisation)
+    images = as_taken(network, images)
     about = base.about(path.stem, python_code.shown(model, arguments), [path], images)
     about = about.model_copy(update={"weights_notes": notes})
     subject = base.surrounded(Subject(network.eval(), images.test, threat, about), around, key)

@@ -14,7 +14,7 @@ from torch import nn
 from atent_ext.core import processes, registry
 from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet, Split
-from atent_ext.data.resizing import resized
+from atent_ext.data.resizing import as_taken, resized
 from atent_ext.evaluation import anytime, earlier, scoring
 from atent_ext.evaluation.anytime import Until
 from atent_ext.evaluation.journal import Progress, differences
@@ -108,7 +108,8 @@ def _images(opened: Opened, dataset: str | None, root: Path | None, download: bo
     own = opened.submission.dataset
     known = own in registry.entries("data set")  # a program may be for another one, whose labels are counted
     classes = shape(own, root)[0] if dataset is not None and known else None
-    return resized(datasets.load(dataset or own, root, download, classes), opened.submission.resize)
+    images = resized(datasets.load(dataset or own, root, download, classes), opened.submission.resize)
+    return as_taken(opened.network, images)
 
 
 # ---- before the scores, in the main process only

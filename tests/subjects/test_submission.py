@@ -9,6 +9,7 @@ from commands import atent, refused
 from strangers import digits_cnn, same_weights
 
 from atent_ext.data import datasets
+from atent_ext.evaluation.report import Report
 from atent_ext.figures import gallery
 from atent_ext.leaderboard import check
 from atent_ext.models import weights
@@ -118,3 +119,25 @@ def test_a_model_of_the_zoo_and_what_is_refused(file, tmp_path):
     refused(atent(*again, tmp_path / "b", *WRITTEN, "--resize", "9"), "--resize")
     refused(atent(*again, tmp_path / "b", "--authors", "", "--license", "MIT"), "authors")
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 30)])
+def test_features_and_sequences_go_from_source_to_card(shape, tmp_path):
+    """From code to a program, a card and a report, all of the same flags."""
+    channels = f"nn.Conv1d({shape[0]}, 3, 9)" if len(shape) == 2 else f"nn.Linear({shape[0]}, 3)"
+    end = "nn.AdaptiveAvgPool1d(1), nn.Flatten()" if len(shape) == 2 else "nn.ReLU(), nn.Linear(3, 3)"
+    made = f"def make():\n    torch.manual_seed(0)\n    return nn.Sequential({channels}, {end})\n"
+    (tmp_path / "sender.py").write_text(f"import torch\nfrom torch import nn\n\n{made}")
+    x = torch.rand(12, *shape, generator=torch.Generator().manual_seed(0))
+    np.savez(tmp_path / "own.npz", x_test=x.numpy(), y_test=np.arange(12) % 3)
+    source = (f"{tmp_path / 'sender.py'}:make", "--dataset", f"npz:{tmp_path / 'own.npz'}", "--eps", "0.05")
+    setting = ("--protocol", "quick", "--speed", "plain")
+    done = atent("eval", *source, *setting, "--out", tmp_path / "r.json")
+    assert done.returncode == 0, done.stderr
+    assert new(tmp_path / "sent", *source).network(x).shape == (12, 3)
+    done = atent("verify", tmp_path / "sent", *source[1:3], *setting)
+    assert done.returncode == 0, done.stderr
+    card, report = cards.read_card(tmp_path / "sent.card.json"), Report.load(tmp_path / "r.json")
+    assert [one.flags for one in card.report.results] == [one.flags for one in report.results]
+    assert card.report.data_sha256 == report.data_sha256
+    sys.modules.pop("atent_source_sender", None)
