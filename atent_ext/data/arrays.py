@@ -50,8 +50,8 @@ def read(path: Path, classes: int | None = None) -> Arrays:
     and y_train. Images are looked at once, for their range, and read again when they are used.
 
     Images: (N, C, H, W), (N, H, W, C) or (N, H, W), or features (N, F); whole numbers 0-255, or floats of 0-1 or
-    0-255. Labels: class numbers from 0, (N,) or (N, 1), or one-hot (N, classes). The names train_images, test_images, images and so on are
-    read, too. classes: the number of classes where the labels may lack some; None counts them.
+    0-255. Labels: class numbers from 0, (N,) or (N, 1), or one-hot (N, classes). The names train_images, test_images,
+    images and so on are read, too. classes: the number of classes where the labels may lack some; None counts them.
     Raises BadInput for a file that is missing or no such archive, for shapes and values that are none of these or could
     be two of them, and for labels outside the classes.
     """
