@@ -40,16 +40,13 @@ def _takes(network: nn.Module, images: DataSet) -> bool:
 
 def _without_channel(images: DataSet) -> DataSet:
     """The data set with inputs (C, T) where arrays of three axes were read as pictures (1, H, W)."""
-    test, train = (
-        Stored(
-            lambda positions, part=part: part[positions.start : positions.stop].images[:, 0],
-            part.labels,
-            part.shape[1:],
-        )
-        for part in (images.test, images.train)
-    )
+    test, train = map(_first_channel, (images.test, images.train))
     note = images.note.replace(ONE_CHANNEL, "(N, C, T), as the network takes it")
     return replace(images, note=note, test=test, train=train)
+
+
+def _first_channel(split: Split) -> Split:
+    return Stored(lambda part: split[part.start : part.stop].images[:, 0], split.labels, split.shape[1:])
 
 
 def _split(split: Split, resizing: Resizing) -> Split:
