@@ -121,6 +121,7 @@ _FILES = st.sampled_from(
         *(*_CONTENTS, *_RUN, *_RUN, "run/weights.safetensors", "run/recipe.yaml", "run/metrics.jsonl", "odd-run"),
         *("list-run", "cut-run", "sent/card.yaml", "bad-card", "list-card", "cards", "cards/a.json", "cards/c.json"),
         *("folder", "images", "missing", "missing/file", ".", "/dev/null", "robustbench:Nobody2020", "robustbench:"),
+        *("hf:", "hf:a"),
     )
 )
 _TEXT = st.text(st.characters(exclude_characters="\0/~", exclude_categories=()), max_size=6)
@@ -159,6 +160,7 @@ _COMMANDS: Mapping[str, tuple[list[st.SearchStrategy[str]], Options]] = {
             **{"--norm": st.sampled_from(("Linf", "L2")), "--eps": st.sampled_from(("0.1", "8/255", "-1"))},
             **{"--batch-size": st.sampled_from(("1", "3")), "--chunk": st.sampled_from(("1", "2"))},
             **{"--speed": st.sampled_from(("plain", "channels-last", "fast")), "--model-dir": _FILES},
+            **{"--resize": st.sampled_from(("8", "0", "{crop: 99}", "a")), "--output": _TEXT, "--mean": st.just("0.5")},
             **_OUT,
             **_SEED,
             **_ROOT,
@@ -192,12 +194,16 @@ _COMMANDS: Mapping[str, tuple[list[st.SearchStrategy[str]], Options]] = {
         {"--n": st.sampled_from(("0", "1")), "--dataset": _DATA, **_OUT, **_SEED, **_ROOT},
     ),
     "board": ([], {"--cards": _FILES, **_OUT}),
-    "submit": ([_FILES], {"--weights": _FILES, "--to": st.sampled_from(("robustbench", "nobody")), **_OUT}),
+    "submit": (
+        [_FILES],
+        {"--weights": _FILES, "--to": st.sampled_from(("robustbench", "huggingface", "nobody")), **_OUT},
+    ),
     "submission new --authors=A --license=MIT": (
         [_FILES],
         {
             **{"--authors": _TEXT, "--license": _TEXT, "--link": _TEXT, "--venue": _TEXT, "--name": _TEXT},
-            **{"--report": _FILES, **_OUT},
+            **{"--report": _FILES, "--model": st.just("digits-cnn"), "--dataset": _DATA, "--eps": st.just("0.1")},
+            **_OUT,
         },
     ),
     "registry check": ([_FILES], {}),

@@ -130,11 +130,21 @@ class _Images:
         self.inner = x.shape[1:]
         self.shape = _image_shape(*x.shape[1:])
         self.device = model_state.device_of(model, x.device)
-        self.dtype = next((t.dtype for t in tensors if t.is_floating_point()), x.dtype)
+        own = next((t.dtype for t in tensors if t.is_floating_point()), x.dtype)
+        self.dtype = x.dtype if own == x.dtype or self._takes(x) else own
 
     def __call__(self, images: Tensor) -> Tensor:
         logits = self.model(images.reshape(len(images), *self.inner).to(self.dtype))
         return validate.logits(logits, len(images)).float()
+
+    def _takes(self, x: Tensor) -> bool:
+        """Whether the model takes inputs of their own precision, which is not that of its weights."""
+        try:
+            with torch.no_grad():
+                self.model(x[:1].to(self.device))
+        except RuntimeError:
+            return False
+        return True
 
     def images(self, x: Tensor) -> Tensor:
         """Inputs (N, ...) as images for the attacks; contiguous, since the attacks use `view`."""

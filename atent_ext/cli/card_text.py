@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from atent_ext.cli import catalog
+from atent_ext.core import registry
 
 Content = Mapping[str, Any]
 _FOUND = {True: "FOUND", False: "no", None: "not looked for"}
@@ -56,6 +57,15 @@ def _why(report: Content) -> str:
     if report.get("drawn") and any(result["kind"] == "autoattack" for result in report["results"]):
         return f"{report['n']} of {report['total']} images do not decide it"
     return "only with AutoAttack can it be confirmed"
+
+
+def standing(content: Content, place: str) -> str:
+    """Where a card belongs: on the board, or not, since it is of other data."""
+    dataset, report = content["submission"]["dataset"], content["report"]
+    if dataset in registry.entries("data set") and not content["submission"].get("resize"):
+        return f"the card's place is registry/cards/{place}"
+    images = f"SHA-256 {report['data_sha256']}"
+    return f"the card is of images that are not those of the board ({report['data']}, {images}), and stays off it"
 
 
 def evidence(content: Content) -> Iterator[str]:

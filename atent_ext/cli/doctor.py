@@ -340,7 +340,7 @@ _ALL = (
     Neighbour("foolbox", "foolbox", "integrations.foolbox.LinfATENTAttack", _foolbox),
     Neighbour("art", "art", "integrations.art.ATENTAttack", _art, "adversarial-robustness-toolbox"),
     Neighbour("timm", "timm", "the models convnext and vit", _timm),
-    Neighbour("huggingface_hub", "hub", "hf:OWNER/NAME, atent submit --to huggingface", _huggingface),
+    Neighbour("huggingface_hub", "hub", "hf:OWNER/NAME, atent submit --to", _huggingface, "huggingface-hub"),
     Neighbour("mair", "git+https://github.com/Harry24k/MAIR", "integrations.mair.trainer_class", _mair),
 )
 NEIGHBOURS: Mapping[str, Neighbour] = {neighbour.module: neighbour for neighbour in _ALL}

@@ -11,13 +11,18 @@ from atent_ext.cli.options import (
     Dataset,
     Download,
     Eps,
+    Mean,
     Model,
     ModelArguments,
     ModelDir,
     Norm,
+    Output,
+    Resize,
+    ResizeInside,
     Seed,
     Source,
     StatedNormalisation,
+    Std,
     Weights,
     WeightsKey,
     console,
@@ -60,6 +65,11 @@ def evaluate(
     classes: Classes = None,
     weights_key: WeightsKey = None,
     normalisation: StatedNormalisation = None,
+    mean: Mean = None,
+    std: Std = None,
+    output: Output = None,
+    resize: Resize = None,
+    resize_inside: ResizeInside = None,
     norm: Norm = None,
     eps: Eps = None,
     seed: Seed = None,
@@ -91,7 +101,7 @@ def evaluate(
     from atent_ext import subjects
     from atent_ext.cli.console import ScoringBar
     from atent_ext.core import validate
-    from atent_ext.core.schema import normalisation as parse_normalisation
+    from atent_ext.core.around import parse
     from atent_ext.evaluation import anytime, scoring
     from atent_ext.evaluation.protocol import load_protocol
     from atent_ext.models import speed as speeds
@@ -103,11 +113,11 @@ def evaluate(
     subjects.check_values(model, dataset, norm, eps, classes)
     chosen = load_protocol(protocol)
     _no_folder(out)
-    stated = None if normalisation is None else parse_normalisation(normalisation)
+    around = parse(normalisation, mean, std, output, resize, resize_inside)
     loaded = subjects.load(
         *(subject, model, dataset, norm, eps, data_root, download, model_dir, held_out, classes),
         weights_key=weights_key,
-        normalisation=stated,
+        around=around,
         weights=weights,
         arguments=subjects.parse_arguments(model_arg or ()),
     )
@@ -172,6 +182,11 @@ def certify(
     classes: Classes = None,
     weights_key: WeightsKey = None,
     normalisation: StatedNormalisation = None,
+    mean: Mean = None,
+    std: Std = None,
+    output: Output = None,
+    resize: Resize = None,
+    resize_inside: ResizeInside = None,
     norm: Annotated[
         str | None, typer.Option(help="For robustbench:NAME: the threat model that it was trained for.")
     ] = None,
@@ -186,14 +201,14 @@ def certify(
     from atent_ext import subjects
     from atent_ext.certification.smoothing import Smoothing
     from atent_ext.cli.console import certified_table
-    from atent_ext.core.schema import normalisation as parse_normalisation
+    from atent_ext.core.around import parse
     from atent_ext.evaluation import certificates, scoring
 
     smoothing = Smoothing(sigma=sigma, n0=n0, n=n, alpha=alpha, batch_size=batch_size)
     smoothing.require(radius or 0.0)
     _no_folder(out)
     threat = (norm or "Linf", 0.0)  # its norm is part of a name in RobustBench's zoo; radii are what is measured
-    stated = None if normalisation is None else parse_normalisation(normalisation)
+    around = parse(normalisation, mean, std, output, resize, resize_inside)
     loaded = subjects.load(
         subject,
         model,
@@ -204,7 +219,7 @@ def certify(
         model_dir,
         classes=classes,
         weights_key=weights_key,
-        normalisation=stated,
+        around=around,
         weights=weights,
         arguments=subjects.parse_arguments(model_arg or ()),
     )

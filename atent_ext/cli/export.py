@@ -1,4 +1,4 @@
-"""`atent export`: a trained model as another library loads it, or as a program."""
+"""The command that writes a trained model for others: export."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +11,16 @@ from atent_ext.cli.options import (
     Dataset,
     Download,
     Eps,
+    Mean,
     Model,
     ModelArguments,
     ModelDir,
     Norm,
+    Output,
+    Resize,
+    ResizeInside,
     StatedNormalisation,
+    Std,
     Weights,
     WeightsKey,
     notice,
@@ -23,6 +28,9 @@ from atent_ext.cli.options import (
     print_weights_notes,
 )
 from atent_ext.core.errors import BadInput
+
+_NOT_THERE = ("output", "resize", "resize_inside")
+"""What RobustBench has no place for."""
 
 
 def add(app: typer.Typer) -> None:
@@ -50,6 +58,11 @@ def export(
     classes: Classes = None,
     weights_key: WeightsKey = None,
     normalisation: StatedNormalisation = None,
+    mean: Mean = None,
+    std: Std = None,
+    output: Output = None,
+    resize: Resize = None,
+    resize_inside: ResizeInside = None,
     norm: Norm = None,
     eps: Eps = None,
     data_root: DataRoot = None,
@@ -61,14 +74,14 @@ def export(
     A program (.pt2) is the network as operators and numbers, with its normalisation. `atent eval FILE.pt2` scores it,
     and a submission with a model.pt2 needs no architecture in its card.
     """
+    from atent_ext.core.around import parse
     from atent_ext.core.registry import nearest
-    from atent_ext.core.schema import normalisation as parse_normalisation
 
     if to not in ("robustbench", "pt2"):
         raise nearest("library to export to", to, ["robustbench", "pt2"])
-    stated = None if normalisation is None else parse_normalisation(normalisation)
+    around = parse(normalisation, mean, std, output, resize, resize_inside)
     of_file: dict[str, Any] = {"model": model, "dataset": dataset, "norm": norm, "eps": eps, "classes": classes}
-    of_file |= {"weights_key": weights_key, "normalisation": stated}
+    of_file |= {"weights_key": weights_key, "around": around}
     if to == "pt2":
         theirs = subject.startswith("robustbench:")  # whose names are of a norm
         _refuse_given({"name": name, "eps": eps} | ({} if theirs else {"norm": norm}), "--to pt2 does not take it")
@@ -107,16 +120,20 @@ def _export_robustbench(
     subject: str, out: Path, name: str | None, overwrite: bool, of_file: dict[str, Any], data_root: Path | None
 ) -> tuple[Path, Path]:
     from atent_ext import subjects
+    from atent_ext.core.around import refuse
     from atent_ext.integrations.robustbench import export as robustbench
 
+    around = of_file["around"]
     if not Path(subject).is_file():
-        _refuse_given(of_file, f"{subject} is no weights file")
+        given = {name: value for name, value in of_file.items() if name != "around"}
+        _refuse_given(given | around.stated, f"{subject} is no weights file")
         return robustbench.export(Path(subject), out, name, data_root=data_root, overwrite=overwrite)
     if subjects.is_code(str(of_file["model"])) or Path(subject).suffix == ".pt2":
         message = (
             f"{subject} is of a network that RobustBench could not build; name one of `atent ls models`, or --to pt2"
         )
         raise BadInput(message, code="unsupported", field="model")
+    refuse(around, "RobustBench loads networks of logits for images as they are", _NOT_THERE)
     loaded = subjects.load(Path(subject).absolute(), root=data_root, **of_file)  # a path, and no name
     print_weights_notes(loaded.about.weights_notes)
     return robustbench.export_network(

@@ -81,7 +81,31 @@ WeightsKey = Annotated[
 ]
 StatedNormalisation = Annotated[
     str | None,
-    typer.Option("--normalisation", help="For a weights file: none, or '{mean: [0.5], std: [0.25]}' by channel."),
+    typer.Option(
+        "--normalisation",
+        help="In front of the network: none, imagenet, cifar10, cifar100, mnist, fashion-mnist, or "
+        "'{mean: [0.5], std: [0.25]}' by channel.",
+    ),
+]
+Mean = Annotated[
+    str | None, typer.Option("--mean", metavar="NUMBERS", help="With --std: a normalisation, 0.5,0.5,0.5 say.")
+]
+Std = Annotated[str | None, typer.Option("--std", metavar="NUMBERS", help="See --mean.")]
+Output = Annotated[
+    str | None,
+    typer.Option("--output", metavar="KEY", help="Which of several results has the logits: a key, or 0, 1, ..."),
+]
+Resize = Annotated[
+    str | None,
+    typer.Option(
+        "--resize",
+        metavar="PIXELS",
+        help="Resize the test images first (bilinear): eps is of resized ones. 224, or '{size: 256, crop: 224}'.",
+    ),
+]
+ResizeInside = Annotated[
+    str | None,
+    typer.Option("--resize-inside", metavar="PIXELS", help="The network resizes: eps is of the images before that."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 

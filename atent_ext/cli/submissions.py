@@ -11,7 +11,32 @@ import typer
 
 from atent_ext.cli import card_text
 from atent_ext.cli.exit import Group
-from atent_ext.cli.options import DataRoot, Seed, console, notice, print_line, print_table, print_weights_notes
+from atent_ext.cli.options import (
+    Classes,
+    DataRoot,
+    Dataset,
+    Download,
+    Eps,
+    Mean,
+    Model,
+    ModelArguments,
+    ModelDir,
+    Norm,
+    Output,
+    Resize,
+    ResizeInside,
+    Seed,
+    Source,
+    StatedNormalisation,
+    Std,
+    Weights,
+    WeightsKey,
+    console,
+    notice,
+    print_line,
+    print_table,
+    print_weights_notes,
+)
 from atent_ext.core.errors import BadInput
 
 _CARD = ".card.json"
@@ -81,6 +106,8 @@ def verify(
     opened = read(folder, data_root)
 
     def draw(network: Any, test: Any, classes: Sequence[str]) -> None:
+        if len(test.shape) != 3:
+            return  # features and sequences are no pictures
         title = f"{opened.submission.name}: the first test images under PGD-{gallery.STEPS}"
         gallery.draw(network, test, opened.submission.threat, classes, title, target.with_suffix(".png"), seed or 0)
 
@@ -121,7 +148,7 @@ def verify(
         print_line(f"{written}: {target}; the network cannot be scored, and the registry takes no such card")
         raise typer.Exit(1)
     picture = target.with_suffix(".png").name
-    print_line(f"{written}: {target} and {picture}; the card's place is registry/cards/{card.place}")
+    print_line(f"{written}: {target} and {picture}; {card_text.standing(card.model_dump(), str(card.place))}")
 
 
 def _card_of(folder: Path) -> Path:
@@ -174,22 +201,60 @@ def submit(
 
 @submission.command("new")
 def new(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    subject: Source,
     out: Annotated[Path, typer.Option("--out", help="New folder to write to.")],
     authors: Annotated[str, typer.Option(help="Who is to be named.")],
     license: Annotated[str, typer.Option(help="Of the weights, such as MIT.")],
     link: Annotated[str, typer.Option(help="An address that starts with https://.")] = "",
     venue: Annotated[str, typer.Option(help="Where it was published.")] = "Unpublished",
-    name: Annotated[str | None, typer.Option("--name", help="The model's name [default: the recipe's].")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The model's name [default: the source's].")] = None,
     report: Annotated[
-        Path | None, typer.Option(help="What `atent eval RUN` wrote: its figures become the claims.")
+        Path | None, typer.Option(help="What `atent eval SOURCE` wrote: its figures become the claims.")
     ] = None,
+    data_name: Annotated[
+        str | None, typer.Option(help="For data that is not of `atent ls datasets`: its name on the card.")
+    ] = None,
+    model: Model = None,
+    model_arg: ModelArguments = None,
+    weights: Weights = None,
+    dataset: Dataset = None,
+    classes: Classes = None,
+    weights_key: WeightsKey = None,
+    normalisation: StatedNormalisation = None,
+    mean: Mean = None,
+    std: Std = None,
+    output: Output = None,
+    resize: Resize = None,
+    resize_inside: ResizeInside = None,
+    norm: Norm = None,
+    eps: Eps = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    model_dir: ModelDir = None,
 ) -> None:
-    """Write the submission of a training run: weights, card.yaml, recipe.yaml."""
-    from atent_ext.submissions.folder import new as write
+    """Write the submission of a source: card.yaml with its weights, or with its network as a program (model.pt2).
 
-    folder = write(run, out, authors=authors, license=license, link=link, venue=venue, name=name, report=report)
-    print_line(f"written: {folder}; check it with: atent verify {folder}")
+    Of a training run there is recipe.yaml, too. A network of code becomes a program, which `atent verify` reads
+    without the code.
+    """
+    from atent_ext import subjects
+    from atent_ext.core.around import parse
+
+    source: dict[str, Any] = {
+        "model": model,
+        "dataset": dataset,
+        "norm": norm,
+        "eps": eps,
+        "root": data_root,
+        "download": download,
+    }
+    source |= {"model_dir": model_dir, "classes": classes, "weights_key": weights_key, "weights": weights}
+    source |= {"around": parse(normalisation, mean, std, output, resize, resize_inside)}
+    source |= {"arguments": subjects.parse_arguments(model_arg or ())}
+    written = {"authors": authors, "license": license, "link": link, "venue": venue}
+    folder = subjects.new(subject, out, written, name, report, data_name, source)
+    data = "" if dataset is None or ":" not in dataset else f" --dataset {shlex.quote(dataset)}"
+    print_line(f"written: {folder}; check it with: atent verify {folder}{data}")
 
 
 # A typer app with a single command needs a callback; otherwise the command's name is read as its argument.

@@ -124,11 +124,29 @@ Without tags pydantic would report the errors of both kinds.
 """
 
 
+NORMALISATIONS = {
+    name: Normalisation(mean=mean, std=std)
+    for name, mean, std in (
+        ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("cifar10", (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+        ("cifar100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+        ("mnist", (0.1307,), (0.3081,)),
+        ("fashion-mnist", (0.2860,), (0.3530,)),
+    )
+}
+"""Mean and standard deviation of the pixels of training sets, as they are usually written. Reports have the numbers."""
+
+
 def normalisation(text: str) -> Normalisation | Literal["none"]:
-    """Parse `none`, or a normalisation as a card writes it: `{mean: [0.5], std: [0.25]}`. Raises BadInput otherwise."""
+    """Parse `none`, a name in `NORMALISATIONS`, or what a card writes: `{mean: [0.5], std: [0.25]}`.
+
+    Raises BadInput otherwise.
+    """
     if text == "none":
         return "none"
-    remedy = "say none, or '{mean: [0.5], std: [0.25]}' with one value per channel"
+    if text in NORMALISATIONS:
+        return NORMALISATIONS[text]
+    remedy = f"say none, {', '.join(NORMALISATIONS)}, or '{{mean: [0.5], std: [0.25]}}' with one value per channel"
     try:
         return Normalisation.model_validate(yaml.safe_load(text))
     except (ValidationError, yaml.YAMLError) as error:

@@ -22,6 +22,8 @@ from atent_ext.data.splits import Split, Stored
 _TRAIN = (("x_train", "y_train"), ("train_images", "train_labels"))
 _TEST = (("x_test", "y_test"), ("test_images", "test_labels"), ("images", "labels"))
 _POOL = (*_TRAIN, *_TEST, ("image", "label"))
+ONE_CHANNEL = "(N, H, W) read as one channel"
+"""The note on arrays of three axes, which are (N, C, T) for some networks."""
 _ROUNDING = 1e-3
 """Images in [0, 1] may lie this far outside, as in `core.validate`."""
 _FEW = 1000
@@ -47,9 +49,9 @@ def read(path: Path, classes: int | None = None) -> Arrays:
     """Read a NumPy archive, or a folder of .npy files, of x_test and y_test and, unless it is for tests only, x_train
     and y_train. Images are looked at once, for their range, and read again when they are used.
 
-    Images: (N, C, H, W), (N, H, W, C) or (N, H, W); whole numbers 0-255, or floats of 0-1 or 0-255. Labels: class
-    numbers from 0, (N,) or (N, 1), or one-hot (N, classes). The names train_images, test_images, images and so on are
-    read, too. classes: the number of classes where the labels may lack some; None counts them.
+    Images: (N, C, H, W), (N, H, W, C) or (N, H, W), or features (N, F); whole numbers 0-255, or floats of 0-1 or
+    0-255. Labels: class numbers from 0, (N,) or (N, 1), or one-hot (N, classes). The names train_images, test_images,
+    images and so on are read, too. classes: the number of classes where the labels may lack some; None counts them.
     Raises BadInput for a file that is missing or no such archive, for shapes and values that are none of these or could
     be two of them, and for labels outside the classes.
     """
@@ -200,10 +202,14 @@ def _check_alike(path: Path, arrays: Mapping[str, Rows], divisors: Mapping[str, 
 
 
 def _order(path: Path, name: str, array: Rows, notes: dict[str, None]) -> Layout:
-    """The order of the axes; (N, H, W) is of one channel. Raises BadInput for other ranks and for two readings."""
+    """The order of the axes; (N, H, W) is of one channel, (N, F) of features. Raises BadInput for other ranks and for
+    two readings."""
     sizes = array.shape[1:]
+    if array.ndim == 2 and all(sizes):
+        notes[f"(N, F) read as {sizes[0]} features"] = None
+        return "CHW"
     if array.ndim == 3 and all(sizes):
-        notes["(N, H, W) read as one channel"] = None
+        notes[ONE_CHANNEL] = None
         return "CHW"
     if array.ndim != 4 or not all(sizes):
         message = f"{path}: {name} is {array.dtype} {array.shape}; (N, C, H, W), (N, H, W, C) or (N, H, W) is needed"

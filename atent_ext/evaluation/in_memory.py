@@ -10,15 +10,18 @@ from torch import Tensor, nn
 
 from atent_ext.attacks.accuracy import clean_flags
 from atent_ext.core import layouts, model_state, validate
+from atent_ext.core.around import Around, resizing
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import norm as norm_called
 from atent_ext.core.schema import Threat
+from atent_ext.core.schema import normalisation as parse_normalisation
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation import anytime
 from atent_ext.evaluation.journal import Progress
 from atent_ext.evaluation.protocol import Protocol, load_protocol
 from atent_ext.evaluation.report import About, Report
 from atent_ext.evaluation.scoring import Subject, score
+from atent_ext.models.wrappers import Surrounded, described, surrounded
 
 Array = Tensor | np.ndarray
 _SHOWN = 64
@@ -44,11 +47,16 @@ def evaluate(
     until_width: float | None = None,
     classes: int | Sequence[str] | None = None,
     name: str | None = None,
+    normalisation: str | None = None,
+    output: str | None = None,
+    resize: str | int | None = None,
+    resize_inside: str | int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Score a model under a protocol: clean accuracy, attacks, and their worst case, with a flag for every image.
 
-    model: a module that maps images (N, ...) in [0, 1] to logits (N, classes); a normalisation must be part of it.
+    model: a module that maps images (N, ...) in [0, 1] to logits (N, classes), in any precision, or to several results.
+    A model of one logit z per image is read as one of the two logits (0, z).
     images: (N, ...), a tensor or an array of floats in [0, 1]. labels: (N,) whole numbers in [0, classes). norm: "Linf"
     or "L2". eps: the radius in units of the images, for example 8/255. protocol: a name of `atent ls protocols`, a YAML
     file, or a `Protocol`. n: the first n images (None: all). chunk: images per chunk (None: 100, on a GPU 250); chunk k
@@ -57,30 +65,42 @@ def evaluate(
     setting. until_width: score the images in an order drawn from `seed` (n: at most so many) until the 95 % interval of
     the worst case on all images, which holds whenever one stops, is that many percentage points wide; with `out`, a
     call with a smaller width goes on from there. classes: the number of classes, or their names, checked against labels
-    and logits. name: the name of the model in the report. progress: called while it runs, with the number of finished
-    chunks.
+    and logits. name: the name of the model in the report. normalisation: in front of the model, if it has none of its
+    own: "imagenet", or as in `schema.normalisation`. output: key, attribute or position of the logits, where several
+    results could be. resize: the images first, so that eps is of resized ones; resize_inside: by the model; 224, or as
+    in `around.parse`. progress: called while it runs, with the number of finished chunks.
 
-    The mode, requires_grad, gradients, device and dtype of the model are restored afterwards.
-    Raises BadInput for a model that is no torch module or is in half precision, for images outside [0, 1] or of a shape
+    Images are float32 whatever the model computes in. The mode, requires_grad, gradients, device and dtype of the model
+    are restored afterwards. Raises BadInput for a model that is no torch module, for results of which none or several
+    could be the logits, for images outside [0, 1] or of a shape
     that the model does not take, such as (N, H, W, C), for labels of another type, range or length, such as one-hot
     ones, for an eps that looks like 0-255, for logits of another shape, and for an `out` of other weights, images,
     protocol, seed or settings.
     """
-    test = _split(images, labels, _dtype(model))
+    _check_model(model)
+    around = Around(
+        normalisation=None if normalisation is None else parse_normalisation(normalisation),
+        output=output,
+        resize=resizing(resize, "resize"),
+        resize_inside=resizing(resize_inside, "resize_inside"),
+    )
+    test = _resized(_split(images, labels), around)
     plan = protocol if isinstance(protocol, Protocol) else load_protocol(str(protocol))
     threat = _threat(norm, eps, test)
     validate.steps("batch_size", batch_size)
     until = None if until_width is None else anytime.until_width(until_width)
     place = model_state.device_of(model) if device is None else _device(device)
     with _restored(model):
-        _check_logits(model, test, place, classes)
+        placed = _surrounded(model, around, test, place)
+        _check_logits(placed.network, test, place, classes)
+        kind, resized = type(model).__name__, "" if around.resize is None else f", {around.resize}"
         about = About(
-            name=name or type(model).__name__,
-            model=type(model).__name__,
-            data=f"{len(test)} images in memory",
+            name=name or kind,
+            model=described(kind, around.normalisation, None, placed.output, around.resize_inside),
+            data=f"{len(test)} images in memory{resized}",
         )
         return score(
-            Subject(model, test, threat, about),
+            Subject(placed.network, test, threat, about, notes=placed.notes),
             plan,
             n=n,
             seed=seed,
@@ -106,13 +126,13 @@ def _restored(model: nn.Module) -> Iterator[None]:
                 model.to(before)
 
 
-def _split(images: Array, labels: Array, dtype: torch.dtype) -> Split:
+def _split(images: Array, labels: Array) -> Split:
     x, y = _tensor("images", images), _tensor("labels", labels)
     validate.images(x, 0.0, 1.0)
     validate.labels(y, len(x))
     if not len(x):
         raise BadInput("there are no images; give at least one", code="bad-shape", field="images")
-    return Split(x.detach().to("cpu", dtype), y.detach().to("cpu", torch.long))
+    return Split(x.detach().to("cpu", torch.float32), y.detach().to("cpu", torch.long))
 
 
 def _tensor(name: str, value: Array) -> Tensor:
@@ -125,16 +145,30 @@ def _tensor(name: str, value: Array) -> Tensor:
         raise BadInput(message, code="bad-type", field=name) from None
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of the computation: float64 for a model in float64, else float32."""
+def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         message = f"model is a {type(model).__name__}; a torch.nn.Module that returns logits is needed"
         raise BadInput(message, code="bad-type", field="model")
-    dtypes = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
-    if dtypes & {torch.float16, torch.bfloat16}:
-        message = "model is in half precision, which rounds small perturbations away; pass model.float()"
-        raise BadInput(message, code="bad-type", field="model")
-    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def _resized(test: Split, around: Around) -> Split:
+    if around.resize is None:
+        return test
+    return Split(around.resize.plan(test.images.shape[1:]).of(test.images).clamp(0, 1), test.labels)
+
+
+def _surrounded(model: nn.Module, around: Around, test: Split, device: torch.device) -> Surrounded:
+    """The model on the device, with what stands around it."""
+    model.to(device)
+    shown = test.images[:2].to(device)
+    try:
+        placed = surrounded(model, around, shown)
+    except BadInput as error:
+        if error.field == "images":
+            layouts.channels_first(test.images)  # raises for the usual reason
+        raise
+    placed.network.to(device)
+    return placed
 
 
 def _device(device: torch.device | str) -> torch.device:
@@ -156,14 +190,8 @@ def _threat(norm: str, eps: float, test: Split) -> Threat:
 
 
 def _check_logits(model: nn.Module, test: Split, device: torch.device, classes: int | Sequence[str] | None) -> None:
-    model.to(device)
-    try:
-        with model_state.evaluating(model), model_state.seeded(0), torch.no_grad():
-            output = model(test.images[:2].to(device))
-    except RuntimeError as error:
-        layouts.channels_first(test.images)  # raises for the usual reason
-        message = f"the model does not take images {tuple(test.images.shape)}: {' '.join(str(error).split())[:300]}"
-        raise BadInput(f"{message}; give it what it was made for", code="bad-shape", field="images") from error
+    with model_state.evaluating(model), model_state.seeded(0), torch.no_grad():
+        output = model(test.images[:2].to(device))
     logits = validate.logits(output, min(2, len(test)))
     count = int(logits.shape[1])
     expected = count if classes is None else classes if isinstance(classes, int) else len(classes)

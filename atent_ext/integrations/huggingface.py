@@ -24,8 +24,7 @@ CARD = "card.json"
 _FORM = re.compile(
     r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/\w+/[\w.-]+|[\w.-]+))?(?:/(?P<file>[^\s\\]+))?", re.ASCII
 )
-_LICENSES = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "cc0-1.0", "cc-by-4.0")
-_LICENSES += ("cc-by-sa-4.0", "cc-by-nc-4.0", "unlicense")
+_LICENSES = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "cc0-1.0", "cc-by-4.0"}
 """The hub's names of licenses that texts are compared with; any other one is "other" there."""
 
 
@@ -180,7 +179,7 @@ def _named(report: Report, result: Result) -> str:
 
 def _text(card: Card, report: Report) -> Iterator[str]:
     submission = card.submission
-    low, high = (100 * bound for bound in report.worst.interval95_wilson)
+    low, high = (100 * bound for bound in report.worst.interval95)
     yield f"# {submission.name}\n"
     yield f"By {submission.authors}. {submission.training}".strip() + "\n"
     yield f"Scored by atent-ext on {report.data}, {report.split}; the worst case over all attacks is "
@@ -188,6 +187,10 @@ def _text(card: Card, report: Report) -> Iterator[str]:
     yield "| attack | accuracy |\n| --- | --- |"
     yield from (f"| {result.attack} | {100 * result.accuracy:.2f} % |" for result in report.results)
     yield ""
+    yield from (
+        f"- Claim of {one.claim.percent:g} % ({one.claim.what}): {one.verdict}, {one.measured:.2f} % measured"
+        for one in card.verdicts
+    )
     yield from (f"- Check failed: {check.name}: {check.said}" for check in card.checks if check.passed is False)
     yield from (f"- Sign of gradient masking: {sign.name}: {sign.evidence}" for sign in card.signs if sign.found)
     yield from (f"- Note: {note}" for note in (*report.prepared, *card.weights.get("notes", ())))

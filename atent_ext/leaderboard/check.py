@@ -105,6 +105,8 @@ def _known(entry: Entry) -> Iterator[str]:
         known = registry.entries(kind)
         if name not in known and (kind, name) != ("model", PROGRAM):
             yield str(registry.nearest(kind, name, known))
+    if submission.resize is not None:
+        yield f"test images were {submission.resize}, and eps is of those; the board is of images as they are"
     scored, submitted = entry.report.threat, submission.threat
     if scored != submitted:
         yield f"it was scored under {scored} and is submitted for {submitted}; score it anew"

@@ -8,12 +8,14 @@ from torch import nn
 
 from atent_ext.attacks.accuracy import predict
 from atent_ext.core import validate
+from atent_ext.core.around import Around
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import norm as norm_called
 from atent_ext.core.schema import Threat, escaped
 from atent_ext.data import datasets
 from atent_ext.evaluation.report import About
 from atent_ext.evaluation.scoring import Subject
+from atent_ext.models import wrappers
 
 
 def under(subject: Subject, norm: str | None, eps: float | None) -> Subject:
@@ -26,6 +28,30 @@ def under(subject: Subject, norm: str | None, eps: float | None) -> Subject:
         message = f"norm is {norm}, and the radius at hand, {own.eps:g}, is of {own.norm}; give --eps, too"
         raise BadInput(message, code="missing", field="eps")
     return replace(subject, threat=threat_model(norm or own.norm, own.eps if eps is None else eps))
+
+
+def surrounded(subject: Subject, around: Around, key: str | None = None) -> Subject:
+    """The subject with what is stated around its network, which the report says; its images are resized already.
+
+    key: as in `wrappers.described`. Raises what `wrappers.surrounded` raises.
+    """
+    placed = wrappers.surrounded(subject.model, around, subject.test[:2].images)
+    return _placed(subject, placed.network, around, key, placed.output, placed.notes)
+
+
+def behind(subject: Subject, around: Around) -> Subject:
+    """As `surrounded`, for a network that is known to give logits for float32 images."""
+    network, notes = wrappers.behind(subject.model, around, subject.test.shape)
+    return _placed(subject, network, around, None, around.output, notes)
+
+
+def _placed(
+    subject: Subject, network: nn.Module, around: Around, key: str | None, output: str | None, notes: tuple[str, ...]
+) -> Subject:
+    text = wrappers.described(subject.about.model, around.normalisation, key, output, around.resize_inside)
+    resized = () if around.resize is None else (f"test images are {around.resize} first, and eps is of those",)
+    about = subject.about.model_copy(update={"model": text})
+    return replace(subject, model=network, about=about, notes=(*subject.notes, *resized, *notes))
 
 
 def threat_model(norm: str, eps: float) -> Threat:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from atent_ext.core import registry
+from atent_ext.core.around import Around, refuse
 from atent_ext.core.errors import BadInput
-from atent_ext.core.schema import StatedNormalisation
 from atent_ext.data import datasets
+from atent_ext.data.resizing import resized
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.integrations import huggingface
 from atent_ext.integrations.huggingface import CARD, PREFIX, Fetched, Place
-from atent_ext.models import wrappers
 from atent_ext.storage import untrusted_program
 from atent_ext.subjects import base, hub_config
 from atent_ext.subjects.base import threat_model, under
@@ -25,6 +25,7 @@ from atent_ext.subjects.weights_file import from_weights
 from atent_ext.submissions import cards, folder
 from atent_ext.submissions.cards import Submission
 
+_NOTHING = Around()
 _CLAIMED, _CONFIG = "card.yaml", "config.json"
 _WEIGHTS = ("model.safetensors", "model.pt2")
 
@@ -39,7 +40,7 @@ def from_hub(
     download: bool = False,
     classes: int | None = None,
     key: str | None = None,
-    normalisation: StatedNormalisation = None,
+    around: Around = _NOTHING,
     arguments: Mapping[str, Any] | None = None,
 ) -> Subject:
     """The model of `hf:OWNER/NAME[@REVISION][/FILE]`. Nothing of the repository is run.
@@ -52,7 +53,8 @@ def from_hub(
     place = huggingface.parse(reference)
     found = None if model is not None else _first(place, CARD, _CLAIMED, _CONFIG)
     if found is not None and found.shown.name != _CONFIG:
-        _refuse(reference, key=key, normalisation=normalisation, model_arg=arguments)
+        _refuse(reference, key=key, model_arg=arguments)
+        refuse(around, f"{reference} has a card, which says what stands around the network")
         return under(_of_card(place, found, dataset, root, download, classes), norm, eps)
     weights = _weights(place)
     if dataset is None or eps is None:
@@ -60,8 +62,8 @@ def from_hub(
         raise BadInput(message, code="missing", field="dataset" if dataset is None else "eps")
     of_data = (root, download, classes)
     if weights.path.suffix == SUFFIX:
-        _refuse(reference, key=key, normalisation=normalisation, model_arg=arguments)
-        return _of(place, weights, from_program(weights.path, model, dataset, norm, eps, *of_data))
+        _refuse(reference, key=key, model_arg=arguments)
+        return _of(place, weights, from_program(weights.path, model, dataset, norm, eps, *of_data, around))
     threat = threat_model(norm or "Linf", eps)
     notes: tuple[str, ...] = ()
     if model is None:
@@ -72,9 +74,10 @@ def from_hub(
         _refuse(reference, model_arg=arguments)
         config = hub_config.read(found.read(hub_config.MOST), found.shown)
         model, arguments = config.model, config.arguments
-        if normalisation is None and config.normalisation is not None:
-            normalisation, notes = config.normalisation, (f"{_CONFIG} says the normalisation, which is applied",)
-    subject = from_weights(weights.path, model, dataset, threat, *of_data, key, normalisation, arguments)
+        if around.normalisation is None and config.normalisation is not None:
+            around = around.model_copy(update={"normalisation": config.normalisation})
+            notes = (f"{_CONFIG} says the normalisation, which is applied",)
+    subject = from_weights(weights.path, model, dataset, threat, *of_data, key, around, arguments)
     return _of(place, weights, subject, *notes)
 
 
@@ -92,11 +95,10 @@ def _of_card(
         cards.require_weights(card, content, weights.shown)
     notes: list[str] = []
     network, key = folder.filled(submission, content, weights.shown, notes, root)
-    images = _images(submission, dataset, root, download, classes)
-    described = wrappers.described(submission.architecture.name, submission.normalisation, key)
-    about = base.about(submission.name, described, [weights.path], images)
+    images = resized(_images(submission, dataset, root, download, classes), submission.resize)
+    about = base.about(submission.name, submission.described(key), [weights.path], images)
     about = about.model_copy(update={"weights_notes": tuple(notes)})
-    return replace(Subject(network, images.test, submission.threat, about), notes=(_origin(place, weights),))
+    return Subject(network, images.test, submission.threat, about, notes=(_origin(place, weights),))
 
 
 def _images(

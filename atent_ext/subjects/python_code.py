@@ -18,19 +18,22 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
+from atent_ext.core.around import Around
 from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.core.model_state import seeded
 from atent_ext.core.registry import nearest
-from atent_ext.core.schema import StatedNormalisation, Threat
+from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
+from atent_ext.data.resizing import as_taken, resized
 from atent_ext.evaluation.scoring import Subject
-from atent_ext.models import networks, wrappers
+from atent_ext.models import networks
 from atent_ext.models import weights as weights_files
 from atent_ext.storage import untrusted
 from atent_ext.subjects import base
 
 Arguments = Mapping[str, Any]
 _LIBRARIES = ("timm", "torchvision")
+_NOTHING = Around()
 
 
 def is_code(reference: str) -> bool:
@@ -113,31 +116,33 @@ def from_code(
     download: bool = False,
     classes: int | None = None,
     key: str | None = None,
-    normalisation: StatedNormalisation = None,
+    around: Around = _NOTHING,
 ) -> Subject:
     """The network of a reference, with the weights of `file` (None: as the code makes it), on `dataset`.
 
-    classes: as in `datasets.load`. key: as in `weights.fill`. normalisation: as there, and applied.
-    Raises what `build` raises, and BadInput for a missing data set and for weights that do not fit.
+    classes: as in `datasets.load`. key: as in `weights.fill`. around: what is stated, and applied.
+    Raises what `build` and `wrappers.surrounded` raise, and BadInput without data and for weights that do not fit.
     """
     if dataset is None:
         raise BadInput(f"{reference} is code; it needs --dataset", code="missing", field="dataset")
     where, _, what = reference.rpartition(":")
-    if where in _LIBRARIES and (arguments.get("pretrained") or arguments.get("weights")) and normalisation is None:
+    pretrained = where in _LIBRARIES and (arguments.get("pretrained") or arguments.get("weights"))
+    if pretrained and around.normalisation is None:
         message = f"{reference} is pretrained, on images normalised in some way; state --normalisation, or none of it"
         raise BadInput(message, code="missing", field="normalisation")
-    images = datasets.load(dataset, root, download, classes)
+    images = resized(datasets.load(dataset, root, download, classes), around.resize)
     network = build(reference, arguments, images.test[:1].images, len(images.classes))
     notes: tuple[str, ...] = ("no weights file is given: the network has the weights that its code gives it",)
     if file is not None:
         with images.explaining():
-            key, notes = weights_files.load_weights(network, file, key=key, normalisation=normalisation)
-    network = wrappers.normalised(network, normalisation, images.test.shape[0]).eval()
-    base.check_classes(network, images)
-    name = f"{Path(where).stem}-{what}"
-    described = wrappers.described(shown(reference, arguments), normalisation, key)
-    about = base.about(name, described, [] if file is None else [file], images)
-    return Subject(network, images.test, threat, about.model_copy(update={"weights_notes": notes}))
+            key, notes = weights_files.load_weights(network, file, key=key, normalisation=around.normalisation)
+    files = [] if file is None else [file]
+    images = as_taken(network, images)
+    about = base.about(f"{Path(where).stem}-{what}", shown(reference, arguments), files, images)
+    about = about.model_copy(update={"weights_notes": notes})
+    subject = base.surrounded(Subject(network.eval(), images.test, threat, about), around, key)
+    base.check_classes(subject.model, images)
+    return subject
 
 
 def _made(name: str, make: Callable[..., Any], arguments: Arguments) -> nn.Module:

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from atent_ext.core import registry, validate
+from atent_ext.core.around import Around, refuse
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import norm as norm_called
-from atent_ext.core.schema import StatedNormalisation
 from atent_ext.data import datasets
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.subjects import zoo
 from atent_ext.subjects.base import threat_model, under
 from atent_ext.subjects.exported_program import SUFFIX, from_program
-from atent_ext.subjects.hub import PREFIX as _HUB
 from atent_ext.subjects.hub import from_hub
 from atent_ext.subjects.python_code import from_code, is_code
 from atent_ext.subjects.robustbench import from_zoo
@@ -30,7 +29,8 @@ from atent_ext.subjects.run_folder import from_run
 from atent_ext.subjects.weights_file import from_weights
 from atent_ext.subjects.zoo import from_card
 
-_ZOO, _ROBUSTBENCH = "zoo:", "robustbench:"
+_ZOO, _ROBUSTBENCH, _HUB = "zoo:", "robustbench:", "hf:"
+_NOTHING = Around()
 
 
 def load(
@@ -45,7 +45,7 @@ def load(
     held_out: bool = False,
     classes: int | None = None,
     weights_key: str | None = None,
-    normalisation: StatedNormalisation = None,
+    around: Around = _NOTHING,
     weights: Path | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Subject:
@@ -57,8 +57,9 @@ def load(
     as in `from_hub`.
     model, dataset: needed for a weights file; a program needs a dataset. norm, eps: override the threat model.
     held_out: as in `from_run`; only for run folders. classes: as in `datasets.load`; only where `dataset` is given.
-    weights_key, normalisation: as in `from_weights`; only for weights files. weights: of the network that the code of
-    `reference` makes. arguments: of that code, or of `model`.
+    weights_key: as in `from_weights`; only for weights files. around: what stands around the network; recipes and cards
+    decide it, and networks of RobustBench hold it. weights: of the network that the code of `reference` makes.
+    arguments: of that code, or of `model`.
     Raises BadInput for a name or a value that is not valid, before any file is looked at; for an argument that is
     missing or does not apply; and for a name that is both a model of the zoo and an existing path.
     """
@@ -73,10 +74,10 @@ def load(
             message = f"{reference} is a repository, and only a run says which images it held out; leave out --held-out"
             raise BadInput(message, code="unused", field="held_out")
         named = (str(reference), model, dataset, norm, eps)
-        return from_hub(*named, root, download, classes, weights_key, normalisation, arguments)
+        return from_hub(*named, root, download, classes, weights_key, around, arguments)
     if code:
         place = (root, download, classes)
-        stated = (weights_key, normalisation)
+        stated = (weights_key, around)
         if weights is None and weights_key is not None:
             message = f"--weights-key is {weights_key}, and no --weights are given; drop it"
             raise BadInput(message, code="unused", field="weights_key")
@@ -89,13 +90,12 @@ def load(
             code="unused",
             field="held_out",
         )
-    if (weights_key, normalisation) != (None, None) and (
-        robustbench or name is not None or path.is_dir() or path.suffix == SUFFIX
-    ):
-        option = "normalisation" if weights_key is None else "weights_key"
-        message = f"{reference} is no weights file, whose weights and normalisation can be stated; leave out "
-        message += f"--{option.replace('_', '-')}"
-        raise BadInput(message, code="unused", field=option)
+    known = robustbench or name is not None or path.is_dir()
+    if weights_key is not None and (known or path.suffix == SUFFIX):
+        message = f"{reference} is no weights file, whose weights can be named; leave out --weights-key"
+        raise BadInput(message, code="unused", field="weights_key")
+    if known:
+        refuse(around, f"{reference} says what stands around its network")
     if robustbench:
         if model or dataset is None:
             message = f"{reference} is a model of RobustBench's zoo; it needs --dataset, and no --model"
@@ -114,13 +114,13 @@ def load(
         _refuse(f"{reference} is a run folder, whose recipe", model, dataset, classes)
         return under(from_run(path, root, download, held_out), norm, eps)
     if path.suffix == SUFFIX:
-        return from_program(path, model, dataset, norm, eps, root, download, classes)
+        return from_program(path, model, dataset, norm, eps, root, download, classes, around)
     if model is None or dataset is None or eps is None:
         message = f"{reference} is no run folder; a weights file needs --model, --dataset and --eps"
         missing = next(name for name, value in (("model", model), ("dataset", dataset), ("eps", eps)) if value is None)
         raise BadInput(message, code="missing", field=missing)
     threat = threat_model(norm or "Linf", eps)
-    return from_weights(path, model, dataset, threat, root, download, classes, weights_key, normalisation, arguments)
+    return from_weights(path, model, dataset, threat, root, download, classes, weights_key, around, arguments)
 
 
 def _check_of_code(
@@ -145,7 +145,7 @@ def _of_code(
     download: bool,
     classes: int | None,
     weights_key: str | None,
-    normalisation: StatedNormalisation,
+    around: Around,
 ) -> Subject:
     model, dataset, norm, eps = named
     if model is not None or held_out:
@@ -155,7 +155,7 @@ def _of_code(
         raise BadInput(f"{reference} is the code of a network; it needs --eps", code="missing", field="eps")
     threat = threat_model(norm or "Linf", eps)
     place = (root, download, classes)
-    return from_code(reference, weights, arguments or {}, dataset, threat, *place, weights_key, normalisation)
+    return from_code(reference, weights, arguments or {}, dataset, threat, *place, weights_key, around)
 
 
 def check_values(

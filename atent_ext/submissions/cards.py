@@ -5,14 +5,25 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator
 
+from atent_ext.core.around import Around, Resizing
 from atent_ext.core.errors import BadInput
-from atent_ext.core.schema import Network, Normalisation, Readable, Section, StatedNormalisation, Threat, readable
+from atent_ext.core.schema import (
+    Growing,
+    Network,
+    Normalisation,
+    Readable,
+    Section,
+    StatedNormalisation,
+    Threat,
+    readable,
+)
 from atent_ext.evaluation.report import Report
+from atent_ext.models.wrappers import described
 from atent_ext.storage import files, untrusted
 
 Kind = TypeVar("Kind", bound=Section)
@@ -58,7 +69,7 @@ class Claim(Section):
     source: Paragraph = ""
 
 
-class Submission(Section):
+class Submission(Growing):
     """The fields of a `card.yaml`.
 
     architecture: a network of the registry with its arguments, which are plain values; it is left out for a program
@@ -67,8 +78,12 @@ class Submission(Section):
     whether training used other data than the training split. random: whether the outputs are declared random, so that
     AutoAttack's "rand" version scores the network. training: how it was trained, as text. link: http:// or https://.
     normalisation: of images before the network, or "none"; left out, it says nothing, and a file that speaks of one is
-    refused. weights_key: the name of the weights in a file that holds several networks, such as "ema.shadow".
+    refused. weights_key: the name of the weights in a file that holds several networks, such as "ema.shadow". output:
+    the position of the logits among the results of a program. resize: of the test images, before the threat model,
+    which the leaderboard does not take. resize_inside: by the network.
     """
+
+    added: ClassVar[frozenset[str]] = frozenset({"output", "resize", "resize_inside"})
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
     authors: Text
@@ -81,6 +96,9 @@ class Submission(Section):
     training: Paragraph = ""
     normalisation: StatedNormalisation = None
     weights_key: Annotated[str, Field(min_length=1, max_length=300), AfterValidator(readable)] | None = None
+    output: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(readable)] | None = None
+    resize: Resizing | None = None
+    resize_inside: Resizing | None = None
     random: bool = False
     license: Text
     claims: Annotated[tuple[Claim, ...], Field(max_length=20)] = ()
@@ -89,6 +107,15 @@ class Submission(Section):
     def scale(self) -> Normalisation | None:
         """The normalisation in front of the network; None if there is none, stated or not."""
         return self.normalisation if isinstance(self.normalisation, Normalisation) else None
+
+    @property
+    def around(self) -> Around:
+        """What the card states around the network."""
+        return Around(**{name: getattr(self, name) for name in Around.model_fields})
+
+    def described(self, key: str | None) -> str:
+        """The network as text. key: as in `wrappers.described`."""
+        return described(self.architecture.name, self.normalisation, key, self.output, self.resize_inside)
 
     @field_validator("name")
     @classmethod

@@ -6,7 +6,7 @@ recipe.yaml         how they were trained (may be left out)
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from atent_ext.core.around import Around, refuse
 from atent_ext.core.errors import AtentError, BadInput
 from atent_ext.core.model_state import seeded
+from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
 from atent_ext.evaluation.report import Report, Result
 from atent_ext.models import networks, wrappers
@@ -112,10 +114,18 @@ def filled(
         message = f"card.yaml names no architecture, and {weights.name} holds no program but weights; "
         message += "name the architecture, or send a program: atent export RUN --to pt2 --out model.pt2"
         raise BadInput(message, code="missing", field="architecture")
-    network, channels = _network(submission, root)
+    network, images = _network(submission, root)
+    refuse(Around(output=submission.output), "card.yaml names an output, and the architecture has one", ["output"])
     stated, key = submission.normalisation, submission.weights_key
     key = weights_of.fill(network, content, weights, notes, key=key, normalisation=stated)
-    return wrappers.normalised(network, stated, channels).eval(), key
+    return _behind(network, submission, images, notes), key
+
+
+def _behind(network: nn.Module, submission: Submission, shape: Sequence[int], notes: list[str]) -> nn.Module:
+    """The network behind what the card states, in eval mode. shape: of the images that are attacked."""
+    placed, said = wrappers.behind(network.eval(), submission.around, shape)
+    notes += said if submission.resize is None else (f"test images are {submission.resize}, and eps is of those", *said)
+    return placed
 
 
 def shape(dataset: str, root: Path | None = None) -> tuple[int, tuple[int, int, int]]:
@@ -149,7 +159,7 @@ def new(
     other weights, other images or another threat model.
     """
     written = {"authors": authors, "license": license, "link": link, "venue": venue}
-    _valid(written | {"name": name or "any", "architecture": {"name": "any"}, "dataset": "any", "threat": _ANY})
+    check(written, name)
     folder = RunFolder(run)
     recipe = folder.recipe()
     if not folder.weights.is_file():
@@ -157,14 +167,31 @@ def new(
         raise BadInput(message, code="missing", field="run")
     weights = folder.weights.read_bytes()
     fields = written | {"name": name or recipe.name}
-    submission = _submission(recipe, fields | {"claims": [] if report is None else _claims(report, recipe, weights)})
+    digest = hashlib.sha256(weights).hexdigest()
+    claimed = [] if report is None else claims(report, recipe.threat, lambda found: found.weights_sha256 == digest)
+    submission = _submission(recipe, fields | {"claims": claimed})
+    write(submission, weights, "model.safetensors", out)
+    files.write(out / "recipe.yaml", recipes.dump(recipe))
+    return out
+
+
+def write(submission: Submission, weights: bytes, file: str, out: Path) -> None:
+    """Write a submission to the new folder `out`. Raises BadInput as `check_new`."""
+    check_new(out)
+    out.mkdir(parents=True, exist_ok=True)
+    files.write(out / file, weights)
+    cards.write_submission(submission, out / "card.yaml")
+
+
+def check(written: Mapping[str, str], name: str | None) -> None:
+    """Raise BadInput for texts that a card cannot have, before anything is read."""
+    valid({**written, "name": name or "any", "architecture": {"name": "any"}, "dataset": "any", "threat": _ANY})
+
+
+def check_new(out: Path) -> None:
+    """Raise BadInput for a path where there is something else than an empty folder."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise BadInput(f"{out} is there already; name a new folder", code="exists", field="out")
-    out.mkdir(parents=True, exist_ok=True)
-    files.write(out / "model.safetensors", weights)
-    files.write(out / "recipe.yaml", recipes.dump(recipe))
-    cards.write_submission(submission, out / "card.yaml")
-    return out
 
 
 # ---- reading
@@ -213,23 +240,30 @@ def _read_recipe(path: Path) -> Recipe:
         raise BadInput(message, code="bad-value", field="recipe") from None
 
 
-def _network(submission: Submission, root: Path | None) -> tuple[nn.Module, int]:
-    """The card's network with fresh weights, and the number of image channels."""
-    classes, (channels, height, width) = shape(submission.dataset, root)
-    architecture, blank = submission.architecture, torch.zeros(1, channels, height, width)
+def _network(submission: Submission, root: Path | None) -> tuple[nn.Module, tuple[int, ...]]:
+    """The card's network with fresh weights, and the shape of the images that are attacked."""
+    classes, own = shape(submission.dataset, root)
+    images, inside = _resized(submission, own)
+    architecture, blank = submission.architecture, torch.zeros(1, *inside)
     for argument in sorted({"classes", "channels"} & architecture.arguments.keys()):
         name = f"architecture.arguments.{argument}"
         message = f"{name} is decided by the data set; remove it from card.yaml"
         raise BadInput(message, code="conflict", field=name)
     try:
         with seeded(0):  # the fresh weights are replaced, and the caller's random state stays as it is
-            return networks.build_for(architecture.name, blank, classes, **architecture.arguments), channels
+            return networks.build_for(architecture.name, blank, classes, **architecture.arguments), images
     except AtentError:
         raise
     except Exception as error:  # another library's network may fail in any way on a value that it does not take
         message = f"architecture {architecture.name!r} does not take {architecture.arguments!r}"
         message += f" ({untrusted.line(error)}); correct it in card.yaml"
         raise BadInput(message, code="bad-value", field="architecture.arguments") from None
+
+
+def _resized(submission: Submission, images: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of the images that are attacked and of those that the network gets. images: the data set's shape."""
+    outside = images if submission.resize is None else submission.resize.shape(images)
+    return outside, outside if submission.resize_inside is None else submission.resize_inside.shape(outside)
 
 
 def _program(submission: Submission, content: bytes, path: Path, notes: list[str]) -> nn.Module:
@@ -242,13 +276,16 @@ def _program(submission: Submission, content: bytes, path: Path, notes: list[str
             f"card.yaml has weights_key {submission.weights_key[:100]!r}, and a program holds one network; remove it"
         )
         raise BadInput(message, code="unused", field="weights_key")
-    program = untrusted_program.read(content, path)
-    known = _SHAPES.get(submission.dataset)
-    if known and program.shape != (known[1], known[2], known[2]):
-        message = f"{path} takes images {program.shape}, and those of {submission.dataset} are {known[1:]}"
-        raise BadInput(f"{message}; name its data set in card.yaml", code="bad-shape", field="dataset")
+    program = untrusted_program.read(content, path, submission.output)
     notes.extend(program.notes)
-    return wrappers.normalised(program.network, submission.normalisation, program.shape[0]).eval()
+    if submission.dataset not in _SHAPES:
+        refuse(submission.around, "card.yaml is for data that is not ours", ["resize_inside"])
+        return _behind(program.network, submission, program.shape, notes)
+    images, inside = _resized(submission, shape(submission.dataset)[1])
+    if program.shape != inside:
+        message = f"{path} takes images {program.shape}, and those of {submission.dataset} are {inside}"
+        raise BadInput(f"{message}; name its data set in card.yaml", code="bad-shape", field="dataset")
+    return _behind(program.network, submission, images, notes)
 
 
 # ---- writing
@@ -258,10 +295,11 @@ def _submission(recipe: Recipe, fields: Mapping[str, Any]) -> Submission:
     start = f" Started from {Path(recipe.init_from).name}." if recipe.init_from else ""
     training = f"{recipe.description}{start} Recipe: {recipe.name}."[:2000]
     known = {"architecture": recipe.model, "dataset": recipe.dataset, "threat": recipe.threat, "training": training}
-    return _valid({**known, **fields})
+    return valid({**known, **fields})
 
 
-def _valid(fields: Mapping[str, Any]) -> Submission:
+def valid(fields: Mapping[str, Any]) -> Submission:
+    """A submission of these fields. Raises BadInput for fields that a card cannot have."""
     try:
         return Submission(**fields)
     except ValidationError as error:
@@ -269,30 +307,33 @@ def _valid(fields: Mapping[str, Any]) -> Submission:
         raise BadInput(message, code="bad-value", field=cards.first_field(error)) from None
 
 
-def _claims(path: Path, recipe: Recipe, weights: bytes) -> list[Claim]:
-    """Claims from a report of these weights: clean accuracy and the last attack or worst case."""
+def claims(path: Path, threat: Threat, same: Callable[[Report], bool]) -> list[Claim]:
+    """Claims from a report: clean accuracy and the last attack or worst case. same: whether it is of these weights.
+
+    Raises BadInput for a report of other weights, of held-out images, or under another threat model.
+    """
     report = Report.load(path)
-    if report.weights_sha256 != hashlib.sha256(weights).hexdigest():
+    if not same(report):
         message = f"{path} is a report of other weights; score the run anew with `atent eval`"
         raise BadInput(message, code="other-content", field="report")
     if report.part != datasets.TEST:
         message = f"{path} is a report on images {report.split}; claims are of test images, score them with "
         message += "`atent eval`"
         raise BadInput(message, code="other-content", field="report")
-    if report.threat != recipe.threat:
-        message = f"{path} is a report under {report.threat}, and the run's threat model is {recipe.threat}"
+    if report.threat != threat:
+        message = f"{path} is a report under {report.threat}, and the run's threat model is {threat}"
         raise BadInput(message, code="other-content", field="report")
     source = f"{path.name}: {report.split}"
     attacks = ", ".join(result.attack for result in report.attacks)
-    claims = [
+    found = [
         Claim(what="clean", percent=_percent(result), source=source)
         for result in report.results
         if result.kind == "clean"
     ]
     for result in [result for result in report.results if result.kind != "clean"][-1:]:
         attack = f"worst case of {attacks}" if result.kind == "worst_case" else result.attack
-        claims.append(Claim(what="robust", percent=_percent(result), attack=attack, source=source))
-    return claims
+        found.append(Claim(what="robust", percent=_percent(result), attack=attack, source=source))
+    return found
 
 
 def _percent(result: Result) -> float:

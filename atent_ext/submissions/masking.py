@@ -218,6 +218,8 @@ def _other_losses(target: _Target, strong: Tensor) -> Sign:
 def _transfer(target: _Target, strong: Tensor, train: Split, classes: int) -> Sign:
     if not len(train):
         return Sign(name="transfer beats white box", found=None, evidence="there are no training images")
+    if len(train.shape) != 3:
+        return Sign(name="transfer beats white box", found=None, evidence="inputs are no images: there is no surrogate")
     name, network = surrogate(train, classes, target.seed, device_of(target.network))
     clean = float(clean_flags(network, target.split, target.batch_size).double().mean())
     broken = target.broken_by(target.transferred(network))

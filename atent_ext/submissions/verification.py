@@ -14,6 +14,7 @@ from torch import nn
 from atent_ext.core import processes, registry
 from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet, Split
+from atent_ext.data.resizing import as_taken, resized
 from atent_ext.evaluation import anytime, earlier, scoring
 from atent_ext.evaluation.anytime import Until
 from atent_ext.evaluation.journal import Progress, differences
@@ -21,7 +22,6 @@ from atent_ext.evaluation.protocol import Protocol, load_protocol
 from atent_ext.evaluation.report import About, Report
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.models.speed import prepare
-from atent_ext.models.wrappers import described
 from atent_ext.submissions import claims, masking, sanity
 from atent_ext.submissions.cards import Card, Check, Sign, Submission, Verdict
 from atent_ext.submissions.folder import Opened, shape
@@ -106,10 +106,10 @@ def verify(
 def _images(opened: Opened, dataset: str | None, root: Path | None, download: bool) -> DataSet:
     """The submission's data set, or another one of as many classes."""
     own = opened.submission.dataset
-    if dataset is None:
-        return datasets.load(own, root, download)
     known = own in registry.entries("data set")  # a program may be for another one, whose labels are counted
-    return datasets.load(dataset, root, download, shape(own, root)[0] if known else None)
+    classes = shape(own, root)[0] if dataset is not None and known else None
+    images = resized(datasets.load(dataset or own, root, download, classes), opened.submission.resize)
+    return as_taken(opened.network, images)
 
 
 # ---- before the scores, in the main process only
@@ -230,7 +230,7 @@ def _subject(opened: Opened, images: DataSet) -> Subject:
     submission = opened.submission
     about = About(
         name=submission.name,
-        model=described(submission.architecture.name, submission.normalisation, opened.key),
+        model=submission.described(opened.key),
         weights_sha256=opened.sha256,
         # Paths of this machine stay out of reports.
         data=images.name if ":" not in images.name else f"{submission.dataset} ({_file(images.name)})",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import atent_ext
 from atent_ext.core.model_state import seeded
+from atent_ext.core.outputs import adapted
 from atent_ext.models import programs
 from atent_ext.storage import files
 
@@ -32,22 +33,10 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Case:
-    """A network, the shape of one input, and the logits among its results where it returns something else."""
+    """A network, and the shape of one input."""
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
-    logits: Callable[[Any], Tensor] = lambda output: output
-
-
-class Logits(nn.Module):
-    """A network that returns logits alone, for attacks on the Python object."""
-
-    def __init__(self, network: nn.Module, logits: Callable[[Any], Tensor]) -> None:
-        super().__init__()
-        self.network, self.logits = network, logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits(self.network(x))
 
 
 class WithBuffers(nn.Module):
@@ -112,11 +101,10 @@ CASES = {
     "mlp on tabular input": Case(tabular, (20,)),
     "1-d convolution on audio": Case(audio, (1, 800)),
     "normalisation in buffers": Case(WithBuffers, (3, 16, 16)),
-    "a tuple of results": Case(TwoResults, (1, 14, 14), lambda output: output[0]),
+    "a tuple of results": Case(TwoResults, (1, 14, 14)),
     "binary, one logit": Case(
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 1)),
         (1, 8, 8),
-        lambda output: torch.cat([torch.zeros_like(output), output], 1),
     ),
     "resnet-18, 1,000 classes of 224 x 224": Case(vision("resnet18"), (3, 224, 224)),
 }
@@ -131,14 +119,13 @@ def checked(name: str) -> dict[str, Any]:
         warnings.simplefilter("ignore")  # of the libraries that build the networks
         network = case.make().eval()
         x = torch.rand(INPUTS, *case.shape)
-        plain = Logits(network, case.logits).eval()
         with torch.no_grad():
-            logits = plain(x)
+            logits = adapted(network, x).network(x)
         program = programs.export(network, x, Path(folder, "model.pt2"))
         with torch.no_grad():
             difference = float((program.network(x) - logits).abs().max() / logits.abs().max().clamp_min(1))
         labels = logits.argmax(1)
-        eps, own = weakened(plain, x, labels)
+        eps, own = weakened(network, x, labels)
         theirs = atent_ext.evaluate(program.network, x, labels, norm="Linf", eps=eps, protocol="quick")
     flags = [[result.flags for result in report.results] for report in (own, theirs)]
     return {

@@ -2,14 +2,17 @@
 
 import copy
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from programs import Draft, meta, node
+from programs import Draft, meta, node, refusal
 from torch import nn
 
+from atent_ext.core.errors import BadInput
 from atent_ext.models import speed
+from atent_ext.storage import untrusted_program
 
 LINEAR = node("linear", "%x", "%w", "%b")
 CONV = [
@@ -158,10 +161,17 @@ def test_weights_that_are_normalised_are_not_named():
 def test_results_that_are_no_logits_are_left_out_and_said():
     draft = Draft([node("mean", "%x", out="m"), LINEAR, node("aten.softmax.int", "%y", 1, out="p")])
     draft.outputs[:] = [{"user_output": {"arg": {"as_tensor": {"name": name}}}} for name in ("m", "y", "p")]
-    program = draft.read()
-    assert program.notes == ("the program has 3 results; the first of shape (N, classes) is read as logits",)
+    assert "returns '1' (2, 3), '2' (2, 3), and nothing says which are the logits" in refusal(draft, "conflict")
+    program = untrusted_program.read(draft.content(), Path("m.pt2"), "1")
+    assert program.notes == ("the program returns 3 results; '1' is read as logits",)
     x = torch.rand(2, 4)
     assert torch.equal(program.network(x), Draft().read().network(x))
+    draft.outputs.pop()
+    assert draft.read().notes == ("the program returns 2 results; '1' is read as logits",)
+    for output, code in (("0", "bad-shape"), ("2", "unknown-name")):
+        with pytest.raises(BadInput) as error:
+            untrusted_program.read(draft.content(), Path("m.pt2"), output)
+        assert error.value.code == code
 
 
 @pytest.mark.parametrize("column", [True, False])
@@ -183,7 +193,7 @@ def test_a_network_of_another_precision_takes_float32():
         draft.members[f"data/weights/{draft.config[name]['path_name']}"] = np.ones(shape).tobytes()
     draft.graph["tensor_values"]["x"]["dtype"] = 8
     program = draft.read()
-    assert program.notes == ("the program computes in torch.float64",)
+    assert program.notes == ("the program computes in float64; its images are attacked in float32",)
     assert program.network(torch.rand(2, 4)).dtype is torch.float64
 
 

@@ -12,6 +12,7 @@ from commands import atent
 from strangers import CARD, digits_cnn, same_weights
 
 from atent_ext import subjects
+from atent_ext.core.around import Around
 from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.data import datasets
 from atent_ext.evaluation.report import Report
@@ -100,7 +101,7 @@ def test_a_config_names_a_known_network_and_its_normalisation(publish):
     assert subject.about.name == "net"
     assert "mean (0.5,) and std (0.25,)" in subject.about.model
     assert "config.json says the normalisation, which is applied" in subject.notes
-    plain = subjects.load("hf:someone/net", **DATA, normalisation="none").model
+    plain = subjects.load("hf:someone/net", **DATA, around=Around(normalisation="none")).model
     assert torch.equal(plain(x), digits_cnn()(x))
 
 
@@ -148,7 +149,13 @@ PICKLE = b"\x80\x04cos\nsystem\n(S'touch ran'\ntR."
             "config",
         ),
         ({"config.json": config(model_args={"width": {}})}, "hf:someone/net", DATA, "unsafe", "config"),
-        ({"card.yaml": CARD_YAML}, "hf:someone/net", {"normalisation": "none"}, "unused", "normalisation"),
+        (
+            {"card.yaml": CARD_YAML},
+            "hf:someone/net",
+            {"around": Around(normalisation="none")},
+            "unused",
+            "normalisation",
+        ),
         ({"card.yaml": CARD_YAML}, "hf:someone/net", {"held_out": True}, "unused", "held_out"),
         ({"card.yaml": CARD_YAML, "w.bin": PICKLE}, "hf:someone/net/w.bin", {}, "unsafe", "path"),
     ],

@@ -16,9 +16,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from atent_ext.core import outputs
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import seeded
 from atent_ext.storage.untrusted import line
@@ -49,15 +49,16 @@ class Program:
     notes: tuple[str, ...]
 
 
-def read(content: bytes, path: Path) -> Program:
-    """The program in the bytes of a .pt2 file; `path` names the file in errors.
+def read(content: bytes, path: Path, output: str | None = None) -> Program:
+    """The program in the bytes of a .pt2 file; `path` names the file in errors. output: as in `outputs.logits_among`.
 
+    Results are called "0", "1", ...
     Raises BadInput for a file that is no program, holds a pickle, guards or other code, calls an operator that is not
     allowed, writes to its weights, needs too much memory, or does not map images (N, ...) to logits (N, classes).
     """
     try:
         with seeded(0):  # operators that draw random numbers do so on the meta device, too
-            return _program(archive.read(content))
+            return _program(archive.read(content), output)
     except Refused as error:
         raise BadInput(f"{path} {error.text}", code=error.code, field="program") from None
     except Exception as error:  # JSON of another structure fails in many ways
@@ -65,16 +66,15 @@ def read(content: bytes, path: Path) -> Program:
         raise BadInput(message, code="unreadable", field="program") from None
 
 
-def _program(held: Archive) -> Program:
+def _program(held: Archive, output: str | None) -> Program:
     parsed = graph.parse(held)
     tensors = _tensors(parsed, held)
-    found = shapes.propagate(parsed, tensors)
+    found = shapes.propagate(parsed, tensors, output)
     batch = parsed.shape[0]
-    classes = found.shape[1] if found.shape[1:] not in ((), (1,)) else 2
     return Program(
         build.network(parsed, found, tensors),
         tuple(size for size in parsed.shape[1:] if size is not None),
-        classes,
+        found.classes,
         batch,
         parsed.random,
         len(parsed.calls),
@@ -101,13 +101,10 @@ def _tensors(parsed: Graph, held: Archive) -> dict[str, Tensor]:
 def _notes(parsed: Graph, found: shapes.Shapes) -> list[str]:
     batch, kind = parsed.shape[0], parsed.dtype
     fixed = f"the program is for {batch} images at once: others are scored in slices, filled up with zeros"
-    binary = "the program has one logit, z; it is read as the two logits (0, z)"
     return [
         fixed if batch is not None else "",
-        binary if found.shape[1:] in ((), (1,)) else "",
-        f"the program computes in {kind}" if kind is not torch.float32 else "",
+        *outputs.notes_on("program", len(parsed.outputs), found.chosen, kind),
         f"the program draws at random or follows the batch: {_counted(parsed.random)}" if parsed.random else "",
-        found.note,
     ]
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from atent_ext.core.outputs import Adapted
 from atent_ext.storage.untrusted_program.arguments import Device, Ref
 from atent_ext.storage.untrusted_program.graph import Call, Graph
 from atent_ext.storage.untrusted_program.shapes import Shapes
 
 _CONV = {"torch.ops.aten.conv2d.default", "torch.ops.aten.conv2d.padding", "torch.ops.aten.convolution.default"}
 _NORM = {"torch.ops.aten.batch_norm.default", "torch.ops.aten._native_batch_norm_legit_no_training.default"}
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class FixedBatch(nn.Module):
@@ -41,7 +41,10 @@ class FixedBatch(nn.Module):
 
 def network(graph: Graph, shapes: Shapes, held: Mapping[str, Tensor]) -> nn.Module:
     """The network in eval mode: images (N, ...) to logits (N, classes). held: parameters and buffers by name."""
-    module = _Builder(graph, shapes, held).module()
+    module: nn.Module = _Builder(graph, shapes, held).module()
+    own = None if graph.dtype is torch.float32 else graph.dtype
+    if own is not None or shapes.chosen.one:
+        module = Adapted(module, own, None, shapes.chosen.one)
     size = graph.shape[0]
     return (module if size is None else FixedBatch(module, size)).eval()
 
@@ -56,24 +59,12 @@ class _Builder:
         self.device: fx.Node | None = None
         self.images = images
         self.nodes: dict[str, Any] = {graph.input: images}
-        if graph.dtype is not torch.float32:  # images are float32; the network has a precision of its own
-            self.nodes[graph.input] = self._call(torch.ops.aten.to.dtype, images, graph.dtype)
 
     def module(self) -> fx.GraphModule:
         for call in self.graph.calls:
             self._add(call)
-        self.fx.output(self._logits(self.nodes[self.shapes.logits]))
+        self.fx.output(self.nodes[self.shapes.logits])
         return fx.GraphModule(self.root, self.fx, "Program")
-
-    def _logits(self, result: fx.Node) -> fx.Node:
-        if self.graph.dtype in _HALF:
-            result = self._call(torch.ops.aten.to.dtype, result, torch.float32)
-        if self.shapes.shape[1:] not in ((), (1,)):
-            return result
-        column = self._call(torch.ops.aten.reshape.default, result, [-1, 1])
-        return self._call(
-            torch.ops.aten.cat.default, [self._call(torch.ops.aten.zeros_like.default, column), column], 1
-        )
 
     def _add(self, call: Call) -> None:
         layer = self._layer(call)

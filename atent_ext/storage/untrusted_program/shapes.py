@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from atent_ext.core.outputs import Logits, Unclear, logits_among
 from atent_ext.storage.untrusted import line
 from atent_ext.storage.untrusted_program import limits, operators
 from atent_ext.storage.untrusted_program.arguments import Device, Ref, refs
@@ -36,30 +37,33 @@ _CUTTING = ("split", "split_with_sizes", "chunk", "tensor_split", "unbind")
 class Shapes:
     """What the shapes of a program say.
 
-    logits: the name of the result that is read as logits. shape: of that result, for `count` images. ranks: of each
-    tensor. note: what is to be said about the results, "" for nothing.
+    logits: the name of the result that is read as logits. chosen: its position, as a name. classes: how many logits.
+    ranks: of each tensor.
     """
 
     logits: str
-    shape: tuple[int, ...]
+    chosen: Logits
+    classes: int
     ranks: Mapping[str, int]
-    note: str = ""
 
 
-def propagate(graph: Graph, held: Mapping[str, Tensor]) -> Shapes:
-    """Check the shapes of a graph whose held tensors are `held`, by name. Raises Refused."""
+def propagate(graph: Graph, held: Mapping[str, Tensor], output: str | None = None) -> Shapes:
+    """Check the shapes of a graph whose held tensors are `held`, by name. output: position of the logits, if named.
+
+    Raises Refused.
+    """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         if graph.shape[0] is not None:
             run = _Run(graph, held, graph.shape[0])
             _check_bytes(run.bytes / graph.shape[0], 0)
-            return _logits(graph, run)
+            return _logits(graph, run, output)
         runs = [_Run(graph, held, count) for count in _COUNTS]
     for later in runs[2:]:
         _check_line(runs[0], runs[1], later)
     slope = runs[1].bytes - runs[0].bytes
     _check_bytes(slope, runs[0].bytes - _COUNTS[0] * slope)
-    return _logits(graph, runs[0])
+    return _logits(graph, runs[0], output)
 
 
 def _check_line(first: "_Run", second: "_Run", later: "_Run") -> None:
@@ -173,17 +177,13 @@ def _memory(tensor: Tensor) -> int:
     return place
 
 
-def _logits(graph: Graph, run: _Run) -> Shapes:
-    """The first result that has a row for each image, as (N, classes) or, for two classes, as (N,)."""
-    found = {name: run.values[name] for name in graph.outputs if isinstance(run.values[name], Tensor)}
-    floats = {name: value for name, value in found.items() if value.is_floating_point()}
-    rows = {name: tuple(value.shape) for name, value in floats.items() if value.dim() in (1, 2)}
-    fitting = [name for name, shape in rows.items() if shape[0] == run.count and 0 not in shape]
-    chosen = sorted(fitting, key=lambda name: len(rows[name]) != 2)[:1]
-    if not chosen:
-        shapes = ", ".join(str(tuple(value.shape)) for value in found.values()) or "nothing"
-        raise Refused(f"returns {shapes} for {run.count} images; logits (N, classes) are needed", "bad-shape")
-    others = len(graph.outputs) - 1
-    note = f"the program has {others + 1} results; the first of shape (N, classes) is read as logits" if others else ""
+def _logits(graph: Graph, run: _Run, output: str | None) -> Shapes:
+    """The result that is read as logits, by the rule for all networks; results are called by their positions."""
+    try:
+        results = {str(place): run.values[name] for place, name in enumerate(graph.outputs)}
+        chosen = logits_among(results, run.count, output)
+    except Unclear as error:
+        raise Refused(str(error), error.code) from None
+    shape = results[chosen.name].shape
     ranks = {name: value.dim() for name, value in run.values.items() if isinstance(value, Tensor)}
-    return Shapes(chosen[0], rows[chosen[0]], ranks, note)
+    return Shapes(graph.outputs[int(chosen.name)], chosen, 2 if chosen.one else shape[1], ranks)

@@ -1,0 +1,58 @@
+"""Data sets with images of another shape: resized, and the threat model is then one of these, or without a channel."""
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from atent_ext.core import outputs
+from atent_ext.core.around import Resizing
+from atent_ext.core.errors import BadInput
+from atent_ext.data.arrays import ONE_CHANNEL
+from atent_ext.data.splits import DataSet, Split, Stored
+
+
+def resized(images: DataSet, resizing: Resizing | None) -> DataSet:
+    """The data set with the images of both splits resized, in name and, when they are read, images; itself for None.
+
+    Raises BadInput for images without height and width, and for images that are too small.
+    """
+    if resizing is None:
+        return images
+    test, train = (_split(part, resizing) for part in (images.test, images.train))
+    return replace(images, name=f"{images.name}, {resizing}", test=test, train=train)
+
+
+def as_taken(network: nn.Module, images: DataSet) -> DataSet:
+    """The images as the network takes them: arrays (N, H, W) as (N, C, T) if it takes these, and no pictures."""
+    if ONE_CHANNEL not in images.note or not len(images.test):
+        return images
+    turned = _without_channel(images)
+    return turned if not _takes(network, images) and _takes(network, turned) else images
+
+
+def _takes(network: nn.Module, images: DataSet) -> bool:
+    try:
+        outputs.adapted(network, images.test[:2].images)
+    except BadInput as error:
+        return error.field != "images"
+    return True
+
+
+def _without_channel(images: DataSet) -> DataSet:
+    """The data set with inputs (C, T) where arrays of three axes were read as pictures (1, H, W)."""
+    test, train = map(_first_channel, (images.test, images.train))
+    note = images.note.replace(ONE_CHANNEL, "(N, C, T), as the network takes it")
+    return replace(images, note=note, test=test, train=train)
+
+
+def _first_channel(split: Split) -> Split:
+    return Stored(lambda part: split[part.start : part.stop].images[:, 0], split.labels, split.shape[1:])
+
+
+def _split(split: Split, resizing: Resizing) -> Split:
+    plan = resizing.plan(split.shape)
+
+    def read(positions: range) -> Tensor:
+        return plan.of(split[positions.start : positions.stop].images).clamp(0, 1)
+
+    return Stored(read, split.labels, resizing.shape(split.shape))
