@@ -93,11 +93,11 @@ def estimate(
     setting, pool = plan.setting, drawn.first(plan.split, min(POOL, len(plan.split)), seed)
     busy("the share of images that a short attack leaves")
     left = robust_flags(model, pool, pgd(norm(setting.threat.norm), setting.threat.eps, _STEPS), setting)
-    costs = []
-    for kind, rows in (("leaves", left), ("breaks", ~left)):
-        busy(f"passes and time of images that a short attack {kind}")
-        costs.append(_cost(model, Split(pool.images[rows], pool.labels[rows]), protocol, setting))
-    return Estimate(float(left.double().mean()), *costs, plan.facts["chunk"], setting.batch_size)
+    busy("passes and time of images that a short attack leaves")
+    dear = _cost(model, Split(pool.images[left], pool.labels[left]), protocol, setting)
+    busy("passes and time of images that a short attack breaks")
+    cheap = _cost(model, Split(pool.images[~left], pool.labels[~left]), protocol, setting)
+    return Estimate(float(left.double().mean()), dear, cheap, plan.facts["chunk"], setting.batch_size)
 
 
 def _cost(model: nn.Module, split: Split, protocol: Protocol, setting: Setting) -> Cost:

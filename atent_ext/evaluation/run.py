@@ -33,15 +33,16 @@ def run_protocol(
     """
     with seeded(setting.seed):  # for networks that draw random numbers
         _check(model, split)
-        known = proven(model, split, setting.threat, setting.batch_size)
+        of_images = proven(model, split, setting.threat, setting.batch_size)
     outcomes = []
     for spec in protocol.attacks:
         start = time.perf_counter()
         counted = Counted(model)
-        target = around(counted, split, setting.threat, *known) if known and spec.by_image else counted
+        known = of_images if spec.by_image else None
+        target = around(counted, split, setting.threat, *known) if known else counted
         with seeded(setting.seed):
             outcome = _of_the_images(spec.run(target, split, setting), spec.attack, len(split))
-        count = 0 if target is counted else int(known[0].sum())
+        count = int(known[0].sum()) if known else 0
         seconds = time.perf_counter() - start
         outcomes.append(replace(outcome, seconds=seconds, passes=counted.forward_passes, proven=count))
         report(outcomes[-1])
