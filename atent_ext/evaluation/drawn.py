@@ -8,7 +8,7 @@ from torch import Tensor
 
 from atent_ext.core import seeds
 from atent_ext.core.schema import Readable, Section
-from atent_ext.data.datasets import Split
+from atent_ext.data.splits import Split, Stored
 
 AS_MANY = "as many as it takes, in random order"
 """What the setting of such an evaluation has for the number of images."""
@@ -38,6 +38,17 @@ def order(total: int, seed: int) -> Tensor:
 
 
 def first(split: Split, n: int | None, seed: int) -> Split:
-    """The first `n` images (None: all) of `split` in random order. Raises BadInput as `Split.take`."""
+    """The first `n` images (None: all) of `split` in random order; those in files are read as they are needed.
+
+    Raises BadInput as `Split.take`.
+    """
     rows = order(len(split), seed)[: len(split.take(n))]
-    return Split(split.images[rows], split.labels[rows])
+    if not isinstance(split, Stored):
+        return Split(split.images[rows], split.labels[rows])
+
+    def read(positions: range) -> Tensor:
+        ascending, place = rows[positions.start : positions.stop].sort()  # compressed files are read from the front
+        images = torch.cat([split[row : row + 1].images for row in ascending.tolist()])
+        return images[place.argsort()]
+
+    return Stored(read, split.labels[rows], split.shape)
