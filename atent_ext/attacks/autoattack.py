@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atent_ext.attacks.proven import Proven
 from atent_ext.attacks.spec import Note
 from atent_ext.core import compat, model_state, validate
 from atent_ext.core.errors import BadInput
@@ -95,7 +96,7 @@ def run(
             return _clean(x, logits, y)
         attacker = _attacker(target, norm, eps, version, seed, attacks)
         notes = _adapt(attacker, logits.shape[1], target.shape[1], attacks)
-        counts = _count_images(attacker, on_attack)
+        counts = _count_images(attacker, target, on_attack)
         with _warnings() as warnings:
             images, classes = attacker.run_standard_evaluation(target.images(x), y, bs=batch_size, return_labels=True)
         adversaries = target.restored(images, x)
@@ -145,6 +146,10 @@ class _Images:
         except RuntimeError:
             return False
         return True
+
+    def settled(self, images: Tensor) -> bool:
+        """Whether no attack can change the answers for these images."""
+        return isinstance(self.model, Proven) and self.model.settled(images.reshape(len(images), *self.inner))
 
     def images(self, x: Tensor) -> Tensor:
         """Inputs (N, ...) as images for the attacks; contiguous, since the attacks use `view`."""
@@ -241,9 +246,10 @@ def _lower_targets(attacker: Any, classes: int) -> list[str]:
     return notes
 
 
-def _count_images(attacker: Any, on_attack: Callable[[str, int], None] | None) -> dict[str, int]:
+def _count_images(attacker: Any, target: _Images, on_attack: Callable[[str, int], None] | None) -> dict[str, int]:
     """Wrap the attacks: count the images that each will process, and call `on_attack` before each batch.
 
+    Where all images of a batch are proven robust, nothing is run: each attack draws from its seed in every batch.
     `perturb` is the only method that AutoAttack calls on its attacks.
     """
     counts: dict[str, int] = {}
@@ -254,19 +260,19 @@ def _count_images(attacker: Any, on_attack: Callable[[str, int], None] | None) -
             on_attack(name, images)
 
     apgd, fab = attacker.apgd, attacker.fab
-    _before(apgd, lambda images: count(f"apgd-{apgd.loss}", images))
-    _before(attacker.apgd_targeted, lambda images: count("apgd-t", images))
-    _before(fab, lambda images: count("fab-t" if fab.targeted else "fab", images))
-    _before(attacker.square, lambda images: count("square", images))
+    _before(apgd, target, lambda images: count(f"apgd-{apgd.loss}", images))
+    _before(attacker.apgd_targeted, target, lambda images: count("apgd-t", images))
+    _before(fab, target, lambda images: count("fab-t" if fab.targeted else "fab", images))
+    _before(attacker.square, target, lambda images: count("square", images))
     return counts
 
 
-def _before(attack: Any, callback: Callable[[int], None]) -> None:
+def _before(attack: Any, target: _Images, callback: Callable[[int], None]) -> None:
     perturb = attack.perturb
 
     def counted(x: Tensor, y: Tensor) -> Any:
         callback(len(x))
-        return perturb(x, y)
+        return x if target.settled(x) else perturb(x, y)
 
     attack.perturb = counted
 

@@ -7,7 +7,7 @@ its class under the entry-point group `atent_ext.attacks`.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from torch import Tensor, nn
@@ -38,7 +38,8 @@ class Outcome:
 
     attack: display name, with the main settings. settings: all settings, as plain data. seconds: duration, summed over
     all processes. robust_after: for AutoAttack, as in `AutoAttackResult`. per_image: other figures, one an image.
-    passes: forward passes of one image, which the caller counts; None if it did not.
+    passes: forward passes of one image, which the caller counts; None if it did not. proven: images that interval
+    bounds prove robust and on which the network was not run.
     """
 
     kind: Kind
@@ -50,6 +51,7 @@ class Outcome:
     robust_after: Mapping[str, int] = field(default_factory=dict)
     per_image: Mapping[str, Sequence[float]] = field(default_factory=dict)
     passes: int | None = None
+    proven: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -81,6 +83,8 @@ class AttackSpec(Section, ABC):
     """An attack of a protocol: a literal `attack` name, its own fields, and `run`."""
 
     attack: str
+    by_image: ClassVar[bool] = False
+    """Whether what it does to an image does not depend on the logits of the others in its batch."""
 
     @abstractmethod
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:

@@ -148,6 +148,17 @@ def _is_plain(module: nn.Module) -> bool:
     return type(module) in _RULES or (chain and all(_is_plain(child) for child in module.children()))
 
 
+def exact(model: nn.Module) -> bool:
+    """Whether the layers of `sequence` are the network by its construction, and not only as far as samples show.
+
+    A module with hooks or with a `forward` of its own may do anything on other inputs; only our networks are known.
+    """
+    own = type(model).__module__.partition(".")[0] == __name__.partition(".")[0]
+    known = own or type(model) in _RULES or type(model).forward is nn.Sequential.forward
+    changed = "forward" in vars(model) or model._forward_hooks or model._forward_pre_hooks
+    return known and not changed and all(map(exact, model.children()))
+
+
 def _agree(layers: list[nn.Module], model: nn.Module, sample: Tensor) -> bool:
     with evaluating(model), torch.no_grad():
         expected = validate.logits(model(sample.clone()), len(sample))

@@ -88,7 +88,7 @@ def evaluate(
     ] = None,
     plan: Annotated[
         bool,
-        typer.Option("--plan", help="Measure a few batches, print passes and hours by number of images, and stop."),
+        typer.Option("--plan", help="Measure a few batches, print passes and time by number of images, and stop."),
     ] = False,
     data_root: DataRoot = None,
     download: Download = False,

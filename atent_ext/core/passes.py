@@ -23,7 +23,7 @@ class Counted(nn.Module):
         output = self.network(x)
         self.forward_passes += len(x)
         if self._backward and isinstance(output, Tensor) and output.requires_grad:
-            output.register_hook(self._came_back)
+            output.register_hook(self._came_back)  # type: ignore[no-untyped-call]
         return output
 
     def _came_back(self, gradient: Tensor) -> None:

@@ -86,6 +86,7 @@ def _joined(parts: Sequence[Outcome]) -> Outcome:
         {name: sum(part.robust_after[name] for part in parts) for name in first.robust_after},
         {name: [value for part in parts for value in part.per_image[name]] for name in first.per_image},
         total([part.passes for part in parts]),
+        sum(part.proven for part in parts),
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from atent_ext.core import seeds
 from atent_ext.core.schema import Readable, Section
-from atent_ext.data.datasets import Split
+from atent_ext.data.splits import Split
 
 AS_MANY = "as many as it takes, in random order"
 """What the setting of such an evaluation has for the number of images."""
@@ -38,6 +38,9 @@ def order(total: int, seed: int) -> Tensor:
 
 
 def first(split: Split, n: int | None, seed: int) -> Split:
-    """The first `n` images (None: all) of `split` in random order. Raises BadInput as `Split.take`."""
+    """The first `n` images (None: all) of `split` in random order; those in files are read as they are needed.
+
+    Raises BadInput as `Split.take`.
+    """
     rows = order(len(split), seed)[: len(split.take(n))]
     return split.pick(rows)

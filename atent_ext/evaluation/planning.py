@@ -63,13 +63,20 @@ class Estimate:
         return batches * (self.dear.batch if self.share else self.cheap.batch) + n * image
 
     def table(self, *counts: int) -> Table:
-        """One row per number of images: passes, passes an image, hours."""
+        """One row per number of images: passes, passes an image, time."""
         title = f"estimated; a short attack leaves {self.share:.0%} of the images, which take most passes"
-        table = Table("images", "passes", "passes an image", "hours here", title=title, figures=4)
+        table = Table("images", "passes", "passes an image", "time here", title=title, figures=4)
         for n in sorted(set(counts)):
             passes = self.passes(n)
-            table.add(f"{n:,}", f"{passes:,}", f"{passes / n:,.0f}", f"{self.seconds(n) / 3600:.3g}")
+            table.add(f"{n:,}", f"{passes:,}", f"{passes / n:,.0f}", duration(self.seconds(n)))
         return table
+
+
+def duration(seconds: float) -> str:
+    """A time as text, in seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
 def estimate(
@@ -93,11 +100,11 @@ def estimate(
     setting, pool = plan.setting, drawn.first(plan.split, min(POOL, len(plan.split)), seed)
     busy("the share of images that a short attack leaves")
     left = robust_flags(model, pool, pgd(norm(setting.threat.norm), setting.threat.eps, _STEPS), setting)
-    costs = []
-    for kind, rows in (("leaves", left), ("breaks", ~left)):
-        busy(f"passes and time of images that a short attack {kind}")
-        costs.append(_cost(model, Split(pool.images[rows], pool.labels[rows]), protocol, setting))
-    return Estimate(float(left.double().mean()), *costs, plan.facts["chunk"], setting.batch_size)
+    busy("passes and time of images that a short attack leaves")
+    dear = _cost(model, Split(pool.images[left], pool.labels[left]), protocol, setting)
+    busy("passes and time of images that a short attack breaks")
+    cheap = _cost(model, Split(pool.images[~left], pool.labels[~left]), protocol, setting)
+    return Estimate(float(left.double().mean()), dear, cheap, plan.facts["chunk"], setting.batch_size)
 
 
 def _cost(model: nn.Module, split: Split, protocol: Protocol, setting: Setting) -> Cost:

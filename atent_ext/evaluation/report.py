@@ -35,7 +35,7 @@ Counted = Annotated[int, Field(ge=0, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
-_MAY_LACK = {"per_image", "passes", "interval95_wilson", "interval95_anytime"}
+_MAY_LACK = {"per_image", "passes", "proven", "interval95_wilson", "interval95_anytime"}
 """Fields of a result that its file lacks where they hold nothing."""
 
 
@@ -53,6 +53,7 @@ class Result(Section):
     attack and after each. seconds: the total of all processes. per_image: other figures, n numbers each.
     interval95_wilson: for a number of images that was fixed before. interval95_anytime: instead of it where the images
     were drawn and scored until an interval said enough. passes: forward passes of one image; None where not counted.
+    proven: images that are proven robust, on which the network was not run.
     """
 
     kind: Kind
@@ -66,6 +67,7 @@ class Result(Section):
     robust_after: dict[str, Counted] = Field(default_factory=dict)
     seconds: Annotated[float, Field(ge=0, strict=True)] = 0.0
     passes: Counted | None = None
+    proven: Counted = 0
     notes: tuple[Note, ...] = ()
     flags: str = ""
     per_image: dict[str, list[float]] = Field(default_factory=dict)
@@ -241,7 +243,9 @@ class Report(About):
     def notes(self) -> tuple[str, ...]:
         """The texts of all notes, without duplicates."""
         texts = dict.fromkeys(note.text for result in self.results for note in result.notes)
-        return (*([self.drawn.note(self.n, self.total)] if self.drawn else []), *texts)
+        proven = max(result.proven for result in self.results)
+        bounds = f"interval bounds prove {proven} of {self.n} images robust; no attack ran the network on them"
+        return (*([self.drawn.note(self.n, self.total)] if self.drawn else []), *([bounds] if proven else []), *texts)
 
     @property
     def passes(self) -> int | None:
@@ -335,6 +339,7 @@ def result_of(outcome: Outcome, drawn_from: int | None = None) -> Result:
         robust_after=dict(outcome.robust_after),
         seconds=round(outcome.seconds, 1),
         passes=outcome.passes,
+        proven=outcome.proven,
         notes=outcome.notes,
         flags="".join("01"[int(flag)] for flag in outcome.flags),
         per_image={name: list(figures) for name, figures in outcome.per_image.items()},

@@ -16,6 +16,7 @@ from atent_ext.core.model_state import seeded
 from atent_ext.core.passes import Counted
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation.protocol import Protocol
+from atent_ext.evaluation.proven import around, proven
 
 
 def run_protocol(
@@ -32,13 +33,18 @@ def run_protocol(
     """
     with seeded(setting.seed):  # for networks that draw random numbers
         _check(model, split)
+        of_images = proven(model, split, setting.threat, setting.batch_size)
     outcomes = []
     for spec in protocol.attacks:
         start = time.perf_counter()
         counted = Counted(model)
+        known = of_images if spec.by_image else None
+        target = around(counted, split, setting.threat, *known) if known else counted
         with seeded(setting.seed):
-            outcome = _of_the_images(spec.run(counted, split, setting), spec.attack, len(split))
-        outcomes.append(replace(outcome, seconds=time.perf_counter() - start, passes=counted.forward_passes))
+            outcome = _of_the_images(spec.run(target, split, setting), spec.attack, len(split))
+        count = int(known[0].sum()) if known else 0
+        seconds = time.perf_counter() - start
+        outcomes.append(replace(outcome, seconds=seconds, passes=counted.forward_passes, proven=count))
         report(outcomes[-1])
     if len(outcomes) > 1:
         outcomes.append(worst_case(outcomes))
@@ -51,7 +57,15 @@ def worst_case(outcomes: list[Outcome]) -> Outcome:
     flags = reduce(torch.logical_and, [outcome.flags for outcome in outcomes])
     over = ", ".join(outcome.attack for outcome in outcomes)
     seconds, passes = sum(outcome.seconds for outcome in outcomes), total([outcome.passes for outcome in outcomes])
-    return Outcome("worst_case", "worst case", {"over": over}, flags, seconds, passes=passes)
+    return Outcome(
+        "worst_case",
+        "worst case",
+        {"over": over},
+        flags,
+        seconds,
+        passes=passes,
+        proven=max(outcome.proven for outcome in outcomes),
+    )
 
 
 def total(passes: Sequence[int | None]) -> int | None:

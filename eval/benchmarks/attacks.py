@@ -7,8 +7,8 @@
 --broken: only the images that AutoAttack broke when the card was made, with annealed ATENT at 1,000 passes: what it
 leaves of them and what AutoAttack left bound what it leaves of all.
 
-A pass is one forward of one image, counted by a hook on the network while the attack runs; backward passes are counted
-by hooks on its outputs. A budget is a limit of passes an image: settings are chosen so that an attack stays below it.
+A pass is one forward of one image while the attack runs, counted by `core.passes.Counted`, as are backward passes.
+A budget is a limit of passes an image: settings are chosen so that an attack stays below it.
 The row says what it took: `mean_passes` is the mean over all images, of which those that are wrong from the start or
 broken early take fewer where an attack stops there.
 A cell is an attack on a network at a budget, and a line of the file as soon as it is measured; another call goes on
@@ -19,8 +19,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 from atent_ext.attacks.accuracy import flags_under
 from atent_ext.core.model_state import seeded
 from atent_ext.core.norms import norm as norm_called
+from atent_ext.core.passes import Counted
 from atent_ext.core.schema import Threat
 from atent_ext.core.version import __version__
 from atent_ext.data.datasets import Split
@@ -104,53 +104,19 @@ def images(name: str, budget: int) -> int:
 # ---- a cell
 
 
-class Counted(nn.Module):
-    """Counts the passes of images through a network while it is `counting`."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.forward_passes = self.backward_passes = 0
-        self.counting = False
-        network.register_forward_hook(self._passed)
-
-    def _passed(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not self.counting:
-            return
-        self.forward_passes += len(output)
-        if output.requires_grad:
-            output.register_hook(self._came_back)
-
-    def _came_back(self, gradient: Tensor) -> None:
-        self.backward_passes += len(gradient)
-
-    @contextmanager
-    def during(self) -> Iterator[None]:
-        self.counting = True
-        try:
-            yield
-        finally:
-            self.counting = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x)
-        return logits
-
-
 def measure(network: nn.Module, split: Split, threat: Threat, attack: str, budget: int, seed: int) -> dict[str, Any]:
     """A cell: which images the attack leaves, and what it cost."""
-    counted = Counted(network)
+    counted = Counted(network, backward=True)
     case = Case(norm_called(threat.norm), threat.eps, budget, seed)
     build = ATTACKS[attack](case)
 
     def attacked(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        with counted.during():
-            return build(model, x, y)
+        return build(counted, x, y)  # the checks of its adversaries are not its passes
 
     began = time.perf_counter()
     with seeded(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        flags = flags_under(attacked, counted, split, case.norm, case.eps, BATCH)
+        flags = flags_under(attacked, network, split, case.norm, case.eps, BATCH)
     return {
         "left": int(flags.sum()),
         "mean_passes": round(counted.forward_passes / len(split), 1),

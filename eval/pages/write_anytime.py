@@ -41,8 +41,11 @@ Two stopped reports of one seed are compared on the images that both scored, by 
 
 In Python: `atent_ext.evaluate(model, images, labels, norm="Linf", eps=8/255, until_width=4)`.
 
-`--plan` measures a few batches and prints forward passes and hours by number of images. Nothing is scored or written.
+`--plan` measures a few batches and prints forward passes and time by number of images. Nothing is scored or written.
 Every report has the passes that it took.
+
+Images that interval bounds prove robust take no passes, in every evaluation of a network that they cover. No flag
+changes: batches stay whole, and the network is just not run around these images. The report says how many they are.
 
 ## How often they fail
 

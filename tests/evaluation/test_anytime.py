@@ -13,6 +13,7 @@ from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Threat
 from atent_ext.core.sequential import confidence_sequence, running_interval
 from atent_ext.data.datasets import Split
+from atent_ext.data.splits import Stored
 from atent_ext.evaluation import anytime, chunks, drawn, engine, scoring
 from atent_ext.evaluation.protocol import Protocol
 from atent_ext.evaluation.report import About, Report
@@ -105,6 +106,22 @@ def test_n_is_the_most_that_is_scored_and_can_be_raised_later(tmp_path):
     second = score(0.01, path, n=70)
     assert second.n == 70
     assert second.worst.flags == score(0.01, n=70).worst.flags
+
+
+def test_images_in_files_are_read_as_they_are_drawn():
+    images, asked = torch.rand(30, 1, 2, 2), []
+
+    def read(positions):
+        asked.append(positions)
+        return images[positions.start : positions.stop]
+
+    stored = drawn.first(Stored(read, torch.arange(30), (1, 2, 2)), 12, seed=3)
+    rows = drawn.order(30, 3)[:12]
+    assert asked == []
+    part = stored[4:9]
+    assert torch.equal(part.images, images[rows[4:9]])
+    assert torch.equal(part.labels, rows[4:9])
+    assert [place for positions in asked for place in positions] == sorted(rows[4:9].tolist())
 
 
 def test_other_evaluations_keep_order_and_interval_and_are_not_mixed_up_with_it(tmp_path):

@@ -340,7 +340,7 @@ def test_a_record_says_what_was_done(tmp_path):
     assert record.pop("seconds") >= record["outcomes"][0].pop("seconds") > 0
     settings = {"steps": 1, "step_size": 0.25, "restarts": 1}
     outcome = {"attack": "PGD-1", "settings": settings, "flags": text(drawn(4, 8, 8)), "notes": [], "robust_after": {}}
-    outcome |= {"kind": "attack", "per_image": {}, "passes": 24}  # a step, and both predictions
+    outcome |= {"kind": "attack", "per_image": {}, "passes": 24, "proven": 0}  # a step, and both predictions
     place = {"number": 1, "start": 8, "stop": 16, "seed": 4}
     assert record == place | {"batch_size": 8, "full": 8, "outcomes": [outcome]}
 

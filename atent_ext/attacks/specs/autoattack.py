@@ -1,6 +1,6 @@
 """AutoAttack as an attack of a protocol."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ class AutoAttackSpec(AttackSpec):
     """AutoAttack (Croce & Hein 2020). version: "standard", "rand" or "plus"."""
 
     attack: Literal["autoattack"] = "autoattack"
+    by_image: ClassVar[bool] = True
     version: Literal["standard", "rand", "plus"] = "standard"
 
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:

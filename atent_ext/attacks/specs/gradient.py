@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -25,6 +25,7 @@ class FGSMSpec(AttackSpec):
     """One step of size eps from the clean image (Goodfellow et al. 2015)."""
 
     attack: Literal["fgsm"] = "fgsm"
+    by_image: ClassVar[bool] = True
 
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
         """Attack all images with one step."""
@@ -40,6 +41,7 @@ class _Chain(AttackSpec):
     """Base of attacks of several steps; their display names contain steps and restarts."""
 
     steps: Count = 40
+    by_image: ClassVar[bool] = True
 
     def passes(self, classes: int) -> Passes:
         """The steps; the image, the end of the chain and the adversary are checked."""
