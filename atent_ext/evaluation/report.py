@@ -233,6 +233,11 @@ class Report(About):
         return self.of_kind("worst_case") or self.results[-1]
 
     @property
+    def evidence(self) -> tuple[Result, ...]:
+        """The adversarial images of others that lowered the worst case; `settings["by"]` says whose."""
+        return tuple(result for result in self.results if result.kind == "evidence")
+
+    @property
     def autoattack(self) -> Result | None:
         """AutoAttack, also a changed one, unless it was not run."""
         return self.of_kind("autoattack")

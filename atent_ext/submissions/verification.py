@@ -75,7 +75,7 @@ def verify(
     if tolerance is not None:
         claims.check(opened.submission, tolerance)
     plan = load_protocol(protocol) if isinstance(protocol, str) else protocol
-    images = _images(opened, dataset, data_root, download)
+    images = images_of(opened, dataset, data_root, download)
     team = processes.state()
     setting: dict[str, Any] = {"n": n, "seed": seed, "batch_size": batch_size, "chunk": chunk, "speed": speed}
     job = _Job(opened, images, images.test.take(n), plan, setting, busy, tolerance)
@@ -103,7 +103,7 @@ def verify(
     return _in_main(team, lambda: _card(opened, checks, signs, inspection.curve, report, compared, command, seconds))
 
 
-def _images(opened: Opened, dataset: str | None, root: Path | None, download: bool) -> DataSet:
+def images_of(opened: Opened, dataset: str | None, root: Path | None, download: bool = False) -> DataSet:
     """The submission's data set, or another one of as many classes."""
     own = opened.submission.dataset
     if dataset is None:

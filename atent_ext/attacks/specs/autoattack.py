@@ -37,7 +37,10 @@ class AutoAttackSpec(AttackSpec):
         changed = any(note.kind == "changed" for note in result.notes)
         name = "AutoAttack, changed" if changed else "AutoAttack"
         inside = allowed(norm(threat.norm), threat.eps, split.images, result.adversaries)
-        flags = torch.where(inside, result.robust, clean_flags(model, split, setting.batch_size))
+        clean = clean_flags(model, split, setting.batch_size)
+        flags = torch.where(inside, result.robust, clean)
+        broken = (clean & ~flags).nonzero().flatten()
+        setting.found(broken, result.adversaries[broken])
         notes = (*result.notes, *_outside(int((~inside).sum())))
         return Outcome("autoattack", name, settings, flags, notes=notes, robust_after=result.robust_after)
 
