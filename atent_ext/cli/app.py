@@ -30,7 +30,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _part in (listing, show, train, evaluate, export, compare, experiments, submissions, adversaries, leaderboard, view):
+for _part in (
+    listing,
+    show,
+    train,
+    evaluate,
+    export,
+    compare,
+    experiments,
+    submissions,
+    adversaries,
+    leaderboard,
+    view,
+):
     _part.add(app)
 
 

@@ -158,7 +158,9 @@ def _until(
 
 def _require_all(until: Until | None) -> None:
     if until is not None:
-        message = "adversaries are kept of all images in their order, and --until stops early, in a drawn order; drop one"
+        message = (
+            "adversaries are kept of all images in their order, and --until stops early, in a drawn order; drop one"
+        )
         raise BadInput(message, code="conflict", field="adversaries")
 
 

@@ -29,7 +29,8 @@ from atent_ext.evaluation.report import Report, Result, result_of
 from atent_ext.evaluation.run import worst_of
 from atent_ext.storage import untrusted, untrusted_arrays
 from atent_ext.storage.untrusted_arrays import Header
-from atent_ext.submissions import sanity, verification
+from atent_ext.submissions import claims as claims_of
+from atent_ext.submissions import sanity
 from atent_ext.submissions.cards import Card
 
 DRAWS = 21
@@ -187,7 +188,7 @@ def add(card: Card, checked: Checked, by: str) -> Card:
     lowered = report.model_copy(update={"results": (*others, result, worst)})
     claims = card.submission.claims
     random = sanity.is_random(card.checks, card.submission.random)
-    verdicts = verification.verdicts(claims, lowered, random)
+    verdicts = claims_of.verdicts(claims, lowered, random)
     return card.model_copy(update={"report": lowered, "verdicts": verdicts})
 
 

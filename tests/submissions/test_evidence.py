@@ -19,7 +19,7 @@ from atent_ext.evaluation.protocol import Protocol
 from atent_ext.leaderboard import ranking, view
 from atent_ext.models import networks, weights
 from atent_ext.storage import untrusted_arrays
-from atent_ext.submissions import cards, evidence, verification
+from atent_ext.submissions import cards, claims, evidence, verification
 from atent_ext.submissions import folder as submission_folder
 from atent_ext.submissions.cards import Card, Submission
 
@@ -221,7 +221,7 @@ def carded(path, images, **changes):
             "weights": {"file": "model.safetensors", "sha256": opened.sha256, "parameters": 1},
             "checks": CHECKS,
             "signs": [],
-            "verdicts": verification.verdicts(opened.submission.claims, report),
+            "verdicts": claims.verdicts(opened.submission.claims, report),
             "report": report,
             "command": "atent verify sent",
             "commit": "",
