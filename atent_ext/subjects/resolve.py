@@ -15,7 +15,7 @@ from typing import Any
 
 from atent_ext.core import registry, validate
 from atent_ext.core.errors import BadInput
-from atent_ext.core.norms import norm as norm_called
+from atent_ext.core.norms import ball as norm_called
 from atent_ext.core.schema import StatedNormalisation
 from atent_ext.data import datasets
 from atent_ext.evaluation.scoring import Subject

@@ -20,8 +20,8 @@ from atent_ext.attacks.restarts import allowed
 from atent_ext.attacks.spec import Note, Outcome
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import seeded
-from atent_ext.core.norms import Norm
-from atent_ext.core.norms import norm as norm_called
+from atent_ext.core.norms import Ball
+from atent_ext.core.norms import ball as ball_called
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
 from atent_ext.data.datasets import Split
@@ -131,7 +131,7 @@ def check(model: nn.Module, found: Adversaries, test: Split, threat: Threat, bat
     random: whether it is a random network, of which the majority of `DRAWS` draws is taken, with one seed.
     """
     start = time.perf_counter()
-    ball, draws = norm_called(threat.norm), DRAWS if random else 1
+    ball, draws = ball_called(threat.norm), DRAWS if random else 1
     clean, labels = test.images[found.index], test.labels[found.index]
     left = torch.ones(len(found), dtype=torch.bool)
     reasons: dict[str, int] = {}
@@ -159,7 +159,7 @@ def check(model: nn.Module, found: Adversaries, test: Split, threat: Threat, bat
     return Checked(found, left, reasons, time.perf_counter() - start)
 
 
-def _of_another(ball: Norm, found: Adversaries, test: Split, threat: Threat, outside: Tensor) -> Tensor:
+def _of_another(ball: Ball, found: Adversaries, test: Split, threat: Threat, outside: Tensor) -> Tensor:
     """Which of the adversaries outside their ball, (k,) bool, lie in that of another test image of the file."""
     others, wrong = test.images[found.index], torch.zeros_like(outside)
     for row in outside.nonzero().flatten()[:_SEARCHED].tolist():

@@ -9,7 +9,7 @@ from atent_ext.attacks import autoattack
 from atent_ext.attacks.accuracy import clean_flags, votes
 from atent_ext.attacks.restarts import allowed
 from atent_ext.attacks.spec import AttackSpec, Note, Outcome, Setting
-from atent_ext.core.norms import norm
+from atent_ext.core.norms import ball
 from atent_ext.data.datasets import Split
 
 DRAWS = 21
@@ -43,7 +43,7 @@ class AutoAttackSpec(AttackSpec):
         settings: dict[str, Any] = {"version": self.version, "package": result.package, "attacks": list(result.attacks)}
         changed = any(note.kind == "changed" for note in result.notes)
         name = "AutoAttack, changed" if changed else "AutoAttack"
-        inside = allowed(norm(threat.norm), threat.eps, split.images, result.adversaries)
+        inside = allowed(ball(threat.norm), threat.eps, split.images, result.adversaries)
         clean = clean_flags(model, split, setting.batch_size)
         flags = torch.where(inside, result.robust, clean)
         broken = (clean & ~flags).nonzero().flatten()
