@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,5 +70,6 @@ def found_earlier(path: Path | None, report: Path) -> None:
 
 def _packed(**arrays: Tensor) -> bytes:
     buffer = BytesIO()
-    np.savez_compressed(buffer, **{name: array.cpu().contiguous().numpy() for name, array in arrays.items()})
+    plain: dict[str, Any] = {name: array.cpu().contiguous().numpy() for name, array in arrays.items()}
+    np.savez_compressed(buffer, **plain)
     return buffer.getvalue()

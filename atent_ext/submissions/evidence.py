@@ -84,7 +84,7 @@ def read(path: Path, test: Split) -> Adversaries:
     images = torch.from_numpy(np.ascontiguousarray(arrays["x_adv"]))
     images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     index = torch.from_numpy(arrays["index"].astype(np.int64)) if "index" in arrays else torch.arange(len(images))
-    if not len(index) or int(index.min()) < 0 or int(index.max()) >= len(test) or len(index.unique()) < len(index):
+    if not len(index) or int(index.min()) < 0 or int(index.max()) >= len(test) or len(set(index.tolist())) < len(index):
         message = f"{path}: index is not {len(images)} different positions from 0 to {len(test) - 1}; correct it"
         raise BadInput(message, code="bad-value", field="index")
     if "y" in arrays:

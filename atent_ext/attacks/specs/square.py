@@ -1,6 +1,6 @@
 """Square (Andriushchenko et al. 2020), AutoAttack's attack without gradients, with a budget of its own."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -25,7 +25,12 @@ class SquareSpec(AttackSpec):
         """Attack all images. Where Square cannot run it is left out, and a note says so."""
         threat, clean = setting.threat, clean_flags(model, split, setting.batch_size)
         name, settings = f"Square-{self.queries}", {"queries": self.queries}
-        how = {"norm": threat.norm, "eps": threat.eps, "seed": setting.seed, "batch_size": setting.batch_size}
+        how: dict[str, Any] = {
+            "norm": threat.norm,
+            "eps": threat.eps,
+            "seed": setting.seed,
+            "batch_size": setting.batch_size,
+        }
         try:
             result = autoattack.run(
                 model, split.images, split.labels, version="custom", attacks=["square"], queries=self.queries, **how
