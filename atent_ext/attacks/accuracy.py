@@ -1,6 +1,6 @@
 """Which images a model predicts correctly, clean and under attack: flags (N,), one per image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,17 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     device = device_of(model)
     with evaluating(model), torch.no_grad():
         return torch.cat([_logits(model, batch.to(device)).float().cpu() for batch in torch.split(images, batch_size)])
+
+
+def votes(model: nn.Module, images: Tensor, draws: int = 1, batch_size: int = 250) -> Tensor:
+    """How often each class is predicted in `draws` passes, (N, classes). Random networks need more than one."""
+    if not len(images):
+        return torch.zeros(0, 1)
+    logits = [predict(model, images, batch_size) for _ in range(draws)]
+    counts = torch.zeros_like(logits[0])
+    for one in logits:
+        counts[torch.arange(len(one)), one.argmax(1)] += 1
+    return counts
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -64,7 +75,7 @@ def robust_flags(
         }
         return adversaries(kernel, model, x, y, loss, generator, **how)
 
-    return flags_under(attack, model, split, kernel.norm, kernel.eps, setting.batch_size, kernel.box)
+    return flags_under(attack, model, split, kernel.norm, kernel.eps, setting.batch_size, kernel.box, setting.found)
 
 
 def flags_under(
@@ -75,11 +86,13 @@ def flags_under(
     eps: Radius,
     batch_size: int,
     box: Box = (0.0, 1.0),
+    found: Callable[[Tensor, Tensor], None] = lambda rows, adversaries: None,
 ) -> Tensor:
     """Which examples are predicted correctly, clean and after `attack`, (N,) bool.
 
     Adversaries outside the eps ball or the box do not count, so that a minimal-norm attack succeeds only within eps.
     batch_size: images per call of `attack`, which gets (model, x (n, ...), y (n,)) on the model's device.
+    found: as `Setting.found`.
     """
     device = device_of(model)
     flags = []
@@ -89,7 +102,10 @@ def flags_under(
             x, y = split.images[batch].to(device), split.labels[batch].to(device)
             adversary = attack(model, x, y)
             robust = _correct(model, adversary, y) | ~allowed(norm, eps, x, adversary, box)
-            flags.append((_correct(model, x, y) & robust).cpu())
+            right = _correct(model, x, y)
+            broken = (right & ~robust).nonzero().flatten()
+            found(start + broken.cpu(), adversary[broken].cpu())
+            flags.append((right & robust).cpu())
     return torch.cat(flags)
 
 

@@ -25,6 +25,7 @@ from atent_ext.attacks.proven import Proven
 from atent_ext.attacks.spec import Note
 from atent_ext.core import compat, model_state, validate
 from atent_ext.core.errors import BadInput
+from atent_ext.core.norms import ball
 from atent_ext.core.registry import nearest
 from atent_ext.core.types import Model
 
@@ -65,13 +66,15 @@ def run(
     seed: int = 0,
     batch_size: int = 250,
     attacks: Sequence[str] | None = None,
+    queries: int | None = None,
     on_attack: Callable[[str, int], None] | None = None,
 ) -> AutoAttackResult:
-    """Evaluate a classifier under AutoAttack in the "Linf" or "L2" ball of radius `eps`.
+    """Evaluate a classifier under AutoAttack in the "Linf", "L2" or "L1" ball of radius `eps`.
 
     `x` (N, ...) of any rank >= 2 with values in [0, 1], `y` (N,) class numbers, `model` images to logits (N, classes).
     `version` is "standard", "plus" or "rand". If `attacks` is given, only these run, with the settings of that version.
-    "custom" uses the package's own settings (five restarts) and needs `attacks`. Batches are moved to the model's
+    "custom" uses the package's own settings (five restarts) and needs `attacks`. `queries`: of Square, instead of its
+    5,000. Batches are moved to the model's
     device. `on_attack(name, images)` is called before an attack processes a batch of so many images.
 
     Inputs that are not images (N, C, H, W) are reshaped for the attacks, (N, F) to one column of F pixels. This does
@@ -95,6 +98,9 @@ def run(
         if eps == 0 or len(x) == 0:
             return _clean(x, logits, y)
         attacker = _attacker(target, norm, eps, version, seed, attacks)
+        if queries is not None:
+            validate.steps("queries", queries)
+            attacker.square.n_queries = queries
         notes = _adapt(attacker, logits.shape[1], target.shape[1], attacks)
         counts = _count_images(attacker, target, on_attack)
         with _warnings() as warnings:
@@ -106,8 +112,7 @@ def run(
 
 
 def _check(norm: str, eps: float, version: str, batch_size: int, attacks: Sequence[str] | None) -> None:
-    if norm not in ("Linf", "L2"):
-        raise BadInput(f"norm is {norm!r}; 'Linf' or 'L2' is needed", code="unknown-name", field="norm")
+    ball(norm)
     if isinstance(eps, Tensor):
         raise BadInput("eps is a tensor; AutoAttack takes one number for all images", code="bad-type", field="eps")
     validate.radius("eps", eps)
@@ -238,7 +243,8 @@ def _impossible(classes: int, norm: str, height: int) -> dict[str, str]:
 def _lower_targets(attacker: Any, classes: int) -> list[str]:
     notes = []
     if classes <= _TARGET_CLASSES and _TARGETED & set(attacker.attacks_to_run):
-        attacker.apgd_targeted.n_target_classes = attacker.fab.n_target_classes = classes - 1
+        for attack in (attacker.apgd_targeted, attacker.fab):  # in L1 APGD-T has 5 from the start
+            attack.n_target_classes = min(classes - 1, attack.n_target_classes)
         notes.append(f"target classes lowered from {_TARGET_CLASSES} to {classes - 1}, the model has {classes} classes")
     if classes < 4 and "apgd-t" in attacker.attacks_to_run:
         attacker.apgd_targeted.dlr_loss_targeted = attacker.apgd_targeted.ce_loss_targeted

@@ -4,6 +4,7 @@ Random numbers are always drawn for the whole batch. Skipping examples therefore
 the result (up to the rounding of forward passes with fewer images).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,7 +19,7 @@ from atent_ext.attacks.uphill import Climb, Flats, Target
 from atent_ext.core import validate
 from atent_ext.core.box import Box, inside, rows_of
 from atent_ext.core.losses import dlr, toward
-from atent_ext.core.norms import Norm
+from atent_ext.core.norms import Ball
 from atent_ext.core.types import Loss, Model, Radius
 
 Keep = Literal["last", "success"]
@@ -26,10 +27,17 @@ _ROUNDING = 1e-5
 """Tolerance for float32 rounding of distances (half precision adds its own). Adversaries beyond it do not count."""
 
 
-def allowed(norm: Norm, eps: Radius, x: Tensor, adversary: Tensor, box: Box = (0.0, 1.0)) -> Tensor:
+def allowed(norm: Ball, eps: Radius, x: Tensor, adversary: Tensor, box: Box = (0.0, 1.0)) -> Tensor:
     """Which adversaries (N, ...) lie in the eps ball around x and in the box, up to rounding: (N,) bool."""
     rounding = _ROUNDING + (torch.finfo(x.dtype).eps if x.dtype in (torch.float16, torch.bfloat16) else 0.0)
-    return inside(adversary, box, rounding).flatten(1).all(1) & (norm.size(adversary - x) <= eps + rounding)
+    return inside(adversary, box, rounding).flatten(1).all(1) & (
+        norm.size(adversary - x) <= eps + rounding * _sum(norm, x)
+    )
+
+
+def _sum(norm: Ball, x: Tensor) -> float:
+    """How many roundings add up in a distance: of ℓ1, one of each pixel, which are as often up as down."""
+    return math.sqrt(x[0].numel()) if norm.name == "L1" and len(x) else 1.0
 
 
 def check(restarts: int, keep: str, batch_size: int | None) -> None:
@@ -108,11 +116,17 @@ class _Search:
             self.loss, self.target = climb, self.y
             return
         if self.ranking is None:
-            parts = [(rows, uphill.ranked(self.model(self.x[rows]), self.y[rows])) for rows in self.rows()]
+            parts = [(rows, self.targets(rows, climb.nearest)) for rows in self.rows()]
             self.ranking = self.y[:, None].repeat(1, parts[0][1].shape[1] if parts else 1)
             for rows, ranking in parts:
                 self.ranking[rows] = ranking
         self.loss, self.target = toward, uphill.to_target(self.y, self.ranking, climb.rank)
+
+    def targets(self, rows: Tensor, nearest: bool) -> Tensor:
+        """The wrong classes of the examples `rows`, the first target first."""
+        if nearest:
+            return uphill.nearest(self.model, self.x[rows], self.y[rows], self.kernel.norm)
+        return uphill.ranked(self.model(self.x[rows]), self.y[rows])
 
     def restart(self, generator: Generator) -> None:
         """Run a chain per example from a new start."""

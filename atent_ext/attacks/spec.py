@@ -17,12 +17,14 @@ from atent_ext.core.errors import BadInput, Code
 from atent_ext.core.schema import Readable, Section, Threat, explain
 from atent_ext.data.datasets import Split
 
-Kind = Literal["clean", "attack", "autoattack", "worst_case", "certified"]
-"""Kinds of results: clean accuracy, an attack, AutoAttack (also changed), the worst case of several, a certificate."""
+Kind = Literal["clean", "attack", "autoattack", "worst_case", "certified", "evidence"]
+"""Kinds of results: clean accuracy, an attack, AutoAttack (also changed), the worst case of several, a certificate,
+adversarial images of somebody else that were checked again."""
 
-NoteKind = Literal["changed", "warning", "boundary", "outside", "memory", "no-attack", "other"]
+NoteKind = Literal["changed", "warning", "boundary", "outside", "memory", "no-attack", "bias", "other"]
 """AutoAttack was changed; AutoAttack warned; images lie on the boundary; adversaries left ball or box and do not count;
-memory ran out and batches were halved; no attack ran; other notes (also those in reports of older versions)."""
+memory ran out and batches were halved; no attack ran; how a cascade compares with AutoAttack; other notes (also those
+in reports of older versions)."""
 
 
 class Note(Section):
@@ -63,13 +65,15 @@ class Outcome:
 class Setting:
     """The threat model, seed and batch size of an attack. Results depend on `batch_size` through the random draws.
 
-    `busy` is called with progress messages of long attacks.
+    `busy` is called with progress messages of long attacks. `found` is called with the rows (k,) of images that an
+    attack broke, and their adversaries (k, ...); attacks of other packages may leave it out.
     """
 
     threat: Threat
     seed: int = 0
     batch_size: int = 250
     busy: Callable[[str], None] = lambda text: None
+    found: Callable[[Tensor, Tensor], None] = lambda rows, adversaries: None
 
 
 class Passes(NamedTuple):

@@ -12,17 +12,21 @@ from torch import Tensor
 from atent_ext.core import seeds, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy, dlr, margin
-from atent_ext.core.norms import LINF, gaussian
-from atent_ext.core.types import Loss
+from atent_ext.core.norms import LINF, Norm, gaussian
+from atent_ext.core.types import Loss, Model
 
 LossName = Literal["cross-entropy", "margin", "dlr", "targets"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """The logit of a wrong class minus the label's, fixed for a restart: the class of this rank on the clean image."""
+    """The logit of a wrong class minus the label's, fixed for a restart: the class of this rank on the clean image.
+
+    nearest: by `nearest` rather than by `ranked`.
+    """
 
     rank: int
+    nearest: bool = False
 
 
 Climb: TypeAlias = Loss | Target
@@ -75,6 +79,24 @@ def ranked(logits: Tensor, y: Tensor) -> Tensor:
     """The wrong classes of each image from the largest logit down, (N, classes - 1)."""
     others = logits.scatter(1, y[:, None], -torch.inf)
     return others.argsort(1, descending=True)[:, : max(1, logits.shape[1] - 1)]
+
+
+def nearest(model: Model, x: Tensor, y: Tensor, ball: Norm, among: int = 9) -> Tensor:
+    """The wrong classes of each image (N, ...) by their estimated distance, the nearest first: (N, at most `among`).
+
+    The distance is the gap of the logits over the dual norm of its gradient (MALT, Melamed et al. 2024), for the
+    `among` largest logits; it takes a backward pass for each.
+    """
+    with torch.enable_grad():
+        point = x.detach().requires_grad_()
+        logits = model(point)
+        classes = ranked(logits.detach(), y)[:, :among]
+        gaps = logits.gather(1, y[:, None]) - logits.gather(1, classes)
+        slopes = [torch.autograd.grad(gap.sum(), point, retain_graph=True)[0].flatten(1) for gap in gaps.unbind(1)]
+    order = 1 if ball == LINF else 2
+    size = torch.stack([torch.linalg.vector_norm(slope, order, dim=1) for slope in slopes], 1)
+    distance = torch.where(size > 0, gaps.detach() / size, torch.inf)
+    return classes.gather(1, distance.argsort(dim=1, stable=True))
 
 
 def to_target(y: Tensor, ranking: Tensor, rank: int) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from atent_ext.cli import (
+    adversaries,
     check,
     compare,
     evaluate,
@@ -30,7 +31,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _part in (listing, show, train, check, evaluate, export, compare, experiments, submissions, leaderboard, view):
+for _part in (
+    listing,
+    show,
+    train,
+    check,
+    evaluate,
+    export,
+    compare,
+    experiments,
+    submissions,
+    adversaries,
+    leaderboard,
+    view,
+):
     _part.add(app)
 
 

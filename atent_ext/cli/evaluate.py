@@ -58,6 +58,9 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Score anew where --out is there, of this setting or of another one.")
     ] = False,
+    save_adversaries: Annotated[
+        Path | None, typer.Option(help="File (.npz) for x_adv, the first adversary of each image, and the labels y.")
+    ] = None,
     model: Model = None,
     model_arg: ModelArguments = None,
     weights: Weights = None,
@@ -136,6 +139,7 @@ def evaluate(
             path=target,
             overwrite=overwrite,
             until=until,
+            adversaries=save_adversaries,
             busy=bar.busy,
             progress=bar.progress_to,
         )
@@ -149,6 +153,8 @@ def evaluate(
         print_line(f"forward passes of one image: {report.passes:,}, {report.passes / report.n:,.0f} an image")
     written = "written earlier, and nothing was scored (--overwrite scores anew)" if finished else "written"
     print_line(f"{written}: {target}")
+    if save_adversaries is not None:
+        print_line(f"adversaries: {save_adversaries}")
 
 
 def certify(

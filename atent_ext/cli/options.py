@@ -60,7 +60,9 @@ Classes = Annotated[
     int | None,
     typer.Option("--classes", min=1, help="For npz:FILE: the number of classes [default: the largest label plus one]."),
 ]
-Norm = Annotated[str | None, typer.Option("--norm", help="Linf or L2 [default for a run: its recipe's].")]
+Norm = Annotated[
+    str | None, typer.Option("--norm", help="Linf, L2, or for AutoAttack L1 [default for a run: its recipe's].")
+]
 Eps = Annotated[
     float | None,
     typer.Option("--eps", parser=number("--eps"), metavar="NUMBER", help="Radius, such as 8/255 [default: the run's]."),

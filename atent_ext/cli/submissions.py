@@ -71,6 +71,11 @@ def verify(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Measure anew where the card is there, of this setting or another one.")
     ] = False,
+    adversaries: Annotated[
+        Path | None,
+        typer.Option(help="Somebody's adversarial images (.npz), which may lower the worst case."),
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="Whose they are [default: the name of their file].")] = None,
     data_root: DataRoot = None,
 ) -> None:
     """Check a submission, score it, compare it with what it claims, and write its card. No code of it is run.
@@ -78,6 +83,7 @@ def verify(
     The same command goes on with a verification that was interrupted, and shows the card of one that is finished. A
     card of something else stays; delete it, and not the report beside it, to write it anew from the same scores.
     """
+    from atent_ext.cli.adversaries import Evidence
     from atent_ext.cli.console import ScoringBar
     from atent_ext.core import processes
     from atent_ext.data import datasets
@@ -104,6 +110,7 @@ def verify(
         files.replaceable(file)
     finished = None if overwrite else cards.find_card(target)
     opened = read(folder, data_root)
+    evidence = Evidence.of(adversaries, by, opened, dataset, data_root)
 
     def draw(network: Any, test: Any, classes: Sequence[str]) -> None:
         if len(test.shape) != 3:
@@ -131,6 +138,7 @@ def verify(
             busy=bar.busy,
             progress=bar.progress_to,
         )
+    card, _ = evidence.added(card, batch_size) if evidence and card.report else (card, False)
     same = card is finished
     if not same and processes.is_main():
         cards.write_card(card, target)

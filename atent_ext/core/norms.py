@@ -13,10 +13,24 @@ from torch import Tensor
 from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.literals import NormName as NormName
+from atent_ext.core.literals import ThreatNorm as ThreatNorm
 from atent_ext.core.types import Radius
 
 Direction = Literal["sign", "unit", "unit-or-random", "raw"]
 Start = Literal["uniform", "ball", "corner", "blocks", "near", "clean"]
+
+
+class Ball(Protocol):
+    """The norm of a threat model, as far as it measures how far an adversary is."""
+
+    @property
+    def name(self) -> ThreatNorm:
+        """The name that AutoAttack and RobustBench use: "Linf", "L2" or "L1"."""
+        ...
+
+    def size(self, delta: Tensor) -> Tensor:
+        """The norm of each example, (N, ...) -> (N,)."""
+        ...
 
 
 class Norm(Protocol):
@@ -148,13 +162,34 @@ class _L2:
         return self.project(gaussian(x, generator), eps)
 
 
+@dataclass(frozen=True)
+class _L1:
+    name: ThreatNorm = "L1"
+
+    def size(self, delta: Tensor) -> Tensor:
+        return delta.flatten(1).abs().sum(1, dtype=torch.float64).to(delta.dtype)
+
+
 LINF: Norm = _Linf()
 L2: Norm = _L2()
 NORMS: dict[str, Norm] = {"Linf": LINF, "L2": L2}
 
 
+BALLS: dict[str, Ball] = {"Linf": LINF, "L2": L2, "L1": _L1()}
+
+
+def ball(name: str) -> Ball:
+    """The norm of a threat model called `name`; raises BadInput unless it is "Linf", "L2" or "L1"."""
+    if not isinstance(name, str) or name not in BALLS:
+        raise BadInput(f"unknown norm {name!r}; known: {', '.join(BALLS)}", code="unknown-name", field="norm")
+    return BALLS[name]
+
+
 def norm(name: str) -> Norm:
     """The norm called `name`; raises BadInput unless it is "Linf" or "L2"."""
+    if name == "L1":
+        message = "norm is 'L1', in which only AutoAttack runs here; take the protocol autoattack-l1, or Linf or L2"
+        raise BadInput(message, code="unsupported", field="norm")
     if not isinstance(name, str) or name not in NORMS:
         raise BadInput(f"unknown norm {name!r}; known: {', '.join(NORMS)}", code="unknown-name", field="norm")
     return NORMS[name]

@@ -22,7 +22,7 @@ from typing_extensions import Self
 from atent_ext.core import registry, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.immutable import frozen
-from atent_ext.core.norms import NormName
+from atent_ext.core.literals import ThreatNorm
 
 _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Bidirectional control characters, which can make a text look like another one."""
@@ -87,7 +87,7 @@ class Growing(Section):
 class Threat(Section):
     """The threat model: perturbations of norm at most eps >= 0, in units of the images, which lie in [0, 1]."""
 
-    norm: NormName
+    norm: ThreatNorm
     eps: Annotated[float, Field(ge=0)]
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from atent_ext.attacks.spec import Note, Outcome, Setting
 from atent_ext.core.errors import BadInput
 from atent_ext.data.datasets import Split
+from atent_ext.evaluation.adversaries import Found
 from atent_ext.evaluation.chunks import Chunk
 from atent_ext.evaluation.journal import Journal, Progress, plain
 from atent_ext.evaluation.protocol import Protocol
@@ -29,7 +30,8 @@ def score(model: nn.Module, split: Split, chunk: Chunk, protocol: Protocol, sett
     full = min(setting.batch_size, chunk.stop - chunk.start)
     batch_size = journal.batch_size(chunk) or full
     while True:
-        attempt = replace(setting, seed=chunk.seed, batch_size=batch_size)
+        found = Found(chunk.of(split))
+        attempt = replace(setting, seed=chunk.seed, batch_size=batch_size, found=found)
         outcomes = _attempt(model, chunk.of(split), protocol, attempt)
         if outcomes is not None:
             break
@@ -37,6 +39,8 @@ def score(model: nn.Module, split: Split, chunk: Chunk, protocol: Protocol, sett
         journal.keep_batch_size(chunk, batch_size)
     notes = [] if batch_size == full else [_smaller(batch_size, full)]
     results = [plain(replace(outcome, notes=(*outcome.notes, *notes))) for outcome in outcomes]
+    if journal.adversaries:  # before the record, which says that the chunk is done
+        journal.images(chunk).write(found)
     seconds = time.perf_counter() - begin
     journal.keep(chunk, {"batch_size": batch_size, "full": full, "seconds": seconds, "outcomes": results})
 

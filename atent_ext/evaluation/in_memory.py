@@ -12,7 +12,7 @@ from atent_ext.attacks.accuracy import clean_flags
 from atent_ext.core import layouts, model_state, validate
 from atent_ext.core.around import Around, resizing
 from atent_ext.core.errors import BadInput
-from atent_ext.core.norms import norm as norm_called
+from atent_ext.core.norms import ball as norm_called
 from atent_ext.core.schema import Threat
 from atent_ext.core.schema import normalisation as parse_normalisation
 from atent_ext.data.datasets import Split
@@ -182,7 +182,7 @@ def _device(device: torch.device | str) -> torch.device:
 def _threat(norm: str, eps: float, test: Split) -> Threat:
     norm_called(norm)
     validate.number("eps", eps)
-    widest = 1.0 if norm == "Linf" else float(test.images[0].numel()) ** 0.5
+    widest = float(test.images[0].numel()) ** {"Linf": 0.0, "L2": 0.5, "L1": 1.0}[norm]
     if eps >= widest:
         message = f"eps is {eps:g}, and no two images in [0, 1] are farther apart than {widest:.4g} in {norm}"
         raise BadInput(f"{message}; if it is of 0-255 images, write {eps:g}/255", code="bad-value", field="eps")

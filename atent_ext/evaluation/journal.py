@@ -17,6 +17,7 @@ import torch
 
 from atent_ext.attacks.spec import Note, Outcome
 from atent_ext.core.errors import BadInput
+from atent_ext.evaluation.adversaries import Kept
 from atent_ext.evaluation.chunks import Chunk, merge
 from atent_ext.storage import files, locks
 
@@ -49,10 +50,12 @@ class Progress:
 class Journal:
     """The records of finished chunks, in memory or as files in a folder. Each file is written atomically."""
 
-    def __init__(self, chunks: Sequence[Chunk], folder: Path | None = None) -> None:
-        self.chunks, self.folder = chunks, folder
+    def __init__(self, chunks: Sequence[Chunk], folder: Path | None = None, adversaries: bool = False) -> None:
+        """adversaries: whether each chunk keeps its adversaries as well, so that one without them is not done."""
+        self.chunks, self.folder, self.adversaries = chunks, folder, adversaries
         self._discarded = False
         self._memory: dict[str, Record] = {}
+        self._images: dict[str, bytes] = {}
 
     def setting(self, overwrite: bool = False) -> Record | None:
         """The setting of the chunks in the folder; None if it holds no chunks.
@@ -95,9 +98,10 @@ class Journal:
 
     def clear(self) -> None:
         """Remove all chunks. The folder and its lock stay."""
-        for file in () if self.folder is None else sorted(self.folder.glob("[0-9]*.json")):
+        for file in () if self.folder is None else sorted(self.folder.glob("[0-9]*.*")):
             file.unlink()
         self._memory.clear()
+        self._images.clear()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -125,6 +129,8 @@ class Journal:
 
     def record(self, chunk: Chunk) -> Record | None:
         """The record of a chunk; None if the chunk is not done or its file is damaged."""
+        if self.adversaries and not self.images(chunk).has():
+            return None
         stored = self._read(f"{chunk.number:04d}.json")
         return stored if stored and "outcomes" in stored and stored.items() >= asdict(chunk).items() else None
 
@@ -157,6 +163,10 @@ class Journal:
     def keep(self, chunk: Chunk, record: Record) -> None:
         """Write the record of a finished chunk."""
         self._write(f"{chunk.number:04d}.json", asdict(chunk) | record)
+
+    def images(self, chunk: Chunk) -> Kept:
+        """The place of the adversaries of a chunk."""
+        return Kept(f"{chunk.number:04d}.npz", self.folder, self._images)
 
     def batch_size(self, chunk: Chunk) -> int | None:
         """The reduced batch size of a chunk that ran out of memory; None if it did not."""

@@ -23,6 +23,7 @@ from atent_ext.core.statistics import interval, running_interval
 from atent_ext.core.tables import Table
 from atent_ext.evaluation import version1
 from atent_ext.evaluation.drawn import Drawn
+from atent_ext.evaluation.majority import majorities
 from atent_ext.storage import files
 
 _MOST = 100_000_000
@@ -235,6 +236,11 @@ class Report(About):
         return self.of_kind("worst_case") or self.results[-1]
 
     @property
+    def evidence(self) -> tuple[Result, ...]:
+        """The adversarial images of others that lowered the worst case; `settings["by"]` says whose."""
+        return tuple(result for result in self.results if result.kind == "evidence")
+
+    @property
     def autoattack(self) -> Result | None:
         """AutoAttack, also a changed one, unless it was not run."""
         return self.of_kind("autoattack")
@@ -299,6 +305,8 @@ class Report(About):
             low, high = result.interval95
             counts = f"{result.correct}/{result.n}", f"{result.accuracy:.2%}", f"{low:.1%} - {high:.1%}"
             table.add(result.attack, *counts, f"{result.seconds:.1f}")
+            for *row, fixed in majorities(result.attack, result.settings, result.per_image):
+                table.add(*row, fixed if self.drawn is None else "", "")
         return table
 
     def __rich__(self) -> Table:

@@ -17,6 +17,7 @@ from atent_ext.core.passes import Counted
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation.protocol import Protocol
 from atent_ext.evaluation.proven import around, proven
+from atent_ext.evaluation.report import Result, result_of
 
 
 def run_protocol(
@@ -72,6 +73,14 @@ def total(passes: Sequence[int | None]) -> int | None:
     """The sum of passes; None if any is unknown."""
     known = [count for count in passes if count is not None]
     return sum(known) if len(known) == len(passes) else None
+
+
+def worst_of(results: Sequence[Result]) -> Result:
+    """The worst case of finished results, each with its flags."""
+    outcomes = [
+        Outcome(result.kind, result.attack, result.settings, result.robust(), result.seconds) for result in results
+    ]
+    return result_of(worst_case(outcomes))
 
 
 def _of_the_images(outcome: Outcome, attack: str, count: int) -> Outcome:

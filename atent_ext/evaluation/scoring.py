@@ -23,6 +23,7 @@ from atent_ext.data import datasets
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation import anytime, chunks, earlier, engine
 from atent_ext.evaluation import drawn as in_order
+from atent_ext.evaluation.adversaries import found_earlier, write
 from atent_ext.evaluation.anytime import Until
 from atent_ext.evaluation.chunks import Chunk
 from atent_ext.evaluation.drawn import Drawn
@@ -67,6 +68,7 @@ def score(
     path: Path | None = None,
     overwrite: bool = False,
     until: Until | None = None,
+    adversaries: Path | None = None,
     busy: Callable[[str], None] = lambda text: None,
     progress: Callable[[Progress], None] = lambda current: None,
 ) -> Report:
@@ -82,8 +84,11 @@ def score(
     and replace a report or chunks of another setting.
     until: score the images in an order drawn from `seed`, at most `n` of them, in chunks that grow to `chunk` images,
     until a report is enough; a report that is not enough yet is continued, from the chunks that stay beside it.
+    adversaries: an .npz file to write, with x_adv, the first adversary of each image or the image itself where none was
+    found, and the labels y. Chunks that were scored without them are scored anew.
     Raises BadInput for a report or a folder of another setting (the message names what differs), for several processes
-    without a path or without a common folder, and if memory runs out with a batch of one image.
+    without a path or without a common folder, if memory runs out with a batch of one image, and for a finished report
+    whose `adversaries` are not there.
     """
     team = processes.state()
     if path is None and team.num_processes > 1:
@@ -91,14 +96,20 @@ def score(
         raise BadInput(message, code="missing", field="path")
     if path is not None:
         files.replaceable(path)
+    if adversaries is not None:
+        files.replaceable(adversaries)
+        _require_all(until)
     plan = planned(subject, protocol, n, seed, batch_size, chunk, team, device, busy, drawn=until is not None)
     model = subject.model.to(plan.device)
-    journal = Journal(plan.chunks, None if path is None else path.with_name(f"{path.name}.chunks"))
+    journal = Journal(
+        plan.chunks, None if path is None else path.with_name(f"{path.name}.chunks"), adversaries is not None
+    )
     report: Report | None = None
     with journal.held() if team.is_main_process else nullcontext():
         if path is not None and not overwrite:
             finished = _finished(path, model, plan, journal, speed, team)
             if finished is not None and (until is None or anytime.ended(finished, until, len(plan.split))):
+                found_earlier(adversaries, path)
                 return finished
         elif path is not None and until is not None and team.is_main_process and path.exists():
             journal.clear()  # left by an evaluation that stopped
@@ -111,6 +122,8 @@ def score(
         else:
             report = _until(journal, missing, share, make, until, team, progress)
         if report is not None:
+            if adversaries is not None:
+                write(adversaries, [journal.images(one) for one in plan.chunks], plan.split)
             if path is not None:
                 report.save(path)
             if report.drawn is None or report.n == report.total:
@@ -141,6 +154,14 @@ def _until(
         team,
         look,
     )
+
+
+def _require_all(until: Until | None) -> None:
+    if until is not None:
+        message = (
+            "adversaries are kept of all images in their order, and --until stops early, in a drawn order; drop one"
+        )
+        raise BadInput(message, code="conflict", field="adversaries")
 
 
 def require_same(

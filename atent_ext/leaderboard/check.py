@@ -88,6 +88,7 @@ def _card(entry: Entry, root: Path) -> Iterator[str]:
     for result in entry.results:
         yield from (f"{result.attack}: {problem}" for problem in _counts(result, entry.report))
     yield from _worst(entry)
+    yield from _evidence(entry)
     yield from _claims(entry)
     yield from _checks(entry)
     yield from _autoattack(entry)
@@ -178,6 +179,14 @@ def _worst(entry: Entry) -> Iterator[str]:
         wrong = sum(flag != right for flag, right in zip(entry.worst.flags, expected, strict=True))
         if wrong:
             yield f"worst case: {wrong} flags are not what the attacks together say; score it anew"
+
+
+def _evidence(entry: Entry) -> Iterator[str]:
+    """Evidence that does not say whose it is, or of which file."""
+    for result in entry.report.evidence:
+        by, digest = result.settings.get("by"), str(result.settings.get("sha256"))
+        if not by or not re.fullmatch(r"[0-9a-f]{64}", digest):
+            yield f"{result.attack}: it lacks by whom or the SHA-256 of its file; add it by `atent adversaries add`"
 
 
 def _claims(entry: Entry) -> Iterator[str]:

@@ -259,6 +259,9 @@ def _unusual(entry: Entry) -> Iterable[Badge]:
         yield Badge("stopped early", "plain", entry.report.drawn.note(entry.report.n, entry.report.total))
     if entry.random:
         yield Badge("random", "plain", 'the network answers at random; AutoAttack\'s "rand" version scored it')
+    for result in entry.report.evidence:
+        detail = "; ".join(note.text for note in result.notes)
+        yield Badge(f"worst case lowered by {result.settings.get('by')}", "plain", detail)
     report = entry.report
     if report.data != entry.card.submission.dataset:
         yield Badge("other test images", "plain", f"{report.data}. {report.data_note}".strip())

@@ -108,7 +108,7 @@ def write(shown: Sequence[Shown], out: Path, images: Images | None = None) -> No
     files.write(out, page.render(up="", title=title, shown=shown, comparisons=comparisons, images=images, **_WORDS))
 
 
-_WORDS = {"norms": {"Linf": "ℓ∞", "L2": "ℓ2"}, "eps": ranking.eps_text}
+_WORDS = {"norms": {"Linf": "ℓ∞", "L2": "ℓ2", "L1": "ℓ1"}, "eps": ranking.eps_text}
 
 
 def _comparisons(reports: Sequence[Report]) -> Iterator[Comparison]:

@@ -10,7 +10,7 @@ from atent_ext.attacks.accuracy import predict
 from atent_ext.core import validate
 from atent_ext.core.around import Around
 from atent_ext.core.errors import BadInput
-from atent_ext.core.norms import norm as norm_called
+from atent_ext.core.norms import ball as norm_called
 from atent_ext.core.schema import Threat, escaped
 from atent_ext.data import datasets
 from atent_ext.evaluation.report import About

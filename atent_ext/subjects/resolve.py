@@ -16,7 +16,7 @@ from typing import Any
 from atent_ext.core import registry, validate
 from atent_ext.core.around import Around, refuse
 from atent_ext.core.errors import BadInput
-from atent_ext.core.norms import norm as norm_called
+from atent_ext.core.norms import ball as norm_called
 from atent_ext.data import datasets
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.subjects import zoo

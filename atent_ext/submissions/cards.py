@@ -149,6 +149,8 @@ class Submission(Growing):
     @field_validator("threat")
     @classmethod
     def _is_in_units_of_the_box(cls, threat: Threat) -> Threat:
+        if threat.norm == "L1":
+            raise ValueError("norm is L1, which is for `atent eval`; cards are of Linf or L2")
         most = 1.0 if threat.norm == "Linf" else _WIDEST
         if threat.eps > most:
             raise ValueError(f"eps is {threat.eps:g}, beyond {most:g}; images lie in [0, 1]: write 8/255")

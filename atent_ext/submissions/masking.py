@@ -40,6 +40,7 @@ STEPS = 40
 IMAGES = 200
 """Number of images for the tests, at most. McNemar's test needs 7 discordant images to reach `LEVEL`."""
 CURVE_IMAGES = 50
+BLACK_BOX = "black box beats white box"
 _FLAT = 0.05
 """Share of images without a gradient that is normal for a sound network."""
 _SQUARE = 0.002
@@ -258,7 +259,7 @@ def _small(images: Tensor, classes: int) -> tuple[str, nn.Module]:
 
 def black_box(report: Report) -> Sign:
     """Whether Square breaks more of the images that AutoAttack's gradient attacks leave than is normal (`_SQUARE`)."""
-    name = "black box beats white box"
+    name = BLACK_BOX
     counts = next((result.robust_after for result in report.results if result.robust_after), {})
     if "square" not in counts:
         return Sign(name=name, found=None, evidence="there is no Square in AutoAttack's counts")

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 from accelerate import PartialState
 from torch import nn
 
+from atent_ext.attacks.spec import parse
 from atent_ext.core import processes, registry
 from atent_ext.data import datasets
 from atent_ext.data.datasets import DataSet, Split
@@ -56,7 +57,8 @@ def verify(
     """The card of a submission, scored on the first `n` test images (None: all); it is returned, not written.
 
     dataset: the data set to load instead of the submission's, for example `npz:FILE`. protocol: a name or a protocol;
-    if the network is random, its AutoAttack becomes the "rand" version. out: the file of the report; finished chunks
+    if the network is random, its AutoAttack becomes the "rand" version, and where a sign of gradient masking is found,
+    annealed ATENT joins it (`adapted`). out: the file of the report; finished chunks
     are stored beside it, so that the same call resumes after an interruption. It must not be below registry/cards.
     card: the card at the path where the new card will be written; if it is of this submission and setting, it is
     returned and nothing is measured. overwrite: measure again and replace that card and the report at `out`.
@@ -75,7 +77,7 @@ def verify(
     if tolerance is not None:
         claims.check(opened.submission, tolerance)
     plan = load_protocol(protocol) if isinstance(protocol, str) else protocol
-    images = _images(opened, dataset, data_root, download)
+    images = images_of(opened, dataset, data_root, download)
     team = processes.state()
     setting: dict[str, Any] = {"n": n, "seed": seed, "batch_size": batch_size, "chunk": chunk, "speed": speed}
     job = _Job(opened, images, images.test.take(n), plan, setting, busy, tolerance)
@@ -89,7 +91,7 @@ def verify(
         return _in_main(team, lambda: _card(opened, checks, (), {}, None, (), command, seconds))
     report = scoring.score(
         job.subject,
-        job.fitting(random),
+        job.fitting(random, inspection.signs),
         **setting,
         path=out,
         overwrite=overwrite,
@@ -103,7 +105,7 @@ def verify(
     return _in_main(team, lambda: _card(opened, checks, signs, inspection.curve, report, compared, command, seconds))
 
 
-def _images(opened: Opened, dataset: str | None, root: Path | None, download: bool) -> DataSet:
+def images_of(opened: Opened, dataset: str | None, root: Path | None, download: bool = False) -> DataSet:
     """The submission's data set, or another one of as many classes."""
     own = opened.submission.dataset
     known = own in registry.entries("data set")  # a program may be for another one, whose labels are counted
@@ -148,9 +150,14 @@ class _Job:
         """The subject that is scored."""
         return _subject(self.opened, self.images)
 
-    def fitting(self, random: bool) -> Protocol:
-        """The protocol for a random or a deterministic network."""
-        return fitting(self.protocol, random)
+    def fitting(self, random: bool, signs: Sequence[Sign]) -> Protocol:
+        """The protocol for a random or a deterministic network, with or without signs of gradient masking."""
+        return fitting(adapted(self.protocol, signs), random)
+
+    def fitting_as(self, report: Report, random: bool) -> Protocol:
+        """The protocol that the report should be of, whose signs are not known: the adapted one if it is so long."""
+        both = [fitting(one, random) for one in (self.protocol, _with_annealed(self.protocol))]
+        return next((one for one in both if len(one.attacks) == len(report.protocol_attacks or ())), both[0])
 
 
 @dataclass(frozen=True)
@@ -185,7 +192,9 @@ def _inspect(
         return _Inspection(checks, random)
     report = None if out is None else earlier.read(out)
     if report is not None:
-        scoring.require_same(report, str(out), job.subject, job.fitting(random), **job.setting, drawn=job.drawn)
+        scoring.require_same(
+            report, str(out), job.subject, job.fitting_as(report, random), **job.setting, drawn=job.drawn
+        )
     device = processes.state().device
     network = opened.network.to(device if device.type == "cuda" else "cpu")
     network = prepare(network, job.test[:batch_size].images, job.setting["speed"]).model
@@ -213,7 +222,9 @@ def _require_same(card: Card, job: _Job, checks: tuple[Check, ...], random: bool
     current = _identity(job.opened.submission, job.opened.sha256, checks)
     earlier.refuse(differences(stored, current), source)
     if card.report:
-        scoring.require_same(card.report, source, job.subject, job.fitting(random), **job.setting, drawn=job.drawn)
+        scoring.require_same(
+            card.report, source, job.subject, job.fitting_as(card.report, random), **job.setting, drawn=job.drawn
+        )
 
 
 def _identity(submission: Submission, sha256: Any, checks: Sequence[Check]) -> dict[str, Any]:
@@ -252,6 +263,20 @@ def fitting(protocol: Protocol, random: bool) -> Protocol:
     if not random:
         return protocol
     return protocol.model_copy(update={"attacks": tuple(spec.for_random_network() for spec in protocol.attacks)})
+
+
+ANNEALED: dict[str, Any] = {"attack": "atent", "steps": 100, "restarts": 9, "keep": "success"}
+"""Annealed ATENT: its restarts take several losses, and points without a gradient are left (`attacks.uphill`)."""
+
+
+def adapted(protocol: Protocol, signs: Sequence[Sign]) -> Protocol:
+    """The protocol, with annealed ATENT besides if a sign of gradient masking was found before the scores."""
+    found = any(sign.found for sign in signs if sign.name != masking.BLACK_BOX)
+    return _with_annealed(protocol) if found else protocol
+
+
+def _with_annealed(protocol: Protocol) -> Protocol:
+    return protocol.model_copy(update={"attacks": (*protocol.attacks, parse(ANNEALED))})
 
 
 # ---- the card

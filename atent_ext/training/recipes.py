@@ -149,6 +149,9 @@ class Recipe(Growing):
         if self.ema is not None and self.swa is not None:
             message = f"ema is {self.ema} and swa is {self.swa}; only one average is kept, remove the other"
             raise BadInput(message, code="conflict", field="swa")
+        if self.threat.norm == "L1":
+            message = "threat.norm is L1, which is for evaluation alone; train in Linf or L2"
+            raise BadInput(message, code="unsupported", field="threat.norm")
         if self.certified and self.threat.norm != "Linf":
             message = f"certified is given, whose interval bounds are for Linf, and threat.norm is {self.threat.norm}"
             raise BadInput(f"{message}; remove it", code="conflict", field="certified")

@@ -120,9 +120,9 @@ def test_a_share_of_the_radius_as_step_needs_an_attack_that_steps():
 
 @pytest.mark.parametrize("name", registry.ATTACKS)
 def test_what_changes_for_a_network_that_answers_at_random(name):
-    keeps = name in ("pgd", "atent")
+    keeps = name in ("pgd", "atent", "malt")
     spec = attack_spec(name, **{"steps": 3, "keep": "success"} if keeps else {})
-    changed = {"pgd": {"keep": "last"}, "atent": {"keep": "last"}, "autoattack": {"version": "rand"}}.get(name, {})
+    changed = {"autoattack": {"version": "rand"}}.get(name, {"keep": "last"} if keeps else {})
     assert spec.for_random_network() == attack_spec(name, **spec.model_dump(exclude={"attack"}) | changed)
     assert (spec.for_random_network() == spec) == (not changed)
 

@@ -161,3 +161,27 @@ def test_what_is_no_submission_is_refused_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(atent("verify", tmp_path / "empty"), "there is no weights file")
     refused(atent("submit", tmp_path / "none.json"), "none.json")
+
+
+def test_adversaries_of_others_lower_a_card(home, tmp_path):
+    shutil.copytree(home, tmp_path / "home")
+    sent, images = tmp_path / "home" / "sent", tmp_path / "theirs.npz"
+    strong = {"name": "strong", "description": "", "attacks": [{"attack": "clean"}, {"attack": "atent", "restarts": 3}]}
+    (tmp_path / "strong.yaml").write_text(yaml.safe_dump(strong), encoding="utf-8")
+    found = atent(
+        *("eval", tmp_path / "home" / "run", "--protocol", tmp_path / "strong.yaml", "--n", 30, "--eps", 0.15),
+        *("--save-adversaries", images, "--out", tmp_path / "theirs.json"),
+    )
+    assert found.returncode == 0, found.stderr
+    verify = ("verify", sent, "--n", 30, "--protocol", "quick", "--seed", 2)
+    refused(atent(*verify, "--by", "B. Attacker"), "--adversaries")
+    before = cards.read_card(tmp_path / "home" / "sent.card.json")
+    done = atent(*verify, "--adversaries", images, "--by", "B. Attacker")
+    assert done.returncode == 0, done.stderr
+    assert "of 30 adversarial images of theirs.npz" in done.stdout
+    after = cards.read_card(tmp_path / "home" / "sent.card.json")
+    assert after.report.worst_case < before.report.worst_case
+    assert [one.settings["by"] for one in after.report.evidence] == ["B. Attacker"]
+    assert "adversaries by B. Attacker" in done.stdout
+    assert atent(*verify, "--adversaries", images).returncode == 0
+    assert cards.read_card(tmp_path / "home" / "sent.card.json") == after

@@ -439,3 +439,15 @@ def test_no_commit_of_a_repository_around_an_installed_package(tmp_path, monkeyp
     inside.mkdir()
     monkeypatch.setattr(verification, "_ROOT", inside)
     assert verification._commit() == ""
+
+
+def test_a_network_with_signs_of_masking_is_attacked_by_annealed_atent_besides(opened):
+    masked = answering(opened, lambda network, x: 1e5 * network(x))
+    card = verify(masked, n=30)
+    assert any(sign.found for sign in card.signs)
+    *_, pgd, annealed, worst = card.report.results
+    assert (annealed.settings["schedule"], annealed.settings["restarts"]) == ("cosine", 9)
+    assert annealed.correct < pgd.correct
+    assert worst.correct <= annealed.correct
+    assert verify(masked, n=30, card=card) is card
+    assert verification.adapted(CHEAP, [sign for sign in card.signs if not sign.found]) is CHEAP

@@ -1,20 +1,27 @@
 """AutoAttack as an attack of a protocol."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from atent_ext.attacks import autoattack
-from atent_ext.attacks.accuracy import clean_flags
+from atent_ext.attacks.accuracy import clean_flags, votes
 from atent_ext.attacks.restarts import allowed
 from atent_ext.attacks.spec import AttackSpec, Note, Outcome, Passes, Setting
-from atent_ext.core.norms import norm
+from atent_ext.core.norms import ball
 from atent_ext.data.datasets import Split
+
+DRAWS = 21
+"""How many draws of a random network vote on an image."""
 
 
 class AutoAttackSpec(AttackSpec):
-    """AutoAttack (Croce & Hein 2020). version: "standard", "rand" or "plus"."""
+    """AutoAttack (Croce & Hein 2020). version: "standard", "rand" or "plus".
+
+    The flags of "rand" are those of one draw. `per_image` has which images the majority of `DRAWS` draws gets right,
+    clean and on the same adversaries.
+    """
 
     attack: Literal["autoattack"] = "autoattack"
     by_image: ClassVar[bool] = True
@@ -34,13 +41,24 @@ class AutoAttackSpec(AttackSpec):
             batch_size=setting.batch_size,
             on_attack=lambda name, images: setting.busy(f"AutoAttack: {name} on {images} images"),
         )
-        settings = {"version": self.version, "package": result.package, "attacks": list(result.attacks)}
+        settings: dict[str, Any] = {"version": self.version, "package": result.package, "attacks": list(result.attacks)}
         changed = any(note.kind == "changed" for note in result.notes)
         name = "AutoAttack, changed" if changed else "AutoAttack"
-        inside = allowed(norm(threat.norm), threat.eps, split.images, result.adversaries)
-        flags = torch.where(inside, result.robust, clean_flags(model, split, setting.batch_size))
+        inside = allowed(ball(threat.norm), threat.eps, split.images, result.adversaries)
+        clean = clean_flags(model, split, setting.batch_size)
+        flags = torch.where(inside, result.robust, clean)
+        broken = (clean & ~flags).nonzero().flatten()
+        setting.found(broken, result.adversaries[broken])
         notes = (*result.notes, *_outside(int((~inside).sum())))
-        return Outcome("autoattack", name, settings, flags, notes=notes, robust_after=result.robust_after)
+        per_image: dict[str, list[float]] = {}
+        if self.version == "rand":
+            settings["draws"] = DRAWS
+            counted = torch.where(_wide(inside, split.images), result.adversaries, split.images)
+            both = {"clean_majority": split.images, "majority": counted}
+            chosen = {key: votes(model, x, DRAWS, setting.batch_size).argmax(1) for key, x in both.items()}
+            per_image = {key: (classes == split.labels).double().tolist() for key, classes in chosen.items()}
+        after = result.robust_after
+        return Outcome("autoattack", name, settings, flags, notes=notes, robust_after=after, per_image=per_image)
 
     def passes(self, classes: int) -> Passes | None:
         """As published: APGD-CE, APGD-T and FAB-T of 100 steps, for 9 targets at most, and 5,000 queries of Square.
@@ -57,6 +75,10 @@ class AutoAttackSpec(AttackSpec):
     def for_random_network(self) -> AttackSpec:
         """The version "rand", which averages gradients over several random forward passes."""
         return self.model_copy(update={"version": "rand"})
+
+
+def _wide(rows: Tensor, x: Tensor) -> Tensor:
+    return rows.reshape(-1, *[1] * (x.dim() - 1))
 
 
 def _outside(count: int) -> tuple[Note, ...]:

@@ -47,7 +47,7 @@ class EntropySpec(AttackSpec):
             drawn.append(gibbs.draw(chain, model, x, y, keep_points=False, generator=generator, **how))
             return drawn[-1].worst
 
-        flags = flags_under(largest, model, split, ball, eps, setting.batch_size)
+        flags = flags_under(largest, model, split, ball, eps, setting.batch_size, found=setting.found)
         shares, rhat = torch.cat([part.share for part in drawn]), torch.cat([part.rhat for part in drawn])
         figures = {
             "share": shares,

@@ -37,7 +37,7 @@ class FGSMSpec(AttackSpec):
         return Passes(1, 3)
 
 
-class _Chain(AttackSpec):
+class Chain(AttackSpec):
     """Base of attacks of several steps; their display names contain steps and restarts."""
 
     steps: Count = 40
@@ -79,7 +79,7 @@ def _vanished(heard: Sequence[Warning | str]) -> tuple[Note, ...]:
     )
 
 
-class IFGSMSpec(_Chain):
+class IFGSMSpec(Chain):
     """Steps of size eps / steps from the clean image (Kurakin et al. 2017)."""
 
     attack: Literal["ifgsm"] = "ifgsm"
@@ -91,7 +91,7 @@ class IFGSMSpec(_Chain):
         return self.outcome("IFGSM", kernel, model, split, setting)
 
 
-class _Restarted(_Chain):
+class _Restarted(Chain):
     """Chains with restarts.
 
     step_size: None is 2.5 eps / steps. keep: "last" checks the last iterate of a chain, "success" every iterate.

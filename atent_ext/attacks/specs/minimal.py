@@ -27,7 +27,7 @@ class _Minimal(AttackSpec):
         """Attack all images. Raises MissingExtra if the library is not installed."""
         ball, eps = norm(setting.threat.norm), setting.threat.eps
         with seeded(setting.seed):
-            flags = flags_under(self.build(ball), model, split, ball, eps, setting.batch_size)
+            flags = flags_under(self.build(ball), model, split, ball, eps, setting.batch_size, found=setting.found)
         return Outcome("attack", f"{self.attack}-{self.steps}", {"steps": self.steps}, flags)
 
 

@@ -1,0 +1,89 @@
+"""Attacks from cheap to dear, each only on the images that all earlier ones left, as one attack of a protocol."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue
+from torch import Tensor, nn
+
+from atent_ext.attacks.accuracy import clean_flags
+from atent_ext.attacks.spec import AnyAttack, AttackSpec, Note, Outcome, Setting
+from atent_ext.attacks.specs.gradient import FGSMSpec, PGDSpec
+from atent_ext.core import registry
+from atent_ext.core.schema import Count, Positive, Section
+from atent_ext.data.datasets import Split
+
+
+class CascadeSpec(AttackSpec):
+    """Attacks in stages: an image that a stage breaks is not attacked by the later ones.
+
+    `robust_after` counts the images that are left, as AutoAttack's does. If the stages are those whose bias against
+    AutoAttack was measured (`Bias`), a note says how large it was; if not, that it is unknown.
+    """
+
+    attack: Literal["cascade"] = "cascade"
+    stages: Annotated[tuple[AnyAttack, ...], Field(min_length=1)] = (FGSMSpec(), PGDSpec())
+
+    def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
+        """Attack all images, stage by stage."""
+        flags = clean_flags(model, split, setting.batch_size)
+        left, notes = {"clean": int(flags.sum())}, list[Note]()
+        for name, stage in zip(self.names, self.stages, strict=True):
+            rows = flags.nonzero().flatten()
+            if len(rows):
+                setting.busy(f"{name} on {len(rows)} images")
+                part = Split(split.images[rows], split.labels[rows])
+                outcome = stage.run(model, part, replace(setting, found=_of(rows, setting.found)))
+                flags[rows] &= outcome.flags
+                notes += outcome.notes
+            left[name] = int(flags.sum())
+        settings = {"stages": [stage.model_dump(mode="json") for stage in self.stages]}
+        notes.append(Note(kind="bias", text=bias(settings["stages"])))
+        return Outcome("attack", "cascade", settings, flags, notes=tuple(dict.fromkeys(notes)), robust_after=left)
+
+    @property
+    def names(self) -> list[str]:
+        """The stages' names; the second of a name is called "NAME 2"."""
+        names = [stage.attack for stage in self.stages]
+        counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
+        return [name if count == 1 else f"{name} {count}" for name, count in zip(names, counts, strict=True)]
+
+    def for_random_network(self) -> AttackSpec:
+        """The stages' variants for networks with random outputs."""
+        return self.model_copy(update={"stages": tuple(stage.for_random_network() for stage in self.stages)})
+
+
+def _of(rows: Tensor, found: Callable[[Tensor, Tensor], None]) -> Callable[[Tensor, Tensor], None]:
+    """`found` for the images `rows` of its own."""
+    return lambda at, adversaries: found(rows[at], adversaries)
+
+
+class Bias(Section):
+    """How much more accuracy a cascade leaves than AutoAttack on the same images, measured by eval/benchmarks/fast.py.
+
+    mean, worst: points over `networks` networks. images: of all of them. passes, seconds: the largest share of
+    AutoAttack's, over `pairs` networks.
+    """
+
+    stages: tuple[dict[str, JsonValue], ...]
+    networks: Count
+    images: Count
+    mean: float
+    worst: float
+    pairs: Count
+    passes: Positive
+    seconds: Positive
+
+
+def bias(stages: Sequence[Mapping[str, Any]]) -> str:
+    """What is known of the bias of a cascade with these stages against AutoAttack."""
+    file = registry.folder("protocol") / "fast.json"
+    known = Bias.model_validate_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+    start = "this is not AutoAttack, and the accuracy is an upper bound"
+    if known is None or list(stages) != known.model_dump(mode="json")["stages"]:
+        return f"{start}; how much more these attacks leave than AutoAttack was not measured"
+    return (
+        f"{start}: on {known.networks} networks and {known.images} images in all, these attacks left {known.mean:+.2f} "
+        f"points more than AutoAttack in the mean, {known.worst:+.2f} at worst"
+    )
