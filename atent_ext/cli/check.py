@@ -11,12 +11,17 @@ from atent_ext.cli.options import (
     DataRoot,
     Dataset,
     Download,
+    Mean,
     Model,
     ModelArguments,
     ModelDir,
+    Output,
+    Resize,
+    ResizeInside,
     Seed,
     Source,
     StatedNormalisation,
+    Std,
     Weights,
     WeightsKey,
     notice,
@@ -42,6 +47,11 @@ def check(
     classes: Classes = None,
     weights_key: WeightsKey = None,
     normalisation: StatedNormalisation = None,
+    mean: Mean = None,
+    std: Std = None,
+    output: Output = None,
+    resize: Resize = None,
+    resize_inside: ResizeInside = None,
     norm: Annotated[
         str | None, typer.Option(help="For robustbench:NAME: the threat model that it was trained for.")
     ] = None,
@@ -56,14 +66,14 @@ def check(
     """
     from atent_ext import subjects
     from atent_ext.cli.console import diagnosis_table, estimates
-    from atent_ext.core.schema import normalisation as parse_normalisation
+    from atent_ext.core.around import parse
     from atent_ext.submissions.diagnosis import diagnose
 
     loaded = subjects.load(
         *(subject, model, dataset, norm or "Linf", 0.0, data_root, download, model_dir),  # the radius plays no role
         classes=classes,
         weights_key=weights_key,
-        normalisation=None if normalisation is None else parse_normalisation(normalisation),
+        around=parse(normalisation, mean, std, output, resize, resize_inside),
         weights=weights,
         arguments=subjects.parse_arguments(model_arg or ()),
     )
