@@ -38,7 +38,9 @@ def add(app: typer.Typer) -> None:
 
 def check(
     subject: Source,
-    n: Annotated[int, typer.Option("--n", min=2, help="Look at N test images.")] = 32,
+    n: Annotated[
+        int | None, typer.Option("--n", min=2, help="Look at N test images [default: 32, of a slow model 12].")
+    ] = None,
     as_json: AsJson = False,
     model: Model = None,
     model_arg: ModelArguments = None,

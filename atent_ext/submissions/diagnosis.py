@@ -30,8 +30,8 @@ LEVEL = 0.01
 _PASS = 0.5
 """Seconds of a pass that is timed, about, which decides how many images it has."""
 _MOST = 64
-_SLOW, _FEW = 0.02, 12
-"""Seconds of an image, from which on the checks, of some fifty passes, look at so many images only."""
+_USUAL, _FEW, _SLOW = 32, 12, 0.02
+"""Images that are looked at, and where an image takes more seconds than the last: there are some fifty passes."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ class Diagnosis:
         return all(check.passed is not False for check in self.checks)
 
 
-def diagnose(subject: Subject, n: int = 32, seed: int = 0) -> Diagnosis:
+def diagnose(subject: Subject, n: int | None = None, seed: int = 0) -> Diagnosis:
     """Look at a model on `n` of its images (all if there are fewer), spread over the test set.
 
+    n: None is 32, and 12 where a pass takes long.
     Raises BadInput for fewer than two images, and what `sanity.check` raises. A fault of the model is a failed check.
     """
-    shown = _spread(subject.test, n)
     device = processes.state().device
     model = subject.model.to(device if device.type == "cuda" else "cpu")
-    few = shown[: _FEW if _slow(model, shown) else None]
-    checks = list(sanity.check(model, few.images, few.labels, seed))
+    shown = _spread(subject.test, n or (_FEW if _slow(model, subject.test[:1]) else _USUAL))
+    checks = list(sanity.check(model, shown.images, shown.labels, seed))
     right, classes, passes = None, None, dict[str, float]()
     if not sanity.fatal([check for check in checks if check.name != "finite gradient"]):
         with seeded(seed):
@@ -100,11 +100,11 @@ def _spread(test: Split, n: int) -> Split:
     return test.pick(torch.arange(count) * len(test) // max(1, count))[:]
 
 
-def _slow(model: nn.Module, shown: Split) -> bool:
+def _slow(model: nn.Module, first: Split) -> bool:
     """Whether a pass takes long; a model that cannot be run does not."""
     with evaluating(model), seeded(0):
         try:
-            return speed.measure({"one": lambda: predict(model, shown.images[:1])}, 1)["one"] > _SLOW
+            return speed.measure({"one": lambda: predict(model, first.images)}, 1)["one"] > _SLOW
         except Exception:  # a network may fail in any way, and the checks say how
             return False
 
