@@ -39,7 +39,7 @@ The report says how many images were not scored, and why it stopped. It has anyt
 The same command with a smaller width or tolerance goes on from there; its chunks stay beside the report until then.
 Two stopped reports of one seed are compared on the images that both scored, by the sequential test.
 
-In Python: `atent_ext.evaluate(model, images, labels, norm="Linf", eps=8/255, until_width=4)`.
+In Python: `atent_ext.evaluate(model, images, labels, norm="Linf", eps=8/255, until_width=width)`.
 
 `--plan` measures a few batches and prints forward passes and time by number of images. Nothing is scored or written.
 Every report has the passes that it took.
