@@ -71,6 +71,9 @@ def verify(
     from atent_ext.submissions.verification import verify as run
 
     speeds.check(speed)
+    if adversaries is not None and until_decided:
+        message = "--adversaries are of images in their order, and --until-decided draws another; drop one"
+        raise BadInput(message, code="conflict", field="adversaries")
     if tolerance is not None and not until_decided:
         message = f"--tolerance is {tolerance:g}, and only --until-decided confirms within it; give both, or neither"
         raise BadInput(message, code="unused", field="tolerance")
@@ -111,7 +114,7 @@ def verify(
             busy=bar.busy,
             progress=bar.progress_to,
         )
-    card, lowered = evidence.added(card, batch_size) if evidence and card.report else (card, False)
+    card, _ = evidence.added(card, batch_size) if evidence and card.report else (card, False)
     same = card is finished
     if not same and processes.is_main():
         cards.write_card(card, target)
