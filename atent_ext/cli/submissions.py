@@ -96,6 +96,9 @@ def verify(
     from atent_ext.submissions.verification import verify as run
 
     speeds.check(speed)
+    if adversaries is not None and until_decided:
+        message = "--adversaries are of images in their order, and --until-decided draws another; drop one"
+        raise BadInput(message, code="conflict", field="adversaries")
     if tolerance is not None and not until_decided:
         message = f"--tolerance is {tolerance:g}, and only --until-decided confirms within it; give both, or neither"
         raise BadInput(message, code="unused", field="tolerance")

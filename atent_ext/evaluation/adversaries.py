@@ -1,4 +1,7 @@
-"""The adversaries that an evaluation finds: collected chunk by chunk, and written as one .npz file at the end."""
+"""The adversaries that an evaluation finds: collected chunk by chunk, and written as one .npz file at the end.
+
+x_adv: the first adversary of each image, or the image itself where none was found. y: the labels.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +57,15 @@ class Kept:
         content = self.memory[self.name] if self.folder is None else (self.folder / self.name).read_bytes()
         with np.load(BytesIO(content), allow_pickle=False) as archive:
             return torch.from_numpy(archive["x_adv"])
+
+
+def check_place(path: Path | None, *, stops: bool) -> None:
+    """Raise BadInput if the file `path` cannot be written, or if the evaluation `stops` early, in a drawn order."""
+    if path is not None:
+        files.replaceable(path)
+    if path is not None and stops:
+        message = "adversaries are of all images in their order, and --until stops early, in a drawn one; drop one"
+        raise BadInput(message, code="conflict", field="adversaries")
 
 
 def write(path: Path, chunks: Sequence[Kept], split: Split) -> None:

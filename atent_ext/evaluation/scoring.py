@@ -23,7 +23,7 @@ from atent_ext.data import datasets
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation import anytime, chunks, earlier, engine
 from atent_ext.evaluation import drawn as in_order
-from atent_ext.evaluation.adversaries import found_earlier, write
+from atent_ext.evaluation.adversaries import check_place, found_earlier, write
 from atent_ext.evaluation.anytime import Until
 from atent_ext.evaluation.chunks import Chunk
 from atent_ext.evaluation.drawn import Drawn
@@ -84,11 +84,9 @@ def score(
     and replace a report or chunks of another setting.
     until: score the images in an order drawn from `seed`, at most `n` of them, in chunks that grow to `chunk` images,
     until a report is enough; a report that is not enough yet is continued, from the chunks that stay beside it.
-    adversaries: an .npz file to write, with x_adv, the first adversary of each image or the image itself where none was
-    found, and the labels y. Chunks that were scored without them are scored anew.
+    adversaries: an .npz file to write (`evaluation.adversaries`); chunks that lack theirs are scored anew.
     Raises BadInput for a report or a folder of another setting (the message names what differs), for several processes
-    without a path or without a common folder, if memory runs out with a batch of one image, and for a finished report
-    whose `adversaries` are not there.
+    without a path or a common folder, if memory runs out with one image, and if finished `adversaries` are not there.
     """
     team = processes.state()
     if path is None and team.num_processes > 1:
@@ -96,14 +94,11 @@ def score(
         raise BadInput(message, code="missing", field="path")
     if path is not None:
         files.replaceable(path)
-    if adversaries is not None:
-        files.replaceable(adversaries)
-        _require_all(until)
+    check_place(adversaries, stops=until is not None)
     plan = planned(subject, protocol, n, seed, batch_size, chunk, team, device, busy, drawn=until is not None)
     model = subject.model.to(plan.device)
-    journal = Journal(
-        plan.chunks, None if path is None else path.with_name(f"{path.name}.chunks"), adversaries is not None
-    )
+    folder = None if path is None else path.with_name(f"{path.name}.chunks")
+    journal = Journal(plan.chunks, folder, adversaries is not None)
     report: Report | None = None
     with journal.held() if team.is_main_process else nullcontext():
         if path is not None and not overwrite:
@@ -154,14 +149,6 @@ def _until(
         team,
         look,
     )
-
-
-def _require_all(until: Until | None) -> None:
-    if until is not None:
-        message = (
-            "adversaries are kept of all images in their order, and --until stops early, in a drawn order; drop one"
-        )
-        raise BadInput(message, code="conflict", field="adversaries")
 
 
 def require_same(
