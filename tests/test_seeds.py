@@ -15,12 +15,13 @@ import atent_ext
 from atent_ext.attacks import accuracy, autoattack, gamma, langevin
 from atent_ext.attacks.spec import Setting
 from atent_ext.certification import smoothing
-from atent_ext.core import model_state, seeds
+from atent_ext.core import model_state, processes, seeds
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import L2, LINF
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
-from atent_ext.evaluation import certificates, chunks, comparison, in_memory, run, scoring
+from atent_ext.evaluation import certificates, chunks, comparison, in_memory, planning, run, scoring
+from atent_ext.evaluation import drawn as in_order
 from atent_ext.evaluation.protocol import Protocol
 from atent_ext.evaluation.report import About
 from atent_ext.evaluation.scoring import Subject
@@ -97,6 +98,10 @@ USES = {
     "figures.gallery.draw": lambda seed, folder: gallery.draw(
         NETWORK, FEW.take(1), LINF_THREAT, DIGITS.classes, "one", folder / "g.png", seed
     ),
+    "evaluation.drawn.first": lambda seed, _: in_order.first(FEW, 3, seed),
+    "evaluation.drawn.order": lambda seed, _: in_order.order(5, seed),
+    "evaluation.planning.estimate": lambda seed, _: planning.estimate(SUBJECT, CLEAN, seed=seed),
+    "evaluation.scoring.planned": lambda seed, _: scoring.planned(SUBJECT, CLEAN, 3, seed, 3, None, processes.state()),
     "figures.landscape.around": lambda seed, _: landscape.around(
         "tiny", NETWORK, FEW, 0, LINF_THREAT, steps=1, seed=seed
     ),
@@ -124,7 +129,7 @@ USES = {
 
 ELSEWHERE = {
     "core.validate.seed": "the rule itself",
-    "evaluation.scoring.default_path": "a name",
+    "evaluation.places.default_path": "a name",
     "evaluation.scoring.require_same": "compares the seed with that of a report",
     "experiments.quickstart.quickstart": "trains and scores by the functions above; refused below",
     "experiments.rows.measure": "scores by `evaluate` and `certify_all`",

@@ -105,7 +105,7 @@ def evaluate(
     from atent_ext.cli.console import ScoringBar
     from atent_ext.core import validate
     from atent_ext.core.around import parse
-    from atent_ext.evaluation import anytime, scoring
+    from atent_ext.evaluation import anytime, places, scoring
     from atent_ext.evaluation.protocol import load_protocol
     from atent_ext.models import speed as speeds
 
@@ -129,7 +129,7 @@ def evaluate(
     if plan:
         _plan(loaded, chosen, how)
         return
-    target = out or scoring.default_path(Path(subject), loaded, chosen, n, seed or 0, drawn=until is not None)
+    target = out or places.default_path(Path(subject), loaded, chosen, n, seed or 0, drawn=until is not None)
     before = _modified(target)  # a report of this setting stays as it is; one that stopped too early is continued
     with ScoringBar(console) as bar:
         report = scoring.score(
@@ -208,7 +208,7 @@ def certify(
     from atent_ext.certification.smoothing import Smoothing
     from atent_ext.cli.console import certified_table
     from atent_ext.core.around import parse
-    from atent_ext.evaluation import certificates, scoring
+    from atent_ext.evaluation import certificates, places
 
     smoothing = Smoothing(sigma=sigma, n0=n0, n=n, alpha=alpha, batch_size=batch_size)
     smoothing.require(radius or 0.0)
@@ -242,7 +242,7 @@ def certify(
         message = f"--images is {count}, but --skip {skip} and --max {most} leave {among}; ask for at most {among}"
         raise BadInput(message, code="conflict", field="images")
     name = f"certify-sigma{sigma:g}-n{n}-seed{seed or 0}" + (f"-skip{skip}" if skip > 1 else "")
-    target = out or scoring.default_folder(Path(subject), loaded) / f"{name}.json"
+    target = out or places.default_folder(Path(subject), loaded) / f"{name}.json"
     with Progress(console=console) as bar:
         task = bar.add_task("certifying", total=count)
         report = certificates.certify(

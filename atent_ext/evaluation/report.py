@@ -26,15 +26,10 @@ from atent_ext.evaluation.drawn import Drawn
 from atent_ext.evaluation.majority import majorities
 from atent_ext.storage import files
 
-_MOST = 100_000_000
-"""The most test images of a report."""
-
-
 # Numbers are numbers, no texts that look like one: a card is a stranger's.
-Images = Annotated[int, Field(gt=0, le=_MOST, strict=True)]
+Images = Annotated[int, Field(gt=0, le=100_000_000, strict=True)]
 Counted = Annotated[int, Field(ge=0, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
-
 
 _MAY_LACK = {"per_image", "passes", "proven", "interval95_wilson", "interval95_anytime"}
 """Fields of a result that its file lacks where they hold nothing."""

@@ -14,7 +14,7 @@ from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
-from atent_ext.evaluation import scoring
+from atent_ext.evaluation import places
 from atent_ext.evaluation.protocol import Protocol, load_protocol
 from atent_ext.evaluation.report import About, Report
 from atent_ext.evaluation.scoring import Subject
@@ -229,7 +229,7 @@ def test_the_name_of_a_protocol_leads_to_no_other_folder(tmp_path, name):
     about = About(name="x", model="x", weights_sha256="12345678", data="x")
     subject = Subject(torch.nn.Identity(), images, Threat(norm="Linf", eps=0.1), about)
     protocol = Protocol(name=name, description="", attacks=({"attack": "clean"},))
-    path = scoring.default_path(tmp_path, subject, protocol, 2, 0)
+    path = places.default_path(tmp_path, subject, protocol, 2, 0)
     assert path.parent == tmp_path
     assert path.name.isprintable()
     assert path.name.endswith("-Linf-0.1-n2-seed0.json")

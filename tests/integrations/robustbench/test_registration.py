@@ -26,7 +26,7 @@ from atent_ext.core import compat
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
-from atent_ext.evaluation import scoring
+from atent_ext.evaluation import places
 from atent_ext.evaluation.protocol import Protocol
 from atent_ext.evaluation.run import run_protocol
 from atent_ext.integrations import robustbench as ours
@@ -453,7 +453,7 @@ def test_a_model_of_the_zoo_is_loaded_and_scored(tmp_path, monkeypatch, capsys):
     assert subject.about.model == "robustbench 1.1.1"
     assert subject.about.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     protocol = Protocol(name="clean", description="", attacks=(attack_spec("clean"),))
-    path = scoring.default_path(Path(f"robustbench:{ZOO}"), subject, protocol, 2, 0)
+    path = places.default_path(Path(f"robustbench:{ZOO}"), subject, protocol, 2, 0)
     assert path.parts[0] == "runs"
     assert path.parts[1].startswith(ZOO)
     assert ":" not in str(path)
