@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_HOLD = re.compile(
     r"""atent_ext/( ([a-z_]+/)*[a-z0-9_]+\.py | py\.typed | ([a-z_]+/)*__init__\.pyi
         | leaderboard/templates/[a-z]+\.(html|css|js)
-        | _protocols/(papers/)?[a-z0-9+-]+\.yaml
+        | _protocols/( (papers/)?[a-z0-9+-]+\.yaml | fast\.json )
         | _registry/( README\.md | recipes/[a-z0-9_-]+\.yaml | weights/[\w.-]+\.safetensors
             | cards/(\.gitkeep | [\w.-]+/(Linf|L2)-[\w.-]+/[\w.-]+\.(json|png)) ) )
     | atent_ext-[\w.]+\.dist-info/(METADATA | RECORD | WHEEL | entry_points\.txt | licenses/LICENSE)""",

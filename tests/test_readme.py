@@ -33,6 +33,8 @@ SHARED_RUN = f"{TWO} atent_ext train mnist-linf-pgd-at-fast"
 PROGRAM = "atent export runs/mnist-linf-atent-fast --to pt2 --out model.pt2"
 CARD = "atent verify mine --n 500"
 SUBMISSION = "atent submission new runs/mnist-linf-atent-fast --out mine --authors 'A. Author' --license MIT"
+SENT = "--out ours --authors A --license MIT"
+OWN = f"atent submission new net.py:make --weights w.pth --dataset npz:own.npz --eps 0.1 {SENT}"
 # What each command is run with on top; one that is not listed here fails the test.
 SMALLER = {
     "atent quickstart": "--n 4 --set epochs=1 --set batch_size=128 --set validation.count=100",
@@ -58,6 +60,8 @@ SMALLER = {
     "atent eval mnist-linf-atent --protocol clean --n 1000": "--n 4",
     SUBMISSION: "",
     CARD: "--n 4",
+    OWN: "",
+    "atent verify ours --dataset npz:own.npz": "--n 4 --protocol quick",
     "atent board --out board": "",
     "atent submit mine.card.json --to robustbench": "",
     "atent eval runs/mnist-linf-atent-fast --protocol autoattack+atent --n 500": "--n 4",
@@ -72,14 +76,15 @@ NEEDS = {
     "runs/mnist-linf-pgd-at-fast": SHARED_RUN,
     "eval model.pt2": PROGRAM,
     "verify mine": SUBMISSION,
+    "verify ours": OWN,
     "mine.card.json": CARD,
 }
 REFUSED = {
     "robustbench:Carmon2019Unlabeled": "models/cifar10/Linf/Carmon2019Unlabeled.pt",
     "--scale cpu": "n is 15000, but there are only 200 examples",  # of the small MNIST
 }
-# .ci/run installs; cli/test_compare.py compares, cli/test_view.py views.
-ELSEWHERE = ("pip ", "python ", "v/bin/", "atent compare ", "atent view ")
+# .ci/run installs; cli/test_compare.py compares, leaderboard/test_view.py views, subjects/test_hub.py has a hub.
+ELSEWHERE = ("pip ", "python ", "v/bin/", "atent compare ", "atent view ", "atent eval hf:")
 
 PREAMBLE = """
 import torch
@@ -128,6 +133,8 @@ def own_network(home):
     layers = "nn.Sequential(nn.Flatten(), nn.Linear(192, 2))"
     (home / "net.py").write_text(f"from torch import nn\n\n\ndef make():\n    return {layers}\n")
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)).state_dict(), home / "w.pth")
+    images = np.random.default_rng(0).random((4, 3, 8, 8), dtype=np.float32)
+    np.savez(home / "own.npz", x_test=images, y_test=np.arange(4) % 2)
     pixels = np.random.default_rng(0).integers(256, size=(2, 2, 2, 8, 8, 3), dtype=np.uint8)
     for part, of_part in zip(("train", "test"), pixels, strict=True):
         for name, of_class in zip("ab", of_part, strict=True):

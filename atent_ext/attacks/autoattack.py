@@ -235,8 +235,8 @@ def _impossible(classes: int, norm: str, height: int) -> dict[str, str]:
     reasons = {}
     if classes < 3:
         reasons["apgd-dlr"] = f"the DLR loss needs 3 classes and the model has {classes}"
-    if norm == "L2" and height < 5:
-        reasons["square"] = f"in L2 it needs images at least 5 pixels high and these have {height}"
+    if norm != "Linf" and height < 5:
+        reasons["square"] = f"in {norm} it needs images at least 5 pixels high and these have {height}"
     return reasons
 
 

@@ -150,7 +150,7 @@ def evaluate(
         notice(note)
     print_notes([report])
     if report.passes is not None:
-        print_line(f"forward passes of one image: {report.passes:,}, {report.passes / report.n:,.0f} an image")
+        print_line(f"forward passes: {report.passes:,} in all, {report.passes / report.n:,.0f} an image")
     written = "written earlier, and nothing was scored (--overwrite scores anew)" if finished else "written"
     print_line(f"{written}: {target}")
     if save_adversaries is not None:

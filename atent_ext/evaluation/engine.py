@@ -29,10 +29,11 @@ def score(model: nn.Module, split: Split, chunk: Chunk, protocol: Protocol, sett
     begin = time.perf_counter()
     full = min(setting.batch_size, chunk.stop - chunk.start)
     batch_size = journal.batch_size(chunk) or full
+    images = chunk.of(split)
     while True:
-        found = Found(chunk.of(split))
+        found = Found(images)
         attempt = replace(setting, seed=chunk.seed, batch_size=batch_size, found=found)
-        outcomes = _attempt(model, chunk.of(split), protocol, attempt)
+        outcomes = _attempt(model, images, protocol, attempt)
         if outcomes is not None:
             break
         batch_size = _halved(batch_size, chunk)

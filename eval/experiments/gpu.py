@@ -69,7 +69,10 @@ TOY = Size(
     speeds=("plain",),
     dtypes=(torch.bfloat16,),
     product=128,
-    changes=("dataset=digits", "model={name: digits-cnn}", "augment=none", "examples=32", "validation.count=20"),
+    changes=(
+        *("dataset=digits", "model={name: digits-cnn}", "augment=none", "examples=32", "validation.count=20"),
+        "mixed_precision='no'",
+    ),
     epochs=1,
     protocol="quick",
     n=4,

@@ -164,7 +164,8 @@ def test_attacks_that_cannot_run_are_left_out():
     assert "version 'rand'" in rand.notes[0].text
     assert "apgd-dlr left out" in rand.notes[1].text
     assert {note.kind for note in rand.notes} == {"changed"}
-    assert "square left out" in autoattack.run(model, x, y, norm="L2", eps=0.3).notes[0].text
+    for name in ("L2", "L1"):
+        assert "square left out" in autoattack.run(model, x, y, norm=name, eps=0.3).notes[0].text
     with pytest.raises(BadInput, match="no attack can run: only apgd-dlr; apgd-dlr left out, the DLR loss needs 3"):
         autoattack.run(model, x, y, norm="Linf", eps=0.08, attacks=["apgd-dlr"])
 
@@ -303,7 +304,7 @@ def test_the_original_package_is_used_and_a_disagreement_is_noted(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "code", "field", "message"),
     [
-        ({"norm": "L1"}, "unknown-name", "norm", "norm is 'L1'"),
+        ({"norm": "L7"}, "unknown-name", "norm", "unknown norm 'L7'"),
         ({"eps": -0.1}, "bad-value", "eps", "eps is -0.1"),
         ({"eps": float("nan")}, "bad-value", "eps", "eps is nan"),
         ({"eps": torch.ones(20)}, "bad-type", "eps", "one number for all images"),

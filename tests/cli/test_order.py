@@ -18,7 +18,7 @@ BENCH = "robustbench:Carmon2019Unlabeled"
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["eval", NOWHERE, "--norm", "L1"], "'L1'"),
+        (["eval", NOWHERE, "--norm", "L7"], "'L7'"),
         (["eval", NOWHERE, "--eps", "-1"], "eps is -1"),
         (["eval", NOWHERE, "--n", "0"], "n is 0"),
         (["eval", NOWHERE, "--speed", "fast"], "speed is 'fast'"),

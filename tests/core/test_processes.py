@@ -80,9 +80,15 @@ def test_accelerate_sees_what_a_launcher_sets(environment):
         assert {name: os.environ[name] for name in NAMES} == SECOND_OF_TWO
 
 
+ACCELERATOR = (
+    "training import loop, recipes, run_folder; "
+    "state = loop._accelerator(recipes.load('digits-linf-sgd'), run_folder.RunFolder('run'))"
+)
+
+
 @pytest.mark.parametrize(
     "joined",
-    ["core.processes import state; state = state()", "training.loop import _accelerator; state = _accelerator('no')"],
+    ["core.processes import state; state = state()", ACCELERATOR],
 )
 @pytest.mark.parametrize("variables", [{"LOCAL_RANK": "1"}, {"WORLD_SIZE": "2"}], ids=lambda given: next(iter(given)))
 def test_scoring_and_training_go_alone_where_a_shell_has_left_a_variable(joined, variables):

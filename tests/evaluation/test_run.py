@@ -404,7 +404,7 @@ def test_autoattack_gets_the_threat_and_its_flags_are_kept(monkeypatch, note, na
     assert torch.equal(result.flags, robust)
     assert torch.equal(worst.flags, robust & clean.flags)
     assert (result.kind, result.attack, result.notes) == ("autoattack", name, (note,))
-    assert result.settings == {"version": "rand", "package": "pyautoattack 0.2.0", "attacks": ["apgd-ce"]}
+    assert result.settings == {"version": "rand", "package": "pyautoattack 0.2.0", "attacks": ["apgd-ce"], "draws": 21}
     assert result_of(result).robust_after == {"clean": 18, "apgd-ce": 9}
     assert result_of(result).changed == (note.kind == "changed")
     json.dumps(result_of(result).model_dump(mode="json"))

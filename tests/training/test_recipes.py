@@ -400,7 +400,7 @@ def test_a_base_is_no_recipe_of_its_own():
         ("ema=1", ["ema is 1"]),
         ("augment=flip", ["augment is 'flip'"]),
         ("mixed_precision=fp8", ["mixed_precision is 'fp8'"]),
-        ("threat.norm=l2", ["threat.norm is 'l2'", "'Linf' or 'L2'"]),
+        ("threat.norm=l2", ["threat.norm is 'l2'", "'Linf', 'L2' or 'L1'"]),
         ("threat.eps=-1", ["threat.eps is -1"]),
         ("validation=null", ["validation is None"]),
         ("validation.select=best", ["validation.select is 'best'"]),
@@ -492,9 +492,9 @@ def test_a_run_to_start_from_is_a_path():
 
 
 def test_all_that_is_wrong_is_named_at_once():
-    message = refusal("digits-linf-atent", "epochs=0", "optimizer.lrr=2", "threat.norm=L1")
+    message = refusal("digits-linf-atent", "epochs=0", "optimizer.lrr=2", "threat.norm=L7")
     assert message.count(";") >= 2
-    for part in ("epochs is 0", "'optimizer.lr'", "threat.norm is 'L1'"):
+    for part in ("epochs is 0", "'optimizer.lr'", "threat.norm is 'L7'"):
         assert part in message
 
 
