@@ -33,6 +33,7 @@ SHARED_RUN = f"{TWO} atent_ext train mnist-linf-pgd-at-fast"
 PROGRAM = "atent export runs/mnist-linf-atent-fast --to pt2 --out model.pt2"
 CARD = "atent verify mine --n 500"
 SUBMISSION = "atent submission new runs/mnist-linf-atent-fast --out mine --authors 'A. Author' --license MIT"
+EVAL_OWN = "atent eval net.py:make --weights w.pth --dataset folder:images --eps 8/255"
 SENT = "--out ours --authors A --license MIT"
 OWN = f"atent submission new net.py:make --weights w.pth --dataset npz:own.npz --eps 0.1 {SENT}"
 # What each command is run with on top; one that is not listed here fails the test.
@@ -50,8 +51,14 @@ SMALLER = {
     "atent reproduce v2-table2 --scale cpu --data-root DATA": "",
     "atent plot curve runs/mnist-linf-atent-fast --out curve.png": "--n 4",
     "atent eval model.safetensors --model small-cnn --dataset mnist --eps 0.3 --n 1000": "--n 4",
-    "atent eval net.py:make --weights w.pth --dataset folder:images --eps 8/255": "--n 4 --protocol quick",
+    EVAL_OWN: "--n 4 --protocol quick",
     "atent check net.py:make --weights w.pth --dataset folder:images": "--n 4",
+    f"{EVAL_OWN} --plan": "--n 4 --protocol quick",
+    f"{EVAL_OWN} --n 500 --out mine.json": "--n 4 --protocol quick",
+    f"{EVAL_OWN} --protocol quick --n 100": "--n 4",
+    f"{EVAL_OWN} --until-width 4": "--n 4 --protocol quick",
+    "atent export net.py:make --weights w.pth --dataset folder:images --to pt2 --out own.pt2": "",
+    "atent ls attacks": "",
     PROGRAM: "",
     "atent eval model.pt2 --dataset mnist --eps 0.3": "--n 4",
     "atent certify runs/mnist-linf-atent-fast --sigma 0.25 --n 1000 --images 100": "--n 50 --images 2",
@@ -84,7 +91,14 @@ REFUSED = {
     "--scale cpu": "n is 15000, but there are only 200 examples",  # of the small MNIST
 }
 # .ci/run installs; cli/test_compare.py compares, leaderboard/test_view.py views, subjects/test_hub.py has a hub.
-ELSEWHERE = ("pip ", "python ", "v/bin/", "atent compare ", "atent view ", "atent eval hf:")
+# submissions/test_verification.py and test_evidence.py have strangers, core/test_entry_points.py another package's attack.
+STRANGERS = (
+    "atent verify theirs",
+    "atent submission new net.py:make --weights w.pth --dataset cifar10",
+    "atent adversaries",
+)
+ANOTHERS = "atent eval runs/mnist-linf-atent-fast --protocol mine.yaml"
+ELSEWHERE = ("pip ", "python ", "v/bin/", "atent compare ", "atent view ", "atent eval hf:", *STRANGERS, ANOTHERS)
 
 PREAMBLE = """
 import torch
