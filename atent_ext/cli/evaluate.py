@@ -1,5 +1,7 @@
 """The commands that measure a trained model: eval, certify."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +25,7 @@ from atent_ext.cli.options import (
     Source,
     StatedNormalisation,
     Std,
+    Threats,
     Weights,
     WeightsKey,
     console,
@@ -37,8 +40,11 @@ from atent_ext.cli.options import (
 from atent_ext.core.errors import BadInput
 
 if TYPE_CHECKING:  # they import torch
+    from atent_ext.core.schema import Threat
     from atent_ext.evaluation.protocol import Protocol
+    from atent_ext.evaluation.report import Report
     from atent_ext.evaluation.scoring import Subject
+    from atent_ext.evaluation.union import UnionReport
 
 
 def add(app: typer.Typer) -> None:
@@ -75,6 +81,7 @@ def evaluate(
     resize_inside: ResizeInside = None,
     norm: Norm = None,
     eps: Eps = None,
+    threat: Threats = None,
     seed: Seed = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch; the random draws follow it.")] = 250,
     chunk: Annotated[
@@ -106,6 +113,7 @@ def evaluate(
     from atent_ext.core import validate
     from atent_ext.core.around import parse
     from atent_ext.evaluation import anytime, places, scoring
+    from atent_ext.evaluation import threats as of_several
     from atent_ext.evaluation.protocol import load_protocol
     from atent_ext.models import speed as speeds
 
@@ -113,8 +121,14 @@ def evaluate(
         validate.steps("n", n)
     speeds.check(speed)
     until = None if until_width is None else anytime.until_width(until_width)
+    threats = _threats(threat, norm, eps, until_width, save_adversaries)
+    if threats:
+        norm, eps = threats[0].norm, threats[0].eps
+    several = threats if len(threats) > 1 else ()
     subjects.check_values(model, dataset, norm, eps, classes)
     chosen = load_protocol(protocol)
+    for one in several:
+        of_several.protocol_of(chosen, one)  # refuses what does not run in its norm
     _no_folder(out)
     around = parse(normalisation, mean, std, output, resize, resize_inside)
     loaded = subjects.load(
@@ -127,25 +141,21 @@ def evaluate(
     print_weights_notes(loaded.about.weights_notes)
     how: dict[str, Any] = {"n": n, "seed": seed or 0, "batch_size": batch_size, "chunk": chunk, "speed": speed}
     if plan:
-        _plan(loaded, chosen, how)
+        _plan(loaded, chosen, how, several)
         return
-    target = out or places.default_path(Path(subject), loaded, chosen, n, seed or 0, drawn=until is not None)
+    setting = (Path(subject), loaded, chosen, n, seed or 0)
+    target = out or places.default_path(*setting, drawn=until is not None, threats=several)
     before = _modified(target)  # a report of this setting stays as it is; one that stopped too early is continued
     with ScoringBar(console) as bar:
-        report = scoring.score(
-            loaded,
-            chosen,
-            **how,
-            path=target,
-            overwrite=overwrite,
-            until=until,
-            adversaries=save_adversaries,
-            busy=bar.busy,
-            progress=bar.progress_to,
-        )
+        how |= {"path": target, "overwrite": overwrite, "busy": bar.busy, "progress": bar.progress_to}
+        report: Report | UnionReport
+        if several:
+            report = of_several.score(loaded, chosen, several, **how)
+        else:
+            report = scoring.score(loaded, chosen, **how, until=until, adversaries=save_adversaries)
     finished = before is not None and before == _modified(target)
     print_table(report.table())
-    print_data(report)
+    print_data(loaded.about)
     for note in loaded.notes:
         notice(note)
     print_notes([report])
@@ -253,14 +263,43 @@ def certify(
     print_line(f"written: {target}")
 
 
-def _plan(loaded: "Subject", protocol: "Protocol", how: dict[str, Any]) -> None:
-    """Print what an evaluation would take: of the images asked for, 100, 1,000 and all of them."""
-    from atent_ext.evaluation import planning
+def _threats(
+    given: list[str] | None,
+    norm: str | None,
+    eps: float | None,
+    until_width: float | None,
+    save_adversaries: Path | None,
+) -> "tuple[Threat, ...]":
+    """The threat models of --threat; none if it is not given. Raises BadInput for options that contradict it."""
+    from atent_ext.evaluation import threats
 
-    with console.status("measuring a few batches") as status:
-        found = planning.estimate(loaded, protocol, **how, busy=status.update)
+    if not given:
+        return ()
+    chosen = threats.parse_all(given)
+    others: dict[str, Any] = {"norm": norm, "eps": eps}
+    if len(chosen) > 1:
+        others |= {"until_width": until_width, "save_adversaries": save_adversaries}
+    for name in (name for name, value in others.items() if value is not None):
+        remedy = "say it with --threat" if name in ("norm", "eps") else "score each threat model alone"
+        message = f"--{name.replace('_', '-')} is {others[name]}, and --threat is given; {remedy}"
+        raise BadInput(message, code="conflict", field=name)
+    return chosen
+
+
+def _plan(loaded: "Subject", protocol: "Protocol", how: dict[str, Any], several: "Sequence[Threat]") -> None:
+    """Print what an evaluation would take: of the images asked for, 100, 1,000 and all of them."""
+    from atent_ext.evaluation import planning, threats
+    from atent_ext.evaluation.union import called
+
     everything = len(loaded.test)
-    print_table(found.table(*(n for n in (how["n"] or everything, 100, 1000, everything) if n <= everything)))
+    for threat in several or (loaded.threat,):
+        part = replace(loaded, threat=threat)
+        plan = threats.protocol_of(protocol, threat) if several else protocol
+        with console.status("measuring a few batches") as status:
+            found = planning.estimate(part, plan, **how, busy=status.update)
+        if several:
+            print_line(f"{called(threat)}:")
+        print_table(found.table(*(n for n in (how["n"] or everything, 100, 1000, everything) if n <= everything)))
     print_line("nothing was scored or written")
 
 

@@ -13,6 +13,7 @@ from atent_ext.core.fraction import fraction
 
 if TYPE_CHECKING:  # it imports torch
     from atent_ext.evaluation.report import About, Report
+    from atent_ext.evaluation.union import UnionReport
 
 # Under torchrun only the main process prints.
 console = Console(markup=False, emoji=False, highlight=False, quiet=not processes.is_main())
@@ -66,6 +67,14 @@ Norm = Annotated[
 Eps = Annotated[
     float | None,
     typer.Option("--eps", parser=number("--eps"), metavar="NUMBER", help="Radius, such as 8/255 [default: the run's]."),
+]
+Threats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--threat",
+        metavar="NORM:RADIUS",
+        help="Instead of --norm and --eps, such as Linf:8/255; repeated, each and their union are reported.",
+    ),
 ]
 ModelDir = Annotated[
     Path | None, typer.Option("--model-dir", help="For robustbench:NAME: its model_dir [default: models].")
@@ -122,7 +131,7 @@ def print_table(table: RenderableType) -> None:
     console.print(table, crop=False)
 
 
-def print_notes(reports: "Sequence[Report]") -> None:
+def print_notes(reports: "Sequence[Report | UnionReport]") -> None:
     """Print the distinct notes of the reports' results, sorted."""
     for note in sorted({note for report in reports for note in report.notes}):
         print_line(f"note: {note}")

@@ -34,6 +34,9 @@ def view(
         from atent_ext import subjects
         from atent_ext.leaderboard.view_images import look
 
+        if shown[0].union is not None:
+            message = f"--subject is given, but {reports[0]} is of several threat models; name a report of one"
+            raise BadInput(message, code="conflict", field="subject")
         if shown[0].report is None:
             message = f"--subject is given, but {reports[0]} has no report; run `atent eval` first"
             raise BadInput(message, code="missing", field="subject")

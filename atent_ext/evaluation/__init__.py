@@ -7,6 +7,9 @@ engine         score chunks, shared by processes; halve the batch size if memory
 journal        the records of finished chunks, from which an interrupted evaluation resumes
 scoring        from a subject to a report; the class Subject
 report         the results, typed and versioned
+union          the report of several threat models
+threats        score a subject under several threat models
+report_files   how reports are read, and shown as text
 earlier        compare an existing report with the setting of a new one
 in_memory      score a model in memory: `atent_ext.evaluate`
 comparison     test whether two models differ: `atent_ext.compare`

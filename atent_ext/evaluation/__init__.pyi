@@ -9,3 +9,4 @@ from .report import Report as Report
 from .report import Result as Result
 from .scoring import Subject as Subject
 from .scoring import score as score
+from .union import UnionReport as UnionReport

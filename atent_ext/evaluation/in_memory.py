@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypedDict, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from atent_ext.attacks.accuracy import clean_flags
 from atent_ext.core import layouts, model_state, validate
@@ -17,15 +19,54 @@ from atent_ext.core.schema import Threat
 from atent_ext.core.schema import normalisation as parse_normalisation
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation import anytime
+from atent_ext.evaluation import threats as of_several
 from atent_ext.evaluation.journal import Progress
 from atent_ext.evaluation.protocol import Protocol, load_protocol
 from atent_ext.evaluation.report import About, Report
 from atent_ext.evaluation.scoring import Subject, score
+from atent_ext.evaluation.threats import ThreatLike
+from atent_ext.evaluation.union import UnionReport
 from atent_ext.models.wrappers import Surrounded, described, surrounded
 
 Array = Tensor | np.ndarray
+
+
+class _Options(TypedDict, total=False):
+    """The other arguments of `evaluate`."""
+
+    protocol: str | Path | Protocol
+    n: int | None
+    seed: int
+    batch_size: int
+    chunk: int | None
+    speed: str
+    device: torch.device | str | None
+    out: Path | str | None
+    overwrite: bool
+    until_width: float | None
+    classes: int | Sequence[str] | None
+    name: str | None
+    normalisation: str | None
+    output: str | None
+    resize: str | int | None
+    resize_inside: str | int | None
+    progress: Callable[[Progress], None] | None
+
+
 _SHOWN = 64
 """Images on which the two readings of the axes are compared."""
+
+
+@overload
+def evaluate(
+    model: nn.Module, images: Array, labels: Array, *, norm: str, eps: float, **options: Unpack[_Options]
+) -> Report: ...
+
+
+@overload
+def evaluate(
+    model: nn.Module, images: Array, labels: Array, *, threats: Sequence[ThreatLike], **options: Unpack[_Options]
+) -> UnionReport: ...
 
 
 def evaluate(
@@ -33,8 +74,9 @@ def evaluate(
     images: Array,
     labels: Array,
     *,
-    norm: str,
-    eps: float,
+    norm: str | None = None,
+    eps: float | None = None,
+    threats: Sequence[ThreatLike] | None = None,
     protocol: str | Path | Protocol = "autoattack",
     n: int | None = None,
     seed: int = 0,
@@ -52,23 +94,26 @@ def evaluate(
     resize: str | int | None = None,
     resize_inside: str | int | None = None,
     progress: Callable[[Progress], None] | None = None,
-) -> Report:
+) -> Report | UnionReport:
     """Score a model under a protocol: clean accuracy, attacks, and their worst case, with a flag for every image.
 
     model: a module that maps images (N, ...) in [0, 1] to logits (N, classes), in any precision, or to several results.
     A model of one logit z per image is read as one of the two logits (0, z).
-    images: (N, ...), a tensor or an array of floats in [0, 1]. labels: (N,) whole numbers in [0, classes). norm: "Linf"
-    or "L2". eps: the radius in units of the images, for example 8/255. protocol: a name of `atent ls protocols`, a YAML
-    file, or a `Protocol`. n: the first n images (None: all). chunk: images per chunk (None: 100, on a GPU 250); chunk k
-    has the seed `seed + k`. speed: as in `models.speed`. device: where to compute (None: where the model is). out: a
-    JSON file to write; the same call then resumes after an interruption. overwrite: replace a report of another
-    setting. until_width: score the images in an order drawn from `seed` (n: at most so many) until the 95 % interval of
-    the worst case on all images, which holds whenever one stops, is that many percentage points wide; with `out`, a
-    call with a smaller width goes on from there. classes: the number of classes, or their names, checked against labels
-    and logits. name: the name of the model in the report. normalisation: in front of the model, if it has none of its
-    own: "imagenet", or as in `schema.normalisation`. output: key, attribute or position of the logits, where several
-    results could be. resize: the images first, so that eps is of resized ones; resize_inside: by the model; 224, or as
-    in `around.parse`. progress: called while it runs, with the number of finished chunks.
+    images: (N, ...), a tensor or an array of floats in [0, 1]. labels: (N,) whole numbers in [0, classes). norm:
+    "Linf", "L2", or for AutoAttack "L1". eps: the radius in units of the images, for example 8/255. threats: instead of
+    norm and eps two or more threat models, such as ["Linf:8/255", "L2:0.5"] or [("Linf", 8 / 255), ("L2", 0.5)], for a
+    report of each and of their union, all with the same seed; "autoattack" is then autoattack-l1 in L1. protocol: a
+    name of `atent ls protocols`, a YAML file, or a `Protocol`. n: the first n images (None: all). chunk: images per
+    chunk (None: 100, on a GPU 250); chunk k has the seed `seed + k`. speed: as in `models.speed`. device: where to
+    compute (None: where the model is). out: a JSON file to write; the same call then resumes after an interruption.
+    overwrite: replace a report of another setting. until_width: score the images in an order drawn from `seed` (n: at
+    most so many) until the 95 % interval of the worst case on all images, which holds whenever one stops, is that many
+    percentage points wide; with `out`, a call with a smaller width goes on from there. classes: the number of classes,
+    or their names, checked against labels and logits. name: the name of the model in the report. normalisation: in
+    front of the model, if it has none of its own: "imagenet", or as in `schema.normalisation`. output: key, attribute
+    or position of the logits, where several results could be. resize: the images first, so that eps is of resized ones;
+    resize_inside: by the model; 224, or as in `around.parse`. progress: called while it runs, with the number of
+    finished chunks.
 
     Images are float32 whatever the model computes in. The mode, requires_grad, gradients, device and dtype of the model
     are restored afterwards. Raises BadInput for a model that is no torch module, for results of which none or several
@@ -86,7 +131,9 @@ def evaluate(
     )
     test = _resized(_split(images, labels), around)
     plan = protocol if isinstance(protocol, Protocol) else load_protocol(str(protocol))
-    threat = _threat(norm, eps, test)
+    chosen = _threats(norm, eps, threats, until_width, test)
+    for threat in chosen if threats else ():
+        of_several.protocol_of(plan, threat)
     validate.steps("batch_size", batch_size)
     until = None if until_width is None else anytime.until_width(until_width)
     place = model_state.device_of(model) if device is None else _device(device)
@@ -99,20 +146,13 @@ def evaluate(
             model=described(kind, around.normalisation, None, placed.output, around.resize_inside),
             data=f"{len(test)} images in memory{resized}",
         )
-        return score(
-            Subject(placed.network, test, threat, about, notes=placed.notes),
-            plan,
-            n=n,
-            seed=seed,
-            batch_size=batch_size,
-            chunk=chunk,
-            speed=speed,
-            device=place,
-            path=None if out is None else Path(out),
-            overwrite=overwrite,
-            until=until,
-            progress=progress or (lambda current: None),
-        )
+        subject = Subject(placed.network, test, chosen[0], about, notes=placed.notes)
+        how: dict[str, Any] = {"n": n, "seed": seed, "batch_size": batch_size, "chunk": chunk, "speed": speed}
+        how |= {"device": place, "path": None if out is None else Path(out), "overwrite": overwrite}
+        how |= {"progress": progress or (lambda current: None)}
+        if threats is not None:
+            return of_several.score(subject, plan, chosen, **how)
+        return score(subject, plan, until=until, **how)
 
 
 @contextmanager
@@ -177,6 +217,26 @@ def _device(device: torch.device | str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         message = f"device is {str(device)!r}, which cannot be used ({' '.join(str(error).split())[:100]})"
         raise BadInput(f'{message}; give "cpu" or a GPU of this machine', code="bad-value", field="device") from None
+
+
+def _threats(
+    norm: str | None, eps: float | None, threats: Sequence[ThreatLike] | None, until_width: float | None, test: Split
+) -> tuple[Threat, ...]:
+    """The threat models that are asked for. Raises BadInput for none, for both ways to say them, for invalid ones."""
+    if threats is None:
+        if norm is None or eps is None:
+            field = "norm" if norm is None else "eps"
+            raise BadInput(f"{field} is missing; give norm and eps, or threats", code="missing", field=field)
+        return (_threat(norm, eps, test),)
+    chosen = of_several.parse_all(threats)
+    others = {"norm": norm, "eps": eps, "until_width": until_width}
+    for name in (name for name, value in others.items() if value is not None):
+        message = f"{name} is {others[name]}, and threats are given, with which it means nothing; leave one out"
+        raise BadInput(message, code="conflict", field=name)
+    if len(chosen) < 2:
+        message = "threats holds one threat model; give two or more, or norm and eps"
+        raise BadInput(message, code="bad-value", field="threats")
+    return tuple(_threat(threat.norm, threat.eps, test) for threat in chosen)
 
 
 def _threat(norm: str, eps: float, test: Split) -> Threat:

@@ -1,21 +1,33 @@
 """Where the measurements of a subject are written by default."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
 from atent_ext.evaluation.protocol import Protocol
 from atent_ext.evaluation.scoring import Subject
 
 
 def default_path(
-    subject: Path, loaded: Subject, protocol: Protocol, n: int | None, seed: int, drawn: bool = False
+    subject: Path,
+    loaded: Subject,
+    protocol: Protocol,
+    n: int | None,
+    seed: int,
+    drawn: bool = False,
+    threats: Sequence[Threat] = (),
 ) -> Path:
-    """The default path of a report: in the run folder, for other subjects in runs/; its name states the setting."""
+    """The default path of a report: in the run folder, for other subjects in runs/; its name states the setting.
+
+    threats: two or more for a report of several threat models.
+    """
     count = "drawn" if drawn else f"n{len(loaded.test) if n is None else n}"
     protocol_name = re.sub(r"[^\w.+ -]", "-", protocol.name)  # of a file, it may say anything
     protocol_name += "" if loaded.part == datasets.TEST else "-held-out"
-    name = f"eval-{protocol_name}-{loaded.threat.norm}-{loaded.threat.eps:g}-{count}-seed{seed}.json"
+    models = "+".join(f"{threat.norm}-{threat.eps:g}" for threat in threats or (loaded.threat,))
+    name = f"{'union' if threats else 'eval'}-{protocol_name}-{models}-{count}-seed{seed}.json"
     return default_folder(subject, loaded) / name
 
 

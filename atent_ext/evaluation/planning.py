@@ -4,10 +4,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from atent_ext.attacks import autoattack
 from atent_ext.attacks.accuracy import robust_flags
 from atent_ext.attacks.langevin import pgd
 from atent_ext.attacks.spec import Setting
@@ -92,19 +94,29 @@ def estimate(
 ) -> Estimate:
     """Measure a few batches of an evaluation by `scoring.score` with these arguments, and write nothing.
 
-    Images that PGD of 10 steps leaves and the others are measured apart, one alone and then several; whole batches are
-    extrapolated from the two.
+    Images that PGD of 10 steps leaves (in L1, APGD-CE) and the others are measured apart, one alone and then several;
+    whole batches are extrapolated from the two.
     """
     plan = scoring.planned(subject, protocol, n, seed, batch_size, chunk, processes.state())
     model = prepare(subject.model.to(plan.device), plan.sample, speed).model
     setting, pool = plan.setting, drawn.first(plan.split, min(POOL, len(plan.split)), seed)
     busy("the share of images that a short attack leaves")
-    left = robust_flags(model, pool, pgd(norm(setting.threat.norm), setting.threat.eps, _STEPS), setting)
+    left = _left(model, pool, setting)
     busy("passes and time of images that a short attack leaves")
     dear = _cost(model, Split(pool.images[left], pool.labels[left]), protocol, setting)
     busy("passes and time of images that a short attack breaks")
     cheap = _cost(model, Split(pool.images[~left], pool.labels[~left]), protocol, setting)
     return Estimate(float(left.double().mean()), dear, cheap, plan.facts["chunk"], setting.batch_size)
+
+
+def _left(model: nn.Module, pool: Split, setting: Setting) -> Tensor:
+    """Which images a short attack leaves, (N,) bool: PGD, which has no form in L1, where it is APGD-CE."""
+    threat = setting.threat
+    if threat.norm != "L1":
+        return robust_flags(model, pool, pgd(norm(threat.norm), threat.eps, _STEPS), setting)
+    how: dict[str, Any] = {"norm": threat.norm, "eps": threat.eps}
+    how |= {"version": "custom", "attacks": ["apgd-ce"], "batch_size": setting.batch_size}
+    return autoattack.run(model, pool.images, pool.labels, **how, seed=setting.seed).robust
 
 
 def _cost(model: nn.Module, split: Split, protocol: Protocol, setting: Setting) -> Cost:

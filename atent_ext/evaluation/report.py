@@ -3,27 +3,26 @@
 One typed, versioned record. Evaluations write it; cards, the leaderboard, papers, bundles and pages read it.
 """
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError, model_serializer, model_validator
-from rich.console import Console
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, model_serializer, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
 from atent_ext.attacks.spec import Kind, Note, Outcome
 from atent_ext.core.errors import BadInput
 from atent_ext.core.registry import nearest
-from atent_ext.core.schema import Readable, Section, Threat, explain
+from atent_ext.core.schema import Readable, Section, Threat
 from atent_ext.core.statistics import interval, running_interval
 from atent_ext.core.tables import Table
-from atent_ext.evaluation import version1
+from atent_ext.evaluation import report_files, version1
 from atent_ext.evaluation.drawn import Drawn
 from atent_ext.evaluation.majority import majorities
+from atent_ext.evaluation.report_files import PRE
 from atent_ext.storage import files
 
 # Numbers are numbers, no texts that look like one: a card is a stranger's.
@@ -184,6 +183,8 @@ class Report(About):
     @model_validator(mode="before")
     @classmethod
     def _of_an_older_version(cls, raw: Any) -> Any:
+        if report_files.of_several(raw):
+            raise ValueError(report_files.SEVERAL)
         return version1.migrated(raw) if isinstance(raw, Mapping) and "version" not in raw and "split" in raw else raw
 
     @property
@@ -265,27 +266,15 @@ class Report(About):
     @classmethod
     def load(cls, path: Path | str) -> "Report":
         """The report in a JSON file, also of an older version. Raises BadInput if it is missing or not a report."""
-        try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            message = f"{path} cannot be read ({error.strerror}); name a report"
-            raise BadInput(message, code="missing", field="path") from None
-        except (ValueError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:200]
-            message = f"{path} is no report of `atent eval` ({reason})"
-            raise BadInput(message, code="unreadable", field="path") from None
-        return cls.parse(raw, str(path))
+        return cls.parse(report_files.read(path), str(path))
 
     @classmethod
     def parse(cls, raw: Any, source: str) -> "Report":
-        """The report in plain data. source: its name in errors. Raises BadInput for data that are not a report."""
-        if not isinstance(raw, Mapping):
-            raise BadInput(f"{source} is no report of `atent eval`: it holds no fields", code="unreadable")
-        try:
-            return cls.model_validate(dict(raw))
-        except ValidationError as error:
-            message = f"{source} is no report of `atent eval`: {explain(error, cls)}"
-            raise BadInput(" ".join(message.split())[:1000], code="unreadable") from None
+        """The report in plain data. source: its name in errors. Raises BadInput for data that are not a report.
+
+        Those of several threat models (`UnionReport`) are none: the error has code "conflict" and field "threats".
+        """
+        return report_files.parse(cls, raw, source)
 
     def table(self) -> Table:
         """One row per attack: correct, accuracy, 95 % interval, total seconds of all processes."""
@@ -308,18 +297,10 @@ class Report(About):
         return self.table()
 
     def __str__(self) -> str:
-        return self._shown().export_text().rstrip()
+        return report_files.recorded(self.table(), self.notes).export_text().rstrip()
 
     def _repr_html_(self) -> str:
-        return self._shown().export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-
-    def _shown(self) -> Console:
-        """A console that has recorded the table and the notes, and has shown them nowhere."""
-        console = Console(width=100, record=True, file=io.StringIO(), force_terminal=False, force_jupyter=False)
-        console.print(self.table(), crop=False)
-        for note in self.notes:
-            console.print(f"note: {note}", markup=False, highlight=False)
-        return console
+        return report_files.recorded(self.table(), self.notes).export_html(inline_styles=True, code_format=PRE)
 
 
 def result_of(outcome: Outcome, drawn_from: int | None = None) -> Result:

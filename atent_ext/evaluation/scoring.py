@@ -161,13 +161,14 @@ def require_same(
     batch_size: int = 250,
     chunk: int | None = None,
     speed: str = "channels-last",
+    device: torch.device | None = None,
     drawn: bool = False,
 ) -> None:
     """Raise BadInput, which names what differs, unless `score` with the other arguments would give the same report.
 
     source: the name of the report's file, for the error. drawn: whether `score` would be given an `until`.
     """
-    plan = planned(subject, protocol, n, seed, batch_size, chunk, processes.state(), drawn=drawn)
+    plan = planned(subject, protocol, n, seed, batch_size, chunk, processes.state(), device, drawn=drawn)
     _require(report, source, subject.model.to(plan.device), plan, speed)
 
 

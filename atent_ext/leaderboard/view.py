@@ -10,8 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from atent_ext.core.errors import BadInput
+from atent_ext.evaluation import report_files
 from atent_ext.evaluation.comparison import Comparison, compare
 from atent_ext.evaluation.report import Report, Result
+from atent_ext.evaluation.union import UnionReport
 from atent_ext.leaderboard import chart, ranking, site
 from atent_ext.leaderboard.chart import Chart
 from atent_ext.leaderboard.view_images import Images
@@ -24,12 +26,21 @@ _LARGEST = 100_000_000
 
 @dataclass(frozen=True)
 class Shown:
-    """What one reference of the command stands for. epochs: the lines of a run's metrics.jsonl."""
+    """What one reference of the command stands for. epochs: the lines of a run's metrics.jsonl.
+
+    union: a report of several threat models; then `report` is None, and the page has an article for each of them.
+    """
 
     name: str
     report: Report | None
     card: Card | None = None
     epochs: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    union: UnionReport | None = None
+
+    @property
+    def parts(self) -> "list[Shown]":
+        """Itself, or one for each threat model of a union."""
+        return [Shown(one.name, one) for one in self.union.reports] if self.union else [self]
 
     @property
     def charts(self) -> list[Chart]:
@@ -80,6 +91,9 @@ def read(path: Path) -> Shown:
     if isinstance(raw, dict) and "submission" in raw:
         card = read_card(path)
         return Shown(card.submission.name, card.report, card)
+    if report_files.of_several(raw):
+        union = UnionReport.parse(raw, str(path))
+        return Shown(union.name, None, union=union)
     report = Report.parse(raw, str(path))
     return Shown(report.name, report)
 
@@ -101,11 +115,20 @@ def _run(folder: Path) -> Shown:
 
 
 def write(shown: Sequence[Shown], out: Path, images: Images | None = None) -> None:
-    """Write the page of one or two. images: of the first one's model. Raises NotWritten if that fails."""
+    """Write the page of one or two. images: of the first one's model.
+
+    Raises NotWritten if that fails, and BadInput for a report of several threat models beside another one.
+    """
+    union = next((one.union for one in shown if one.union), None)
+    if union is not None and len(shown) > 1:
+        message = f"a report of {union.name} is of several threat models, and has a page of its own; name it alone"
+        raise BadInput(message, code="conflict", field="reports")
     page = site.templates().get_template("view.html")
     comparisons = list(_comparisons([one.report for one in shown if one.report]))
     title = " and ".join(one.name for one in shown)
-    files.write(out, page.render(up="", title=title, shown=shown, comparisons=comparisons, images=images, **_WORDS))
+    parts = [part for one in shown for part in one.parts]
+    context = {"shown": parts, "union": union, "comparisons": comparisons, "images": images}
+    files.write(out, page.render(up="", title=title, **context, **_WORDS))
 
 
 _WORDS = {"norms": {"Linf": "ℓ∞", "L2": "ℓ2", "L1": "ℓ1"}, "eps": ranking.eps_text}

@@ -122,7 +122,7 @@ class RunFolder:
 
     def _results(self) -> list[Path]:
         """The files of a run, without its recipe."""
-        return [path for name in (*_RESULTS, "eval-*.json") for path in sorted(self.path.glob(name))]
+        return [path for name in (*_RESULTS, "eval-*.json", "union-*.json") for path in sorted(self.path.glob(name))]
 
     def _check_same(self, old: Recipe, new: Recipe) -> None:
         """Raise BadInput if the run cannot be resumed by the recipe `new`."""

@@ -94,7 +94,8 @@ def test_the_nearest_class_is_tried_first():
     assert not one.flags.any()
 
 
-def test_the_bias_is_that_of_the_committed_measurement(tmp_path, monkeypatch):
+@pytest.mark.parametrize("tuned", [False, True])
+def test_the_bias_is_that_of_the_committed_measurement(tmp_path, monkeypatch, tuned):
     stages = [{"attack": "fgsm"}]
     known = {
         "stages": stages,
@@ -105,6 +106,7 @@ def test_the_bias_is_that_of_the_committed_measurement(tmp_path, monkeypatch):
         "pairs": 2,
         "passes": 0.1,
         "seconds": 0.2,
+        "tuned": tuned,
     }
     (tmp_path / "fast.json").write_text(json.dumps(known), encoding="utf-8")
     monkeypatch.setattr(registry, "folder", lambda kind: tmp_path)
@@ -112,12 +114,15 @@ def test_the_bias_is_that_of_the_committed_measurement(tmp_path, monkeypatch):
     assert "3 networks and 216 images" in text
     assert "+0.25 points" in text
     assert "+1.00 at worst" in text
+    assert ("chosen partly on these images" in text) == tuned
     assert "was not measured" in cascade.bias([{"attack": "pgd"}])
 
 
 def test_fast_has_a_measured_bias():
     attack = load_protocol("fast").attacks[1]
-    assert "points more than AutoAttack" in cascade.bias([stage.model_dump(mode="json") for stage in attack.stages])
+    text = cascade.bias([stage.model_dump(mode="json") for stage in attack.stages])
+    assert "points more than AutoAttack" in text
+    assert "chosen partly on these images" in text
 
 
 def test_square_is_left_out_where_it_cannot_run(split):
