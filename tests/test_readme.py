@@ -91,12 +91,9 @@ REFUSED = {
     "--scale cpu": "n is 15000, but there are only 200 examples",  # of the small MNIST
 }
 # .ci/run installs; cli/test_compare.py compares, leaderboard/test_view.py views, subjects/test_hub.py has a hub.
-# submissions/test_verification.py and test_evidence.py have strangers, core/test_entry_points.py another package's attack.
-STRANGERS = (
-    "atent verify theirs",
-    "atent submission new net.py:make --weights w.pth --dataset cifar10",
-    "atent adversaries",
-)
+# submissions/test_verification.py and test_evidence.py have strangers, core/test_entry_points.py has another's attack.
+SENT_BY_THEM = "atent submission new net.py:make --weights w.pth --dataset cifar10"
+STRANGERS = ("atent verify theirs", SENT_BY_THEM, "atent adversaries")
 ANOTHERS = "atent eval runs/mnist-linf-atent-fast --protocol mine.yaml"
 ELSEWHERE = ("pip ", "python ", "v/bin/", "atent compare ", "atent view ", "atent eval hf:", *STRANGERS, ANOTHERS)
 
