@@ -51,7 +51,7 @@ def examined():
         | {"neighbour": "autoattack", "status": "not installed", "reason": None, "version": None}
         | {"install": "pip install git+https://github.com/fra31/auto-attack"},
     ]
-    return {"atent-ext": "0.1.0", "python": "3.11", "platform": "Linux x86_64", "device": None, "neighbours": rows}
+    return {"atent-ext": "0.2.0", "python": "3.11", "platform": "Linux x86_64", "device": None, "neighbours": rows}
 
 
 def compared(scored=None):
