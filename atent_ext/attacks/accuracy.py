@@ -59,7 +59,7 @@ def robust_flags(
 ) -> Tensor:
     """Which examples are predicted correctly, clean and after each of `restarts` restarts of the attack, (N,) bool.
 
-    loss: as in `restarts.adversaries`; where the gradient is 0, an annealed kernel goes on as it says there.
+    loss: as in `restarts.adversaries`, which also says how an annealed kernel continues where the gradient is 0.
     keep: "last" checks the last iterate of each restart, "success" every iterate. early_stop: images that are already
     misclassified are skipped from then on, which reduces the cost and does not change the flags (see
     `restarts.adversaries`). Raises BadInput if input gradients are NaN or missing, since the attack would fail.

@@ -190,7 +190,7 @@ def _check_logits(logits: Tensor) -> None:
         raise BadInput(message, code="bad-shape", field="logits")
     broken = int((~torch.isfinite(logits)).any(dim=1).sum())
     if broken:
-        message = f"the model returns NaN or infinite logits for {broken} of {len(logits)} images; mend it first"
+        message = f"the model returns NaN or infinite logits for {broken} of {len(logits)} images; fix the model first"
         raise BadInput(message, code="broken-model", field="logits")
 
 

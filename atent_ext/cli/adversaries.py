@@ -1,4 +1,4 @@
-"""Adversarial images of others: the command `adversaries add`, and what `verify --adversaries` shares with it."""
+"""Other people's adversarial images: the command `adversaries add`, and what `verify --adversaries` shares with it."""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # it imports torch
 
 _LONGEST = 100
 _WEIGHTS = 4 * 2**30
-adversaries = typer.Typer(cls=Group, no_args_is_help=True, help="Adversarial images of others, as evidence.")
+adversaries = typer.Typer(cls=Group, no_args_is_help=True, help="Other people's adversarial images, as evidence.")
 
 
 def add(app: typer.Typer) -> None:
@@ -37,18 +37,18 @@ def _adversaries() -> None:
 
 @adversaries.command("add")
 def add_adversaries(
-    card: Annotated[Path, typer.Argument(help="The card (.json), which is written anew.")],
-    images: Annotated[Path, typer.Argument(metavar="X_ADV", help="An .npz file with x_adv, maybe y and index.")],
-    by: Annotated[str, typer.Option(help="Whose they are: the name that the card and the leaderboard show.")],
-    weights: Annotated[Path, typer.Option(help="The card's weights, known by their hash, or their folder.")],
-    dataset: Annotated[str | None, typer.Option(help="Load this instead of the card's data set, npz:FILE say.")] = None,
+    card: Annotated[Path, typer.Argument(help="The card (.json), which is rewritten.")],
+    images: Annotated[Path, typer.Argument(metavar="X_ADV", help="An .npz file with x_adv, optionally y and index.")],
+    by: Annotated[str, typer.Option(help="Who made them: the name on the card and the leaderboard.")],
+    weights: Annotated[Path, typer.Option(help="The card's weights file, found by its hash, or its folder.")],
+    dataset: Annotated[str | None, typer.Option(help="Data set to load instead of the card's: npz:FILE.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 250,
     data_root: DataRoot = None,
 ) -> None:
-    """Check somebody's adversarial images of a card's model, and lower its worst case by those that count.
+    """Check other people's adversarial images of a card's model, and lower its worst case by those that count.
 
-    An image counts if it lies in [0, 1] and in the ball around its test image, and the model is right on that image and
-    wrong on this one. Exit code 1 if the card stays as it is.
+    An image counts if it lies in [0, 1] and in the eps ball around its test image, and if the model is right on the
+    test image and wrong on the adversarial one. Exit code 1 if the card does not change.
     """
     from atent_ext.data import datasets
     from atent_ext.submissions import cards, evidence
@@ -70,7 +70,7 @@ def add_adversaries(
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Adversarial images that were read, whose they are, and the network and test images that they are of."""
+    """Adversarial images, who made them, and the network and test images that they belong to."""
 
     network: "nn.Module"
     images: "Adversaries"
@@ -86,14 +86,16 @@ class Evidence:
 
         if images is None:
             if by is not None:
-                raise BadInput("--by names whose --adversaries are; give them, or drop it", code="unused", field="by")
+                raise BadInput(
+                    "--by names who made the --adversaries; give them, or drop it", code="unused", field="by"
+                )
             return None
         name = _name(by or images.name.removesuffix(".npz"))
         test = verification.images_of(opened, dataset, root).test
         return cls(opened.network, evidence.read(images, test), name, test)
 
     def added(self, card: "Card", batch_size: int) -> "tuple[Card, bool]":
-        """The card with what counts of it, and whether that changed the card; prints both."""
+        """The card with the images that count, and whether the card changed; prints what happened."""
         from atent_ext.submissions import evidence, sanity
 
         evidence.require_same_images(card, self.test)
@@ -103,7 +105,7 @@ class Evidence:
         lowered = evidence.add(card, checked, self.by)
         before, after = (evidence.scored(one).worst.accuracy for one in (card, lowered))
         if lowered is card:
-            notice(f"no image falls to them that stood so far: the worst case stays {before:.2%}")
+            notice(f"they break no image that was still right: the worst case stays {before:.2%}")
         else:
             print_line(f"worst case: {before:.2%} before, {after:.2%} with the adversaries by {self.by}")
         return lowered, lowered is not card
@@ -125,7 +127,7 @@ def _weights(place: Path, card: "Card") -> tuple[Path, bytes]:
         content = untrusted.read(path, _WEIGHTS)
         if hashlib.sha256(content).hexdigest() == wanted:
             return path, content
-    message = f"no file of {place} has the SHA-256 {wanted} of the card of {card.submission.name}; give its weights"
+    message = f"no file in {place} has the SHA-256 {wanted} of the card of {card.submission.name}; give its weights"
     raise BadInput(message, code="other-content", field="weights")
 
 

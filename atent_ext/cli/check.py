@@ -1,4 +1,4 @@
-"""`atent check`: looks at a model for seconds before hours are spent on it."""
+"""`atent check`: quick checks of a model before a long evaluation."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -39,7 +39,7 @@ def add(app: typer.Typer) -> None:
 def check(
     subject: Source,
     n: Annotated[
-        int | None, typer.Option("--n", min=2, help="Look at N test images [default: 32, of a slow model 12].")
+        int | None, typer.Option("--n", min=2, help="Use N test images [default: 32, or 12 for a slow model].")
     ] = None,
     as_json: AsJson = False,
     model: Model = None,
@@ -62,9 +62,9 @@ def check(
     download: Download = False,
     model_dir: ModelDir = None,
 ) -> None:
-    """Look at a model before it is scored: outputs, mode, randomness, gradients, normalisation, class order, speed.
+    """Check a model before it is scored: outputs, mode, randomness, gradients, normalisation, class order, speed.
 
-    It takes seconds, and the model as `atent eval` takes it. Exit code 1 if a check fails.
+    Takes a few seconds, and the same sources as `atent eval`. Exit code 1 if a check fails.
     """
     from atent_ext import subjects
     from atent_ext.cli.console import diagnosis_table, estimates

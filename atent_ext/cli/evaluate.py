@@ -106,7 +106,8 @@ def evaluate(
 ) -> None:
     """Score a trained model on test images: clean accuracy, attacks, and their worst case.
 
-    The same command goes on with an interrupted evaluation and shows a finished one; torchrun's processes share one.
+    Run the same command again to resume an interrupted evaluation, or to show a finished one. The processes of torchrun
+    share one evaluation.
     """
     from atent_ext import subjects
     from atent_ext.cli.console import ScoringBar

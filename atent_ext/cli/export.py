@@ -30,7 +30,7 @@ from atent_ext.cli.options import (
 from atent_ext.core.errors import BadInput
 
 _NOT_THERE = ("output", "resize", "resize_inside")
-"""What RobustBench has no place for."""
+"""Options that RobustBench cannot express."""
 
 
 def add(app: typer.Typer) -> None:
@@ -41,14 +41,13 @@ def add(app: typer.Typer) -> None:
 def export(
     subject: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="A run folder or a weights file; for --to pt2 all that eval takes."),
+        typer.Argument(metavar="SOURCE", help="A run folder or a weights file; with --to pt2 any source."),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder to write to, the library's folder of models; or FILE.pt2.")
-    ],
-    to: Annotated[str, typer.Option("--to", help="robustbench, or pt2: a program of torch.export.")] = "robustbench",
+    out: Annotated[Path, typer.Option("--out", help="Folder of the library's models, or with --to pt2 the file.")],
+    to: Annotated[str, typer.Option("--to", help="robustbench, or pt2, a program of torch.export.")] = "robustbench",
     name: Annotated[
-        str | None, typer.Option("--name", help="The model's name there [default: the recipe's, or the file's].")
+        str | None,
+        typer.Option("--name", help="The model's name in the library [default: that of the recipe or file]."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model of that name in --out.")] = False,
     model: Model = None,
@@ -69,10 +68,10 @@ def export(
     download: Download = False,
     model_dir: ModelDir = None,
 ) -> None:
-    """Write a trained model as another library loads it, or as a program that is run without its source code.
+    """Write a trained model for another library, or as a program that needs no source code.
 
-    A program (.pt2) is the network as operators and numbers, with its normalisation. `atent eval FILE.pt2` scores it,
-    and a submission with a model.pt2 needs no architecture in its card.
+    A program (.pt2) holds the operators and weights of the network, with its normalisation. `atent eval FILE.pt2`
+    scores it, and a submission with a model.pt2 needs no architecture in its card.
     """
     from atent_ext.core.around import parse
     from atent_ext.core.registry import nearest
@@ -83,7 +82,7 @@ def export(
     of_file: dict[str, Any] = {"model": model, "dataset": dataset, "norm": norm, "eps": eps, "classes": classes}
     of_file |= {"weights_key": weights_key, "around": around}
     if to == "pt2":
-        theirs = subject.startswith("robustbench:")  # whose names are of a norm
+        theirs = subject.startswith("robustbench:")  # its models have names per norm
         _refuse_given({"name": name, "eps": eps} | ({} if theirs else {"norm": norm}), "--to pt2 does not take it")
         # The radius plays no role here; without one some sources would ask for it.
         of_file |= {"norm": norm or "Linf", "eps": 0.0, "root": data_root, "download": download, "model_dir": model_dir}
@@ -129,9 +128,7 @@ def _export_robustbench(
         _refuse_given(given | around.stated, f"{subject} is no weights file")
         return robustbench.export(Path(subject), out, name, data_root=data_root, overwrite=overwrite)
     if subjects.is_code(str(of_file["model"])) or Path(subject).suffix == ".pt2":
-        message = (
-            f"{subject} is of a network that RobustBench could not build; name one of `atent ls models`, or --to pt2"
-        )
+        message = f"RobustBench cannot build the network of {subject}; use one of `atent ls models`, or --to pt2"
         raise BadInput(message, code="unsupported", field="model")
     refuse(around, "RobustBench loads networks of logits for images as they are", _NOT_THERE)
     loaded = subjects.load(Path(subject).absolute(), root=data_root, **of_file)  # a path, and no name

@@ -1,4 +1,4 @@
-"""What the commands share: where and how they print, and the options that mean the same everywhere."""
+"""Shared by all commands: printing, and the options that mean the same everywhere."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -33,28 +33,28 @@ Source = Annotated[
     str,
     typer.Argument(
         help="A run folder, a weights file, a program (.pt2), a name of `atent ls zoo`, robustbench:NAME, "
-        "hf:OWNER/NAME[@REVISION][/FILE] of the Hugging Face hub, or code that is run to make a network: timm:NAME, "
+        "hf:OWNER/NAME[@REVISION][/FILE] of the Hugging Face hub, or code, which is run to build a network: timm:NAME, "
         "torchvision:NAME, FILE.py:callable, package.module:callable. "
-        "Where a folder is called like a model: ./NAME is the folder, zoo:NAME the model."
+        "If a folder has the name of a model, write ./NAME for the folder or zoo:NAME for the model."
     ),
 ]
 Model = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="For a weights file: the network's registry name, or code that is run to make it, as for SOURCE.",
+        help="For a weights file: its network, a name of `atent ls models` or code that builds it, as for SOURCE.",
     ),
 ]
 ModelArguments = Annotated[
     list[str] | None,
     typer.Option("--model-arg", metavar="KEY=VALUE", help="An argument of the network; may be repeated."),
 ]
-Weights = Annotated[Path | None, typer.Option("--weights", help="For code: the weights of the network that it makes.")]
+Weights = Annotated[Path | None, typer.Option("--weights", help="For code: the weights file of its network.")]
 Dataset = Annotated[
     str | None,
     typer.Option(
         "--dataset",
-        help="For a source that does not say its data set: code, a weights file, a program, robustbench:NAME.",
+        help="Data set, for sources that do not name it: code, a weights file, a program, robustbench:NAME.",
     ),
 ]
 Classes = Annotated[
@@ -62,11 +62,17 @@ Classes = Annotated[
     typer.Option("--classes", min=1, help="For npz:FILE: the number of classes [default: the largest label plus one]."),
 ]
 Norm = Annotated[
-    str | None, typer.Option("--norm", help="Linf, L2, or for AutoAttack L1 [default for a run: its recipe's].")
+    str | None,
+    typer.Option("--norm", help="Linf, L2, or L1 for AutoAttack [default: that of the recipe or card, or Linf]."),
 ]
 Eps = Annotated[
     float | None,
-    typer.Option("--eps", parser=number("--eps"), metavar="NUMBER", help="Radius, such as 8/255 [default: the run's]."),
+    typer.Option(
+        "--eps",
+        parser=number("--eps"),
+        metavar="NUMBER",
+        help="Radius, such as 8/255 [default: that of the recipe, the card or RobustBench].",
+    ),
 ]
 Threats = Annotated[
     list[str] | None,
@@ -77,46 +83,55 @@ Threats = Annotated[
     ),
 ]
 ModelDir = Annotated[
-    Path | None, typer.Option("--model-dir", help="For robustbench:NAME: its model_dir [default: models].")
+    Path | None, typer.Option("--model-dir", help="For robustbench:NAME: the folder of its weights [default: models].")
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", help="key=value, e.g. objective.steps=10; an objective.eps equal to threat.eps follows it."),
+    typer.Option(
+        "--set",
+        help="A field of the recipe as key=value: objective.steps=10. An objective.eps equal to threat.eps follows it.",
+    ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.")]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Folder with the data sets [default: $ATENT_DATA].")]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision fetch missing data.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**64 - 1, help="Seed of every random draw.")]
 WeightsKey = Annotated[
-    str | None, typer.Option("--weights-key", help="For a weights file with several networks: which, ema.shadow say.")
+    str | None,
+    typer.Option("--weights-key", help="For a weights file with several networks: the key of one, such as ema.shadow."),
 ]
 StatedNormalisation = Annotated[
     str | None,
     typer.Option(
         "--normalisation",
-        help="In front of the network: none, imagenet, cifar10, cifar100, mnist, fashion-mnist, or "
-        "'{mean: [0.5], std: [0.25]}' by channel.",
+        help="Normalisation in front of the network: none, imagenet, cifar10, cifar100, mnist, fashion-mnist, or "
+        "'{mean: [0.5], std: [0.25]}' with a number per channel.",
     ),
 ]
 Mean = Annotated[
-    str | None, typer.Option("--mean", metavar="NUMBERS", help="With --std: a normalisation, 0.5,0.5,0.5 say.")
+    str | None,
+    typer.Option("--mean", metavar="NUMBERS", help="Means of a normalisation, such as 0.5,0.5,0.5; needs --std."),
 ]
-Std = Annotated[str | None, typer.Option("--std", metavar="NUMBERS", help="See --mean.")]
+Std = Annotated[
+    str | None, typer.Option("--std", metavar="NUMBERS", help="Standard deviations of a normalisation; needs --mean.")
+]
 Output = Annotated[
     str | None,
-    typer.Option("--output", metavar="KEY", help="Which of several results has the logits: a key, or 0, 1, ..."),
+    typer.Option("--output", metavar="KEY", help="For several outputs: which are the logits, by key or position."),
 ]
 Resize = Annotated[
     str | None,
     typer.Option(
         "--resize",
         metavar="PIXELS",
-        help="Resize the test images first (bilinear): eps is of resized ones. 224, or '{size: 256, crop: 224}'.",
+        help="Resize the test images (bilinear), before eps applies: 224, or '{size: 256, crop: 224}'.",
     ),
 ]
 ResizeInside = Annotated[
     str | None,
-    typer.Option("--resize-inside", metavar="PIXELS", help="The network resizes: eps is of the images before that."),
+    typer.Option(
+        "--resize-inside", metavar="PIXELS", help="Resize inside the network; eps applies to the original images."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 
@@ -138,7 +153,7 @@ def print_notes(reports: "Sequence[Report | UnionReport]") -> None:
 
 
 def print_data(about: "About") -> None:
-    """Print how the arrays or the folder of a subject's images were read; nothing for data sets with a name."""
+    """Print how a subject's arrays or image folder were read; nothing for data sets of the registry."""
     if ":" in about.data and about.data_note:
         print_line(f"note: {about.data_note}")
 

@@ -1,4 +1,4 @@
-"""The commands around submissions: verify, submit, submission new."""
+"""The commands for submissions: verify, submit, submission new."""
 
 import re
 import shlex
@@ -40,7 +40,9 @@ from atent_ext.cli.options import (
 from atent_ext.core.errors import BadInput
 
 _CARD = ".card.json"
-submission = typer.Typer(cls=Group, no_args_is_help=True, help="Folders that are sent in.")
+submission = typer.Typer(
+    cls=Group, no_args_is_help=True, help="Folders with a model and its claims, for `atent verify`."
+)
 
 
 def add(app: typer.Typer) -> None:
@@ -53,35 +55,37 @@ def add(app: typer.Typer) -> None:
 def verify(
     ctx: typer.Context,
     folder: Annotated[Path, typer.Argument(help="A submission: weights and card.yaml.")],
-    n: Annotated[int | None, typer.Option("--n", min=1, help="The first N test images [default: all].")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The card [default: FOLDER.card.json].")] = None,
-    protocol: Annotated[str, typer.Option(help="What is measured: a protocol's name or YAML file.")] = "verify",
-    dataset: Annotated[str | None, typer.Option(help="Load this instead of the card's data set, npz:FILE say.")] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Score the first N test images [default: all].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The card to write [default: FOLDER.card.json].")] = None,
+    protocol: Annotated[str, typer.Option(help="A name of `atent ls protocols`, or a YAML file.")] = "verify",
+    dataset: Annotated[str | None, typer.Option(help="Data set to load instead of the card's: npz:FILE.")] = None,
     seed: Seed = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch; the random draws follow it.")] = 250,
-    chunk: Annotated[int | None, typer.Option(min=1, help="As of `atent eval`.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch; the random draws depend on it.")] = 250,
+    chunk: Annotated[int | None, typer.Option(min=1, help="As for `atent eval`.")] = None,
     speed: Annotated[str, typer.Option(help="plain, channels-last, compile, graphs or auto.")] = "channels-last",
     until_decided: Annotated[
         bool,
         typer.Option("--until-decided", help="Score images in random order, at most --n, until each claim is decided."),
     ] = False,
     tolerance: Annotated[
-        float | None, typer.Option(metavar="POINTS", help="With --until-decided: confirm within so many [default: 1].")
+        float | None,
+        typer.Option(metavar="POINTS", help="With --until-decided: precision of a confirmation [default: 1]."),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Measure anew where the card is there, of this setting or another one.")
+        bool, typer.Option("--overwrite", help="Measure again if the card exists, and replace it.")
     ] = False,
     adversaries: Annotated[
         Path | None,
-        typer.Option(help="Somebody's adversarial images (.npz), which may lower the worst case."),
+        typer.Option(help="Other people's adversarial images (.npz), which may lower the worst case."),
     ] = None,
-    by: Annotated[str | None, typer.Option(help="Whose they are [default: the name of their file].")] = None,
+    by: Annotated[str | None, typer.Option(help="Who made the --adversaries [default: the file's name].")] = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Check a submission, score it, compare it with what it claims, and write its card. No code of it is run.
+    """Check a submission, score it, compare the scores with its claims, and write its card. None of its code is run.
 
-    The same command goes on with a verification that was interrupted, and shows the card of one that is finished. A
-    card of something else stays; delete it, and not the report beside it, to write it anew from the same scores.
+    Run the same command again to resume an interrupted verification, or to show a finished card. Without --overwrite, a
+    card of something else is kept. To write a card again from the same scores, delete the card alone, and not the
+    report beside it.
     """
     from atent_ext.cli.adversaries import Evidence
     from atent_ext.cli.console import ScoringBar
@@ -97,17 +101,17 @@ def verify(
 
     speeds.check(speed)
     if adversaries is not None and until_decided:
-        message = "--adversaries are of images in their order, and --until-decided draws another; drop one"
+        message = "--adversaries follow the order of the test images, and --until-decided a random one; drop one"
         raise BadInput(message, code="conflict", field="adversaries")
     if tolerance is not None and not until_decided:
-        message = f"--tolerance is {tolerance:g}, and only --until-decided confirms within it; give both, or neither"
+        message = f"--tolerance is {tolerance:g}, and only --until-decided uses it; give both, or neither"
         raise BadInput(message, code="unused", field="tolerance")
     if dataset is not None:
         datasets.check_name(dataset)
     plan = load_protocol(protocol)
     target = out or _card_of(folder)
     if ("registry", "cards") in pairwise(target.resolve().parts):
-        message = f"{target} lies among the registry's cards, and files of the scoring would, too; move it later"
+        message = f"{target} is in the registry's folder of cards, where scoring would leave files; move the card later"
         raise BadInput(message, code="bad-value", field="out")
     for file in (target, target.with_suffix(".png")):
         files.replaceable(file)
@@ -182,12 +186,12 @@ def _command(arguments: Sequence[str]) -> str:
 def submit(
     card: Annotated[Path, typer.Argument(help="A card that `atent verify` wrote.")],
     weights: Annotated[
-        Path | None, typer.Option(help="The weights of the card [default: in its FOLDER, or the file beside it].")
+        Path | None, typer.Option(help="The card's weights file [default: in the FOLDER, or beside the card].")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="New folder [default: the place and the name].")] = None,
-    to: Annotated[str, typer.Option("--to", help="robustbench, or huggingface: its hub.")] = "robustbench",
+    out: Annotated[Path | None, typer.Option("--out", help="New folder [default: TO-NAME].")] = None,
+    to: Annotated[str, typer.Option("--to", help="robustbench or huggingface.")] = "robustbench",
 ) -> None:
-    """Write what a leaderboard's maintainers ask for, or the repository of a hub. Nothing is sent."""
+    """Write a bundle for RobustBench's maintainers, or a repository for the Hugging Face hub. Nothing is sent."""
     from atent_ext.core.registry import nearest
     from atent_ext.submissions.cards import read_card
 
@@ -214,16 +218,16 @@ def submit(
 def new(
     subject: Source,
     out: Annotated[Path, typer.Option("--out", help="New folder to write to.")],
-    authors: Annotated[str, typer.Option(help="Who is to be named.")],
-    license: Annotated[str, typer.Option(help="Of the weights, such as MIT.")],
-    link: Annotated[str, typer.Option(help="An address that starts with https://.")] = "",
+    authors: Annotated[str, typer.Option(help="Names of the authors.")],
+    license: Annotated[str, typer.Option(help="License of the weights, such as MIT.")],
+    link: Annotated[str, typer.Option(help="A web address that starts with https://.")] = "",
     venue: Annotated[str, typer.Option(help="Where it was published.")] = "Unpublished",
     name: Annotated[str | None, typer.Option("--name", help="The model's name [default: the source's].")] = None,
     report: Annotated[
-        Path | None, typer.Option(help="What `atent eval SOURCE` wrote: its figures become the claims.")
+        Path | None, typer.Option(help="A report of `atent eval SOURCE`, whose figures become the claims.")
     ] = None,
     data_name: Annotated[
-        str | None, typer.Option(help="For data that is not of `atent ls datasets`: its name on the card.")
+        str | None, typer.Option(help="For data that `atent ls datasets` lacks: its name on the card.")
     ] = None,
     model: Model = None,
     model_arg: ModelArguments = None,
@@ -243,9 +247,9 @@ def new(
     download: Download = False,
     model_dir: ModelDir = None,
 ) -> None:
-    """Write the submission of a source: card.yaml with its weights, or with its network as a program (model.pt2).
+    """Write a submission for a source: card.yaml with the weights, or with the network as a program (model.pt2).
 
-    Of a training run there is recipe.yaml, too. A network of code becomes a program, which `atent verify` reads
+    For a training run, recipe.yaml is written as well. A network of code becomes a program, which `atent verify` reads
     without the code.
     """
     from atent_ext import subjects

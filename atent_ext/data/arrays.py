@@ -1,6 +1,6 @@
-"""Images and labels of NumPy files: axes, value ranges and forms of labels are recognised, or refused by name.
+"""Images and labels in NumPy files: the order of axes, value ranges and label formats are recognised.
 
-What can mean one thing only is converted, and a note says so. What can mean two is refused with both readings.
+Unambiguous data is converted, and a note says so. Ambiguous data is refused, and the error names both readings.
 """
 
 import zipfile
@@ -27,14 +27,14 @@ ONE_CHANNEL = "(N, H, W) read as one channel"
 _ROUNDING = 1e-3
 """Images in [0, 1] may lie this far outside, as in `core.validate`."""
 _FEW = 1000
-"""Labels of few images may need this many classes; beyond it they are taken for something else, unless it is stated."""
+"""More classes than this, and than there are images, have to be stated: otherwise labels may not be class numbers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """The parts of an archive, whose images are read as they are asked for; `train` may be missing.
+    """The parts of an archive. Images are read when they are needed; `train` may be missing.
 
-    classes: given, of one-hot labels, or one more than the largest label. counted: whether the labels decided it.
+    classes: as given, the width of one-hot labels, or the largest label plus one. counted: whether it is the latter.
     notes: what was converted.
     """
 
@@ -47,13 +47,13 @@ class Arrays:
 
 def read(path: Path, classes: int | None = None) -> Arrays:
     """Read a NumPy archive, or a folder of .npy files, of x_test and y_test and, unless it is for tests only, x_train
-    and y_train. Images are looked at once, for their range, and read again when they are used.
+    and y_train. All images are read once for their range, and again when they are used.
 
     Images: (N, C, H, W), (N, H, W, C) or (N, H, W), or features (N, F); whole numbers 0-255, or floats of 0-1 or
     0-255. Labels: class numbers from 0, (N,) or (N, 1), or one-hot (N, classes). The names train_images, test_images,
-    images and so on are read, too. classes: the number of classes where the labels may lack some; None counts them.
-    Raises BadInput for a file that is missing or no such archive, for shapes and values that are none of these or could
-    be two of them, and for labels outside the classes.
+    images and so on are accepted as well. classes: the number of classes if labels may lack some; None counts them.
+    Raises BadInput for a file that is missing or no such archive, for shapes and values that are none of these or are
+    ambiguous, and for labels outside the classes.
     """
     members = _members(path, _of_both_parts)
     names, notes = [*members], dict[str, None]()
@@ -71,8 +71,8 @@ def read(path: Path, classes: int | None = None) -> Arrays:
 def pool(path: Path, classes: int, labelled: bool = True) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) and labels (N,) to train on: the training part of an archive, or the only part that it has.
 
-    The names image and label, of generated images (Rebuffi et al. 2021), are read, too. labelled: False reads the
-    images alone, and gives all of them the label 0. Raises BadInput as `read`.
+    The names image and label, of generated images (Rebuffi et al. 2021), are accepted as well. labelled: False reads
+    only the images, and gives all of them the label 0. Raises BadInput as `read`.
     """
     members = _members(path, _of_a_pool if labelled else lambda files: _of_a_pool(files)[:1])
     name, *label = members
@@ -87,7 +87,7 @@ def pool(path: Path, classes: int, labelled: bool = True) -> tuple[Tensor, Tenso
 
 
 def _members(path: Path, chosen: Callable[[Sequence[str]], Sequence[str]]) -> dict[str, Rows]:
-    """The `chosen` arrays of the archive's or the folder's, in that order."""
+    """The arrays of an archive or a folder that `chosen` selects, in its order."""
     try:
         if path.is_dir():
             files = sorted(file.stem for file in path.glob("*.npy"))
@@ -101,12 +101,12 @@ def _members(path: Path, chosen: Callable[[Sequence[str]], Sequence[str]]) -> di
 
 
 def _of_both_parts(files: Sequence[str]) -> tuple[str, ...]:
-    """Images and labels in turns, those of the training part first if there is one."""
+    """Names of images and labels in turn; the training part, if there is one, comes first."""
     return (*_pair(files, _TRAIN, False), *_pair(files, _TEST, True))
 
 
 def _of_a_pool(files: Sequence[str]) -> tuple[str, ...]:
-    """Images and labels. The images come alone where there are no labels, which only matters if they are read."""
+    """Names of images and labels; only of images if there are no labels, which matters only if labels are read."""
     found = next((pair for pair in _POOL if pair[0] in files), None)
     return _pair(files, _POOL, True) if found is None else found
 

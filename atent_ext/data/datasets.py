@@ -30,9 +30,9 @@ _FILES = {
     _NPY: "PATH",
     hugging_face.PREFIX: "PATH",
 }
-"""How names of data that lie in the user's files begin, and what follows."""
+"""Prefixes of names that mean the user's files, and what follows each."""
 NAMED = (image_files.PREFIX, hugging_face.PREFIX)
-"""How names of files begin that name the classes and so say which label is which."""
+"""Prefixes of files that name their classes, so that the meaning of each label is known."""
 
 
 def load(name: str, root: Path | str | None = None, download: bool = False, classes: int | None = None) -> DataSet:
@@ -62,7 +62,7 @@ def load(name: str, root: Path | str | None = None, download: bool = False, clas
     if loaded.counted and classes is not None:
         return _of_classes(loaded, classes)
     if classes not in (None, len(loaded.classes)):
-        message = f"classes is {classes}, but {name} has {len(loaded.classes)}; give data of as many"
+        message = f"classes is {classes}, but {name} has {len(loaded.classes)}; give data with as many"
         raise BadInput(message, code="conflict", field="classes")
     return loaded
 
@@ -87,8 +87,8 @@ def home(root: Path | str | None = None) -> Path:
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     """Split off `count` random examples, the classes in proportion: (rest, held out), each in the order of `split`.
 
-    The same seed gives the same examples; of a large one the last 32 bits count. Raises BadInput for what is no seed,
-    and if scikit-learn cannot stratify: each part must have room for every class, and each class two examples.
+    The same seed gives the same examples; only its last 32 bits count. Raises BadInput for an invalid seed, and if
+    scikit-learn cannot stratify: each part must have room for every class, and each class needs two examples.
     """
     from sklearn.model_selection import train_test_split
 
@@ -223,7 +223,7 @@ def _check_cifar(name: str, kind: Any, folder: Path) -> None:
 
 
 def _of_classes(loaded: DataSet, classes: int) -> DataSet:
-    """The data set whose classes were counted, of a stated number of them. Raises BadInput for fewer."""
+    """The data set, whose classes were only counted, with a stated number of classes. Raises BadInput for fewer."""
     if classes < len(loaded.classes):
         message = f"classes is {classes}, but {loaded.name} has labels up to {len(loaded.classes) - 1}"
         raise BadInput(message, code="bad-value", field="labels")

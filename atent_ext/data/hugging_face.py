@@ -1,4 +1,4 @@
-"""hf-dataset:PATH: a local data set of the library `datasets`, or Parquet files, read as its images are asked for."""
+"""hf-dataset:PATH: a local data set of the library `datasets`, or Parquet files. Images are read when needed."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ def load(name: str) -> DataSet:
     """hf-dataset:PATH: a folder of `save_to_disk`, a Parquet file, or a folder of Parquet files, on this machine.
 
     Test images are the part "test", else "validation", else "val", else the only one. A column of images (Image, or
-    arrays (H, W) or (H, W, C) of whole numbers 0-255) and one of class numbers are needed. Rows keep their order. Of
-    Parquet files named train-*, test-* or validation-* each kind is a part; the library copies them to its cache.
-    Raises MissingExtra without the library, and BadInput for a path, parts, columns or labels that are not these;
-    reading raises it for an image of another size than the first.
+    arrays (H, W) or (H, W, C) of whole numbers 0-255) and one of class numbers are needed. Rows keep their order.
+    Parquet files named train-*, test-* or validation-* are one part each; the library copies them to its cache.
+    Raises MissingExtra without the library, and BadInput for a path, parts, columns or labels of another form. Reading
+    raises it for an image of another size than the first.
     """
     path = Path(name.removeprefix(PREFIX)).expanduser()
     if not path.exists():
@@ -55,7 +55,7 @@ def _parts(path: Path) -> Mapping[str, Any]:
             found = library.load_dataset("parquet", data_files=_parquet(path))
         else:
             found = library.load_from_disk(str(path))
-    except Exception as error:  # the library raises anything
+    except Exception as error:  # the library may raise any exception
         message = (
             f"{path} is no data set of `save_to_disk` and holds no Parquet files: {' '.join(str(error).split())[:200]}"
         )

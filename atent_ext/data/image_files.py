@@ -1,4 +1,4 @@
-"""Image files as images (3, H, W), read when they are asked for, and folders of them, one folder a class."""
+"""Image files as images (3, H, W), read when they are needed, and folders of them with one folder per class."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,12 +19,13 @@ Prepare = Callable[[Any], Any]
 def load(name: str) -> DataSet:
     """folder:PATH, as PATH/train/<class>/* and PATH/test/<class>/* or PATH/val/<class>/*, read as RGB.
 
-    Classes are sorted by name, or are the lines of PATH/classes.txt, in the order of the labels; those that the network
-    knows and the folder lacks may stand there, too. Images alternate between the classes (the first of each, the second
-    of each, ...), so that the first n images are not all of one class. Without PATH/train the data set is for tests
-    only. Only the names of the files and one image are read here. Raises BadInput for a folder of another form, for
-    training and test classes that differ, and for classes whose names are numbers that sort otherwise; reading raises
-    it for a file that is no image and for an image of another size than the first.
+    Classes are sorted by name, or are the lines of PATH/classes.txt, in the order of the labels. That file may also
+    list classes that the network knows and the folder lacks. Images alternate between the classes (the first of each,
+    the second of each, ...), so that the first n images are not all of one class. Without PATH/train the data set is
+    for tests only. Only the names of the files and one image are read here.
+    Raises BadInput for a folder of another form, for training and test classes that differ, and for classes whose names
+    are numbers in another order than that of their names. Reading raises it for a file that is no image, and for an
+    image of another size than the first.
     """
     path = Path(name.removeprefix(PREFIX)).expanduser()
     part = "val" if (path / "val").is_dir() and not (path / "test").exists() else "test"

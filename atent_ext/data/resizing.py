@@ -1,4 +1,4 @@
-"""Data sets with images of another shape: resized, and the threat model is then one of these, or without a channel."""
+"""Data sets with images of another shape: resized, so that eps applies to resized images, or without a channel."""
 
 from dataclasses import replace
 
@@ -12,9 +12,9 @@ from atent_ext.data.splits import DataSet, Split, Stored
 
 
 def resized(images: DataSet, resizing: Resizing | None) -> DataSet:
-    """The data set with the images of both splits resized, in name and, when they are read, images; itself for None.
+    """The data set with resized images in both splits, and a name that says so; None changes nothing.
 
-    Raises BadInput for images without height and width, and for images that are too small.
+    Images are resized when they are read. Raises BadInput for images without height and width or that are too small.
     """
     if resizing is None:
         return images
@@ -23,7 +23,7 @@ def resized(images: DataSet, resizing: Resizing | None) -> DataSet:
 
 
 def as_taken(network: nn.Module, images: DataSet) -> DataSet:
-    """The images as the network takes them: arrays (N, H, W) as (N, C, T) if it takes these, and no pictures."""
+    """The images as the network takes them: arrays (N, H, W) become (N, C, T) if it takes only those."""
     if ONE_CHANNEL not in images.note or not len(images.test):
         return images
     turned = _without_channel(images)

@@ -1,4 +1,4 @@
-"""Arrays in files, of which parts are read: `rows[a:b]`. Nothing is unpickled, and nothing is kept in memory."""
+"""Arrays in files that are read in parts: `rows[a:b]`. Nothing is unpickled or kept in memory."""
 
 import zipfile
 from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ class Rows:
 
 
 def in_memory(array: Any) -> Rows:
-    """An array in memory, as one in a file."""
+    """An array in memory with the interface of one in a file."""
     return Rows(array.dtype, array.shape, lambda start, stop: array[start:stop])
 
 
@@ -81,7 +81,7 @@ def of_file(path: Path) -> Rows:
 def of_archive(path: Path, member: str) -> Rows:
     """The array `member` of a .npz file, compressed or not. Raises ValueError or OSError for another file.
 
-    Rows are read quickly in order only; for a row before the last one read, a compressed member starts from its front.
+    Only reading rows in order is fast: for an earlier row, a compressed member is read again from its start.
     """
     place = _Place(path, f"{member}.npy")
     with place.opened() as file:

@@ -13,16 +13,16 @@ from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
 
 Read = Callable[[range], Tensor]
-"""Reads the images at these positions, which are in steps of one: (len, C, H, W) float32 in [0, 1]."""
+"""Reads the images at consecutive positions: (len, C, H, W) float32 in [0, 1]."""
 _PART = 64
-"""Images that are read at a time where all have to be looked at, without being kept."""
+"""Images to read at a time when all are needed once and none is kept."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """One part of a data set: `images` (N, C, H, W) float32 in [0, 1] and `labels` (N,) int64.
 
-    `split[a:b]` is a part of it. Code that may meet large data asks for parts, and for `shape` instead of the images'.
+    `split[a:b]` is a part of it. Code that may get large data uses parts, and `shape` instead of `images.shape`.
     """
 
     images: Tensor
@@ -57,14 +57,14 @@ class Split:
         return Split(self.images[rows], self.labels[rows])
 
     def parts(self, size: int = _PART) -> Iterator["Split"]:
-        """All examples in order, in parts of `size`; of stored ones each part is read when it is asked for."""
+        """All examples in order, in parts of `size`; each part of stored ones is read when it is needed."""
         return (self[start : start + size] for start in range(0, len(self), size))
 
 
 class Stored(Split):
-    """A part of a data set whose images lie in files. `stored[a:b]` reads these, and nothing keeps them.
+    """A part of a data set whose images lie in files. `stored[a:b]` reads images and does not keep them.
 
-    `images` reads all of them, once, and keeps them: for training, and for whatever needs them together.
+    `images` reads all images once and keeps them, for training and other code that needs them together.
     """
 
     def __init__(self, read: Read, labels: Tensor, shape: tuple[int, ...]) -> None:
@@ -126,7 +126,7 @@ class DataSet:
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Within it, the error for weights that do not fit says so if the classes were only counted."""
+        """Add to errors about weights that do not fit that the classes were only counted, if they were."""
         try:
             yield
         except BadInput as error:

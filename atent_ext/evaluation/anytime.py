@@ -1,6 +1,6 @@
-"""Evaluations that stop as soon as an interval says enough: images in random order, looked at after every chunk.
+"""Evaluations that stop early: images are scored in random order, and an interval is checked after every chunk.
 
-The intervals hold at all moments at once (`core.sequential`), so that one may look as often as one likes.
+The intervals are valid at all moments at once (`core.sequential`), however often they are checked.
 """
 
 from collections.abc import Callable, Sequence

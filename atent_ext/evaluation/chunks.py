@@ -18,7 +18,7 @@ from atent_ext.data.datasets import Split
 from atent_ext.evaluation.run import total, worst_case
 
 FIRST = 10
-"""Images of the first chunk of those that grow: a claim of 60 % for a network without a right image falls after 6."""
+"""Size of the first growing chunk: a claim of 60 % for a network that is always wrong is refuted after 6 images."""
 
 
 @dataclass(frozen=True)

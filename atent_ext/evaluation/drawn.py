@@ -1,4 +1,4 @@
-"""Images in a random order, drawn once from the seed: what an evaluation that may stop at any moment scores."""
+"""The random order, drawn from the seed, in which an evaluation that may stop early scores its images."""
 
 from typing import Annotated
 

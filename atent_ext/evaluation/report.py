@@ -31,7 +31,7 @@ Counted = Annotated[int, Field(ge=0, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 _MAY_LACK = {"per_image", "passes", "proven", "interval95_wilson", "interval95_anytime"}
-"""Fields of a result that its file lacks where they hold nothing."""
+"""Fields of a result that are left out of its file if they are empty."""
 
 
 def _in_one_line(text: str) -> str:

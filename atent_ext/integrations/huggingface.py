@@ -1,7 +1,7 @@
-"""Repositories of the Hugging Face hub: files fetched from one, and the folder of a new one. Nothing of one is run.
+"""The Hugging Face hub: fetch files of a repository, and write the folder of a new one. No code of one is run.
 
-The package huggingface_hub (extra `hub`) fetches, with its cache. HF_ENDPOINT and HF_HUB_CACHE name another hub and
-another cache, and with HF_HUB_OFFLINE=1 only the cache is read.
+Files are fetched and cached by the package huggingface_hub (extra `hub`). HF_ENDPOINT and HF_HUB_CACHE name another hub
+and another cache. With HF_HUB_OFFLINE=1 only the cache is read.
 """
 
 import os
@@ -25,7 +25,7 @@ _FORM = re.compile(
     r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/\w+/[\w.-]+|[\w.-]+))?(?:/(?P<file>[^\s\\]+))?", re.ASCII
 )
 _LICENSES = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "cc0-1.0", "cc-by-4.0"}
-"""The hub's names of licenses that texts are compared with; any other one is "other" there."""
+"""Licenses that are named on the hub as here; any other is "other" there."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file of a repository. path: in the cache, a link. shown: how errors call it. commit: of the repository."""
+    """A file of a repository. path: a link in the cache. shown: its name in errors. commit: of the repository."""
 
     path: Path
     shown: Path
@@ -58,7 +58,7 @@ def parse(reference: str) -> Place:
     """The place of `hf:OWNER/NAME[@REVISION][/FILE]`. Raises BadInput for another form."""
     found = _FORM.fullmatch(reference)
     if found is None or ".." in (found["file"] or "").split("/"):
-        message = f"{reference!a} is no hf:OWNER/NAME[@REVISION][/FILE]; copy OWNER/NAME from the address of its page"
+        message = f"{reference!a} is not hf:OWNER/NAME[@REVISION][/FILE]; copy OWNER/NAME from the address of its page"
         raise BadInput(message, code="bad-value", field="subject")
     return Place(found["name"], found["revision"], found["file"])
 
@@ -66,8 +66,8 @@ def parse(reference: str) -> Place:
 def fetch(place: Place, file: str) -> Fetched | None:
     """A file of the repository, from the hub or the cache; None if there is no such file.
 
-    Raises BadInput for a repository or revision that does not exist or is closed, and for a hub that cannot be reached;
-    MissingExtra if huggingface_hub is not installed.
+    Raises BadInput for a repository or revision that does not exist or is private, and for a hub that cannot be
+    reached; MissingExtra if huggingface_hub is not installed.
     """
     hub: Any = compat.neighbour("huggingface_hub", "hub")
     errors: Any = compat.neighbour("huggingface_hub.errors", "hub")
@@ -89,7 +89,7 @@ def fetch(place: Place, file: str) -> Fetched | None:
         raise BadInput(message, code="missing", field="subject") from None
     except errors.RepositoryNotFoundError:
         message = (
-            f"there is no repository {place.name} on the hub, or it is closed: check its name, or log in to the hub"
+            f"there is no repository {place.name} on the hub, or it is private: check its name, or log in to the hub"
         )
         raise BadInput(message, code="missing", field="subject") from None
     except (errors.HFValidationError, errors.HfHubHTTPError, OSError) as error:
@@ -129,7 +129,7 @@ def write(card: Card, weights: Path, out: Path) -> list[Path]:
     """
     report = card.report
     if report is None:
-        message = f"{card.submission.name} could not be scored, and there is nothing to publish; mend the network first"
+        message = f"{card.submission.name} could not be scored, so there is nothing to publish; fix the network first"
         raise BadInput(message, code="missing", field="report")
     text = _model_card(card, report)
     if out.exists():

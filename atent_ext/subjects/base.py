@@ -25,13 +25,13 @@ def under(subject: Subject, norm: str | None, eps: float | None) -> Subject:
     """
     own = subject.threat
     if norm_called(norm or own.norm).name != own.norm and eps is None:
-        message = f"norm is {norm}, and the radius at hand, {own.eps:g}, is of {own.norm}; give --eps, too"
+        message = f"norm is {norm}, but the known radius, {own.eps:g}, is for {own.norm}; give --eps as well"
         raise BadInput(message, code="missing", field="eps")
     return replace(subject, threat=threat_model(norm or own.norm, own.eps if eps is None else eps))
 
 
 def surrounded(subject: Subject, around: Around, key: str | None = None) -> Subject:
-    """The subject with what is stated around its network, which the report says; its images are resized already.
+    """The subject with what is stated around its network, also in the report; its images are already resized.
 
     key: as in `wrappers.described`. Raises what `wrappers.surrounded` raises.
     """
@@ -64,8 +64,8 @@ def threat_model(norm: str, eps: float) -> Threat:
 def check_classes(network: nn.Module, images: datasets.DataSet) -> None:
     """Refuse a network with another number of logits than the classes of an image folder or of `hf-dataset:`.
 
-    Label k is the k-th class there, in an order that is known, and would be another class of the network's. Networks
-    that cannot be run on the first image pass, since scoring says why.
+    There, label k is the k-th class of a known order, which would be another class of the network. A network that
+    cannot be run on the first image is not refused here, since scoring says why.
     """
     if images.counted or not images.name.startswith(datasets.NAMED):
         return

@@ -1,4 +1,4 @@
-"""An exported program (.pt2) as a subject: its network is that of the file, and nothing of the file is run."""
+"""An exported program (.pt2) as a subject. The file holds the network; no code of the file is run."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def from_program(
     around: Around = _NOTHING,
 ) -> Subject:
     """The program of a .pt2 file, on the test split of `dataset`. norm: None is "Linf". classes: as in `datasets.load`.
-    around: what is stated, and applied; results are called "0", "1", ...
+    around: what is stated, and applied; outputs are called "0", "1", ...
 
     Raises BadInput for a `model`, for a missing `dataset` or `eps`, what `untrusted_program.read` raises, and for
     images or classes that are not the program's.

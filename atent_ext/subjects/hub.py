@@ -1,4 +1,4 @@
-"""A repository of the Hugging Face hub as a subject: weights or a program, and what says how to read them.
+"""A repository of the Hugging Face hub as a subject: weights or a program, and a file that says how to read them.
 
 card.json      what `atent verify` wrote           model.safetensors, model.pt2, or the file that the reference names
 card.yaml      what a submission claims            config.json    timm's, or of a network of `atent ls models`
@@ -43,7 +43,7 @@ def from_hub(
     around: Around = _NOTHING,
     arguments: Mapping[str, Any] | None = None,
 ) -> Subject:
-    """The model of `hf:OWNER/NAME[@REVISION][/FILE]`. Nothing of the repository is run.
+    """The model of `hf:OWNER/NAME[@REVISION][/FILE]`. No code of the repository is run.
 
     With a card, data set and threat model are the card's unless they are given. With a config.json, or with `model`,
     `dataset` and `eps` are needed; norm: None is "Linf" then. The other arguments: as in `from_weights`. The notes of
@@ -85,7 +85,7 @@ def _of_card(
     place: Place, found: Fetched, dataset: str | None, root: Path | None, download: bool, classes: int | None
 ) -> Subject:
     """The subject of a card of measurements or of claims, under its threat model."""
-    path = found.path.resolve()  # the cache is of links
+    path = found.path.resolve()  # the cache holds links
     card = cards.read_card(path) if found.shown.name == CARD else None
     submission = card.submission if card else cards.read_submission(path)
     named = None if card is None or place.file else place.beside(str(card.weights["file"]))

@@ -1,4 +1,4 @@
-"""The config.json of a repository of the hub: which known network its weights are for. Nothing of it is run."""
+"""The config.json of a repository of the hub: which known network its weights are for. No code of it is run."""
 
 import json
 from collections.abc import Mapping
@@ -66,11 +66,11 @@ def read(content: bytes, shown: Path) -> Config:
 
 def _check(named: str, arguments: Any, shown: Path) -> None:
     if not isinstance(arguments, dict):
-        raise BadInput(f"{shown} has model_args that are no mapping", code="bad-type", field="config")
+        raise BadInput(f"{shown} has model_args that are not a mapping", code="bad-type", field="config")
     try:
         Submission.model_validate({"architecture": {"name": named, "arguments": arguments}} | _OTHERS)
     except ValidationError as error:
-        message = f"{shown} has arguments that are no plain values: {error.errors()[0]['msg']}"
+        message = f"{shown} has arguments that are not plain values: {error.errors()[0]['msg']}"
         raise BadInput(message[:300], code="unsafe", field="config") from None
     for name, value in arguments.items():
         if any(part in name.lower() for part in _FORBIDDEN) or (isinstance(value, str) and not value.isidentifier()):
@@ -79,7 +79,7 @@ def _check(named: str, arguments: Any, shown: Path) -> None:
 
 
 _OTHERS = {"name": "a", "authors": "a", "license": "a", "dataset": "a", "threat": {"norm": "Linf", "eps": 0.0}}
-"""The other fields of a card, whose check of arguments is the one for strangers' values."""
+"""Values for a card's other fields: the arguments are checked as those of a stranger's card."""
 
 
 def _normalisation(raw: Mapping[str, Any], shown: Path) -> Normalisation | None:
@@ -90,5 +90,5 @@ def _normalisation(raw: Mapping[str, Any], shown: Path) -> Normalisation | None:
     try:
         return Normalisation.model_validate({"mean": stated.get("mean"), "std": stated.get("std")})
     except ValidationError as error:
-        message = f"{shown} has a mean or std that is none: {error.errors()[0]['msg']}"
+        message = f"{shown} has an invalid mean or std: {error.errors()[0]['msg']}"
         raise BadInput(message[:300], code="bad-value", field="config") from None

@@ -46,9 +46,9 @@ def is_code(reference: str) -> bool:
 
 
 def shown(model: str, arguments: Arguments | None = None) -> str:
-    """A model in reports: its name without the folders of this machine, its arguments, and which code it is of.
+    """A model in reports: its name without the folders of this machine, its arguments, and the version of its code.
 
-    Reports of other arguments or of other code are of another network, whatever the weights.
+    With other arguments or other code it is another network, even if the weights are the same.
     """
     where, colon, what = model.rpartition(":")
     given = ", ".join(f"{name}={value!r}" for name, value in sorted((arguments or {}).items()))
@@ -57,7 +57,7 @@ def shown(model: str, arguments: Arguments | None = None) -> str:
 
 
 def _code(where: str) -> str:
-    """Which code: a library's version, or the hash of a source file."""
+    """The version of the code: that of a library, or the hash of a source file."""
     if where in _LIBRARIES:
         return f"{where} {importlib.metadata.version(where)}"
     path: Path | None = Path(where)
@@ -75,7 +75,7 @@ def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         key, equals, written = text.partition("=")
         if not equals or not key.isidentifier():
-            message = f"--model-arg {text!r} is not of the form key=value; write width=2, say"
+            message = f"--model-arg {text!r} is not of the form key=value, such as width=2"
             raise BadInput(message, code="bad-value", field="model_arg")
         try:
             arguments[key] = yaml.safe_load(written)
@@ -128,7 +128,7 @@ def from_code(
     where, _, what = reference.rpartition(":")
     pretrained = where in _LIBRARIES and (arguments.get("pretrained") or arguments.get("weights"))
     if pretrained and around.normalisation is None:
-        message = f"{reference} is pretrained, on images normalised in some way; state --normalisation, or none of it"
+        message = f"{reference} is pretrained on normalised images; give --normalisation, which may be none"
         raise BadInput(message, code="missing", field="normalisation")
     images = resized(datasets.load(dataset, root, download, classes), around.resize)
     network = build(reference, arguments, images.test[:1].images, len(images.classes))
@@ -152,7 +152,7 @@ def _made(name: str, make: Callable[..., Any], arguments: Arguments) -> nn.Modul
         message = f"{name} cannot be called with {dict(arguments)!r} ({untrusted.line(error)}); see --model-arg"
         raise BadInput(message, code="bad-value", field="model") from error
     if not isinstance(network, nn.Module):
-        message = f"{name} gives a {type(network).__name__}; a torch.nn.Module is needed"
+        message = f"{name} returned a {type(network).__name__}; a torch.nn.Module is needed"
         raise BadInput(message, code="bad-type", field="model")
     return network
 

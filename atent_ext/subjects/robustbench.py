@@ -24,10 +24,9 @@ def from_zoo(
 ) -> Subject:
     """A model of RobustBench's zoo from the files in `model_dir`, on the test split of `dataset`.
 
-    eps: the radius; None: that of RobustBench's leaderboard. classes: as in `datasets.load`. Files are looked at last.
-    Raises BadInput for an unknown name, a file that is
-    missing or holds more than tensors, and for `eps` None if the leaderboard has no radius for the data set and norm;
-    MissingExtra if robustbench is not installed.
+    eps: the radius; None: that of RobustBench's leaderboard. classes: as in `datasets.load`. Arguments are checked
+    before files. Raises BadInput for an unknown name, a file that is missing or holds more than tensors, and for `eps`
+    None if the leaderboard has no radius for the data set and norm; MissingExtra if robustbench is not installed.
     """
     from atent_ext.integrations.robustbench import zoo
 

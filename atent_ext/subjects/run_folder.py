@@ -11,7 +11,7 @@ from atent_ext.training.run_folder import RunFolder, load_data
 def from_run(path: Path, root: Path | None = None, download: bool = False, held_out: bool = False) -> Subject:
     """The selected weights of a run folder, on the test split of its data set. Raises BadInput if it holds no run.
 
-    held_out: use the training images that the run held out of training instead; select among runs by those.
+    held_out: use the images that the run held out of training instead; choose between runs by them, not by test images.
     """
     folder = RunFolder(path)
     recipe = folder.recipe()

@@ -87,7 +87,7 @@ def _suffix(path: Path) -> str:
 
 
 def _same(report: Report, loaded: Subject) -> bool:
-    """Whether a report is of a subject: by the hash of its file and what is around it, or else by what was scored."""
+    """Whether a report is of a subject: by the hash of the weights file and the model, else by what was scored."""
     if loaded.about.weights_sha256 is not None:
         return (report.weights_sha256, report.model) == (loaded.about.weights_sha256, loaded.about.model)
     test = loaded.test.take(min(report.n, len(loaded.test)))
@@ -96,7 +96,7 @@ def _same(report: Report, loaded: Subject) -> bool:
 
 
 def _name(text: str) -> str:
-    """A text as a card can have it for a name: of npz:a/own.npz it is "own"."""
+    """A valid name for a card: that of npz:a/own.npz is "own"."""
     plain = text.partition(", ")[0].partition(":")[2] if ":" in text else text.partition(", ")[0]
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(plain).stem if ":" in text else plain).lstrip("._-")
     return stem[:100] or "model"

@@ -30,8 +30,8 @@ def from_weights(
     """A weights file for a network of the registry or of code (`python_code.build`), made with `arguments`.
 
     The file is read as `weights.fill` does; what is stated around the network is applied. classes: as in
-    `datasets.load`. Raises BadInput for a file that holds no weights or does not fit, where nothing decides what is
-    meant, and what `wrappers.surrounded` raises.
+    `datasets.load`. Raises BadInput for a file that holds no weights, does not fit or is ambiguous, and what
+    `wrappers.surrounded` raises.
     """
     images = resized(datasets.load(dataset, root, download, classes), around.resize)
     network = python_code.build(model, arguments or {}, images.test[:1].images, len(images.classes))

@@ -19,7 +19,7 @@ def verdicts(claims: Iterable[Claim], report: Report, random: bool = False) -> t
 
     Without AutoAttack the worst case is too loose an upper bound to confirm a robust claim: only "overstated" is
     returned then. random: compare with the strongest single attack instead, because the worst case of a random network
-    decreases by chance with every further attack, even with attacks that change nothing. Of an evaluation that stopped
+    decreases by chance with every further attack, even with attacks that change nothing. If an evaluation stopped
     early, claims that are still undecided have no verdict.
     """
     compared = [
@@ -49,7 +49,7 @@ def until_decided(claims: Iterable[Claim], tolerance: float, random: bool = Fals
 def check(submission: Submission, tolerance: float) -> None:
     """Raise BadInput unless there are claims to decide, and for a tolerance outside (0, 100]."""
     if not submission.claims:
-        message = f"{submission.name} claims nothing that could be decided; write claims into card.yaml, or give --n"
+        message = f"{submission.name} makes no claims that could be decided; add claims to card.yaml, or give --n"
         raise BadInput(message, code="missing", field="claims")
     if not (math.isfinite(tolerance) and 0 < tolerance <= 100):
         message = f"tolerance is {tolerance:g}; it is in points, above 0 and at most 100"
@@ -71,8 +71,8 @@ def _strongest(report: Report) -> Result | None:
 def _kind(claim: Claim, result: Result, report: Report) -> str:
     """The verdict's kind, "" if it is undecided.
 
-    Confirmed if the claim lies in the 95 % Wilson interval; of images that were drawn, if it lies at most `tolerance`
-    points above the lower end.
+    Confirmed if the claim lies in the 95 % Wilson interval. If images were scored in random order: confirmed if it lies
+    at most `tolerance` points above the lower end.
     """
     low, high = (100 * bound for bound in result.interval95)
     slack = _ROUNDED if report.drawn else 0.0

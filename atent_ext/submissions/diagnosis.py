@@ -1,4 +1,4 @@
-"""What is known of a model in seconds, before it is scored: `atent check`."""
+"""Quick checks of a model before it is scored: `atent check`."""
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
@@ -28,20 +28,20 @@ from atent_ext.submissions.readings import Reading, readings
 LEVEL = 0.01
 """Level of the tests, corrected for the number of readings."""
 _PASS = 0.5
-"""Seconds of a pass that is timed, about, which decides how many images it has."""
+"""Approximate seconds of a timed pass; they decide how many images it has."""
 _MOST = 64
 _USUAL, _FEW, _SLOW = 32, 12, 0.02
-"""Images that are looked at, and where an image takes more seconds than the last: there are some fifty passes."""
+"""Images to use; images to use of a slow model; seconds per image that make it slow. There are some fifty passes."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found of a model. checks: those of `sanity.check`, "normalisation" and "class order".
+    """The findings about a model. checks: those of `sanity.check`, "normalisation" and "class order".
 
-    images: how many there are, how many were looked at, their shape, their range, and the number of classes.
-    right: how many of those looked at the model gets right. passes: images a second, "forward" and "gradient" (forward
-    and backward); empty if the model cannot be run. seconds: of each protocol on all images here, at most, for a model
-    that resists; None where it is not known.
+    images: how many there are, how many were used, their shape, their range, and the number of classes.
+    right: how many of the used ones the model gets right. passes: images a second, "forward" and "gradient" (forward
+    and backward); empty if the model cannot be run. seconds: an upper bound for each protocol on all images
+    on this machine, as if no attack broke any; None if it is not known.
     """
 
     name: str
@@ -63,9 +63,9 @@ class Diagnosis:
 
 
 def diagnose(subject: Subject, n: int | None = None, seed: int = 0) -> Diagnosis:
-    """Look at a model on `n` of its images (all if there are fewer), spread over the test set.
+    """Check a model on `n` of its images (all if there are fewer), spread over the test set.
 
-    n: None is 32, and 12 where a pass takes long.
+    n: None is 32, or 12 if a pass takes long.
     Raises BadInput for fewer than two images, and what `sanity.check` raises. A fault of the model is a failed check.
     """
     device = processes.state().device
@@ -101,7 +101,7 @@ def _spread(test: Split, n: int) -> Split:
 
 
 def _slow(model: nn.Module, first: Split) -> bool:
-    """Whether a pass takes long; a model that cannot be run does not."""
+    """Whether a pass takes long; False for a model that cannot be run."""
     with evaluating(model), seeded(0):
         try:
             return speed.measure({"one": lambda: predict(model, first.images)}, 1)["one"] > _SLOW
@@ -110,7 +110,7 @@ def _slow(model: nn.Module, first: Split) -> bool:
 
 
 def _meanings(model: nn.Module, shown: Split, logits: Tensor) -> tuple[Check, Check]:
-    """Whether the images or the classes are meant otherwise. If both seem so, what gets more images right is named."""
+    """Check normalisation and class order. If both fail, only the fault that explains more images is reported."""
     (images, by_images), (order, by_order) = _normalisation(model, shown), _class_order(logits, shown.labels)
     if images.passed is False and order.passed is False:
         other = f"not looked at: the other fault explains {max(by_images, by_order)} of {len(shown)} images"
@@ -121,7 +121,7 @@ def _meanings(model: nn.Module, shown: Split, logits: Tensor) -> tuple[Check, Ch
 
 
 def _normalisation(model: nn.Module, shown: Split) -> tuple[Check, int]:
-    """Compare the images as they are with the best other reading, and how many that gets right."""
+    """Compare the images as they are with the best other reading, and count the images that it gets right."""
     plain = predict(model, shown.images).argmax(1) == shown.labels
     others = readings(shown.images)
     found = [(reading, *_better(model, reading, shown, plain)) for reading in others]
@@ -135,7 +135,7 @@ def _normalisation(model: nn.Module, shown: Split) -> tuple[Check, int]:
 
 
 def _better(model: nn.Module, reading: Reading, shown: Split, plain: Tensor) -> tuple[int, float]:
-    """How many images are right in a reading, and McNemar's exact one-sided p-value that it is better."""
+    """The number of correct images in a reading, and McNemar's exact one-sided p-value for its being better."""
     try:
         flags = predict(model, reading.of(shown.images)).argmax(1) == shown.labels
     except Exception:  # a network may refuse values outside [0, 1] in any way
@@ -151,7 +151,7 @@ def _p(flags: Tensor, plain: Tensor) -> float:
 def _class_order(logits: Tensor, labels: Tensor) -> tuple[Check, int]:
     """Pair classes and predictions on one half of the images, and count how many of the other half are right then.
 
-    Better on images that did not decide it, the pairing is no chance.
+    A pairing that is better on images that did not decide it is not due to chance.
     """
     name, predicted = "class order", logits.argmax(1)
     if int(labels.max()) >= logits.shape[1]:

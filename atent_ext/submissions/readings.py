@@ -1,4 +1,4 @@
-"""Other readings of images: with a normalisation in front of the network, with one undone, and of 0-255."""
+"""Other readings of the images: normalised, with a normalisation undone, and scaled to 0-255."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,10 @@ _KNOWN = {
 
 @dataclass(frozen=True)
 class Reading:
-    """Images (N, C, H, W) in [0, 1], changed by `of`. said: how, in words. suspicion: what it means if it is better."""
+    """Images (N, C, H, W) in [0, 1], changed by `of`.
+
+    said: the change, in words. suspicion: the likely fault if it is better.
+    """
 
     said: str
     suspicion: str
@@ -24,7 +27,7 @@ class Reading:
 
 
 def readings(images: Tensor) -> list[Reading]:
-    """The readings of images of this many channels; of other ranks than (N, C, H, W) only that of 0-255."""
+    """The readings for images of this many channels; only that of 0-255 unless images are (N, C, H, W)."""
     wide = Reading("times 255", "the network was trained on values of 0-255", lambda x: 255 * x)
     return [wide, *(one for name, mean, std in _scales(images) for one in _both(name, mean, std))]
 

@@ -1,4 +1,4 @@
-"""What a quarter of an hour of one GPU can tell: throughput, then ATENT against PGD-AT on ResNet-18, then AutoAttack.
+"""A quarter of an hour on one GPU: throughput, then ATENT against PGD-AT on ResNet-18, then AutoAttack.
 
     python eval/experiments/gpu.py --out gpu --data-root DATA                  13 minutes
     python eval/experiments/gpu.py --out gpu --rehearse --data-root DATA       the same on a CPU, at toy size

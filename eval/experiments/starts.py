@@ -1,4 +1,4 @@
-"""How often a short chain finds what AutoAttack's APGD found, by its start, on images that `held_out.py` saw broken.
+"""How often a short chain breaks images that AutoAttack's APGD broke, by its start; images are those of `held_out.py`.
 
 python eval/experiments/starts.py zoo/runs/11dc63de held-out.json --out starts.json  (defaults of docs/log/zoo.md)
 """

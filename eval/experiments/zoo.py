@@ -1,4 +1,4 @@
-"""Train and score the zoo of eval/experiments/zoo.yaml, entry by entry; what is there already is skipped.
+"""Train and score the entries of eval/experiments/zoo.yaml one by one; finished ones are skipped.
 
 python eval/experiments/zoo.py linf-wide-long-eps-0.36 mnist-linf-atent-48 --out zoo        (no name: all)
 """

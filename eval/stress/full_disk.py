@@ -1,4 +1,4 @@
-"""Fill small disks, or make them read-only, under every command that writes, and look at what is left.
+"""Run every command that writes on full and on read-only disks, and check what it leaves there.
 
     python eval/stress/full_disk.py --out FILE.json
 

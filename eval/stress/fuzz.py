@@ -1,4 +1,4 @@
-"""Run thousands of drawn cases: each ends in a valid result or in an exception that is documented.
+"""Run thousands of random cases: each must end in a valid result or in a documented exception.
 
     python eval/stress/fuzz.py --cases 10000 --seed 0 --out eval/results/fuzz.json
 

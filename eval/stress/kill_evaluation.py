@@ -1,4 +1,4 @@
-"""Kill an evaluation at drawn moments, go on each time, and compare with one that nobody disturbed.
+"""Kill an evaluation at random moments, resume each time, and compare with an uninterrupted one.
 
     python eval/stress/kill_evaluation.py RUN --out FILE.json [--n 100] [--chunk 5] [--kills 20] [--seed 0]
 

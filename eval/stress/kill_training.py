@@ -1,4 +1,4 @@
-"""Kill trainings at drawn moments, go on each time, and compare with trainings that nobody disturbed.
+"""Kill trainings at random moments, resume each, and compare with uninterrupted trainings.
 
     python eval/stress/kill_training.py --out FILE.json [--kills 40] [--seed 0]
 

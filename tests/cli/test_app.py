@@ -241,7 +241,7 @@ def test_eval_of_bad_input(run, tmp_path):
     refused(atent("eval", folder, "--eps", -1), "eps is -1")
     refused(atent("eval", folder, "--speed", "fast"), "fast", "channels-last")
     refused(atent("eval", folder, "--norm", "L7"), "L7", "Linf, L2")
-    refused(atent("eval", folder, "--norm", "L2"), "norm is L2, and the radius at hand, 0.15, is of Linf; give --eps")
+    refused(atent("eval", folder, "--norm", "L2"), "norm is L2, but the known radius, 0.15, is for Linf; give --eps")
     refused(atent("eval", tmp_path), str(tmp_path), "recipe.yaml")
     refused(atent("eval", tmp_path / "nowhere"), "nowhere", "does not exist")
     refused(atent("eval", folder, "--model", "digits-cnn"), "--model")

@@ -35,7 +35,7 @@ BENCH = "robustbench:Carmon2019Unlabeled"
         (["certify", NOWHERE, "--sigma", "0.1", "--dataset", "mnits"], "unknown data set 'mnits'"),
         (["export", NOWHERE, "--out", "zoo", "--to", "robustbank"], "unknown library to export to 'robustbank'"),
         (["verify", NOWHERE, "--speed", "fast"], "speed is 'fast'"),
-        (["verify", NOWHERE, "--tolerance", "2"], "--tolerance is 2, and only --until-decided confirms within it"),
+        (["verify", NOWHERE, "--tolerance", "2"], "--tolerance is 2, and only --until-decided uses it"),
         (["verify", NOWHERE, "--protocol", "verfy"], "unknown protocol 'verfy'"),
         (["verify", NOWHERE, "--dataset", "mnits"], "unknown data set 'mnits'"),
         (["submit", NOWHERE, "--to", "nobody"], "'nobody'"),

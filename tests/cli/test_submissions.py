@@ -117,7 +117,7 @@ def test_the_board_without_a_folder_is_of_the_cards_that_the_package_brings(tmp_
 
 def test_a_card_among_the_cards_is_refused_before_anything_is_scored(home, tmp_path):
     out = tmp_path / "registry" / "cards" / "mine.json"
-    refused(atent("verify", home / "sent", "--out", out), "mine.json lies among the registry's cards")
+    refused(atent("verify", home / "sent", "--out", out), "mine.json is in the registry's folder of cards")
     assert not out.parent.exists()
 
 

@@ -13,14 +13,14 @@ from atent_ext.core.norms import ball
 from atent_ext.data.datasets import Split
 
 DRAWS = 21
-"""How many draws of a random network vote on an image."""
+"""The number of draws of a random network in the majority vote on an image."""
 
 
 class AutoAttackSpec(AttackSpec):
     """AutoAttack (Croce & Hein 2020). version: "standard", "rand" or "plus".
 
-    The flags of "rand" are those of one draw. `per_image` has which images the majority of `DRAWS` draws gets right,
-    clean and on the same adversaries.
+    The flags of "rand" are those of one draw. `per_image` says whether the majority vote of `DRAWS` draws is right, on
+    each clean image and on its adversary.
     """
 
     attack: Literal["autoattack"] = "autoattack"

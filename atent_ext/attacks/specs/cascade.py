@@ -1,4 +1,4 @@
-"""Attacks from cheap to dear, each only on the images that all earlier ones left, as one attack of a protocol."""
+"""A cascade as one attack of a protocol: each stage attacks only the images that all earlier ones did not break."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -44,7 +44,7 @@ class CascadeSpec(AttackSpec):
 
     @property
     def names(self) -> list[str]:
-        """The stages' names; the second of a name is called "NAME 2"."""
+        """The stages' names; the second stage with the same name is called "NAME 2"."""
         names = [stage.attack for stage in self.stages]
         counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
         return [name if count == 1 else f"{name} {count}" for name, count in zip(names, counts, strict=True)]
@@ -62,8 +62,9 @@ def _of(rows: Tensor, found: Callable[[Tensor, Tensor], None]) -> Callable[[Tens
 class Bias(Section):
     """How much more accuracy a cascade leaves than AutoAttack on the same images, measured by eval/benchmarks/fast.py.
 
-    mean, worst: points over `networks` networks. images: of all of them. passes, seconds: the largest share of
-    AutoAttack's, over `pairs` networks. tuned: whether the stages were chosen partly on these images.
+    mean, worst: percentage points over `networks` networks. images: their number in all networks together. passes,
+    seconds: the largest share of AutoAttack's cost, over `pairs` networks. tuned: whether the stages were chosen partly
+    on these images.
     """
 
     stages: tuple[dict[str, JsonValue], ...]

@@ -20,10 +20,10 @@ class CleanSpec(AttackSpec):
         logits = predict(model, split.images, setting.batch_size)
         broken = int((~logits.isfinite()).any(1).sum())
         if broken:
-            message = f"the model's logits are NaN or infinite for {broken} of {len(split)} images; mend it first"
+            message = f"the model's logits are NaN or infinite for {broken} of {len(split)} images; fix the model first"
             raise BadInput(message, code="broken-model", field="logits")
         return Outcome("clean", "clean", {}, logits.argmax(1) == split.labels)
 
     def passes(self, classes: int) -> Passes:
-        """One without a gradient."""
+        """One pass without a gradient."""
         return Passes(0, 1)

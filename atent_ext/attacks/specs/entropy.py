@@ -19,9 +19,9 @@ from atent_ext.data.datasets import Split
 class EntropySpec(AttackSpec):
     """Draws of the Gibbs law of the cross-entropy in the eps ball (`attacks.gibbs`).
 
-    An image counts as right if it is so, clean and at the drawn point of largest loss. `per_image` has the share of
-    adversarial mass, its 95 % interval, split R-hat and effective sample size. chains: an image. steps: of a chain,
-    after `burn_in` steps, of which every `thin`-th is a draw.
+    An image counts as robust if the model is right on the clean image and at the drawn point of largest loss.
+    `per_image` has the share of adversarial mass, its 95 % interval, split R-hat and effective sample size.
+    chains: per image. steps: per chain, after `burn_in` steps; every `thin`-th step is a draw.
     """
 
     attack: Literal["entropy"] = "entropy"

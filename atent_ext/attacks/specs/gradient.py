@@ -33,7 +33,7 @@ class FGSMSpec(AttackSpec):
         return Outcome("attack", "FGSM", {}, robust_flags(model, split, kernel, setting))
 
     def passes(self, classes: int) -> Passes:
-        """A step; the image and its adversary are checked."""
+        """One step, and the checks of the image and its adversary."""
         return Passes(1, 3)
 
 
@@ -44,7 +44,7 @@ class Chain(AttackSpec):
     by_image: ClassVar[bool] = True
 
     def passes(self, classes: int) -> Passes:
-        """The steps; the image, the end of the chain and the adversary are checked."""
+        """The steps, and the checks of the image, the end of the chain and the adversary."""
         return Passes(self.steps, 3)
 
     def outcome(
@@ -102,7 +102,7 @@ class _Restarted(Chain):
     keep: Keep = "last"
 
     def passes(self, classes: int) -> Passes:
-        """The steps of all chains; the image, the end of each chain and the adversary are checked."""
+        """The steps of all chains, and the checks of the image, the end of each chain and the adversary."""
         return Passes(self.steps * self.restarts, self.restarts + 2)
 
     def for_random_network(self) -> AttackSpec:
@@ -125,7 +125,7 @@ class ATENTSpec(_Restarted):
     """ATENT's chain as an attack (Jagatap et al. 2022, section 4), annealed unless a step size or a schedule is given.
 
     noise, project, schedule, step_size: as in `langevin.atent`. gamma: the pull; "paper" is 0.05 for ℓ2 and 0 for ℓ∞.
-    losses: those that the restarts take in turn.
+    losses: the restarts use them in turn.
     """
 
     attack: Literal["atent"] = "atent"

@@ -18,7 +18,7 @@ class MALTSpec(Chain):
     """Annealed ATENT chains toward the `targets` nearest wrong classes, one after another.
 
     keep: "success" checks every iterate of a chain, "last" the last one.
-    Classes are ordered by the gap of the logits over the norm of its gradient, which estimates how far they are.
+    The distance to a class is estimated by the gap between the logits, divided by the norm of its gradient.
     """
 
     attack: Literal["malt"] = "malt"

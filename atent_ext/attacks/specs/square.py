@@ -1,4 +1,4 @@
-"""Square (Andriushchenko et al. 2020), AutoAttack's attack without gradients, with a budget of its own."""
+"""Square (Andriushchenko et al. 2020), AutoAttack's attack without gradients, with a budget that can be chosen."""
 
 from typing import Any, Literal
 
@@ -16,13 +16,13 @@ from atent_ext.data.datasets import Split
 
 
 class SquareSpec(AttackSpec):
-    """Square with at most so many queries an image; AutoAttack gives it 5,000."""
+    """Square with at most `queries` queries per image; AutoAttack uses 5,000."""
 
     attack: Literal["square"] = "square"
     queries: Count = 1000
 
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
-        """Attack all images. Where Square cannot run it is left out, and a note says so."""
+        """Attack all images. If Square cannot run, it is left out, and a note says so."""
         threat, clean = setting.threat, clean_flags(model, split, setting.batch_size)
         name, settings = f"Square-{self.queries}", {"queries": self.queries}
         how: dict[str, Any] = {
