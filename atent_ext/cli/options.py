@@ -42,7 +42,7 @@ Model = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="For a weights file: its network, a name of `atent ls models` or code that builds it, as for SOURCE.",
+        help="For a weights file: its network, a name of `atent ls models` or code such as timm:NAME.",
     ),
 ]
 ModelArguments = Annotated[
@@ -124,7 +124,7 @@ Resize = Annotated[
     typer.Option(
         "--resize",
         metavar="PIXELS",
-        help="Resize the test images (bilinear), before eps applies: 224, or '{size: 256, crop: 224}'.",
+        help="Resize the test images (bilinear) before they are attacked: 224, or '{size: 256, crop: 224}'.",
     ),
 ]
 ResizeInside = Annotated[

@@ -69,7 +69,7 @@ def verify(
     ] = False,
     tolerance: Annotated[
         float | None,
-        typer.Option(metavar="POINTS", help="With --until-decided: precision of a confirmation [default: 1]."),
+        typer.Option(metavar="POINTS", help="With --until-decided: confirm claims within so many points [default: 1]."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Measure again if the card exists, and replace it.")

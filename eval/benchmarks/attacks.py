@@ -9,10 +9,10 @@ leaves of them and what AutoAttack left bound what it leaves of all.
 
 A pass is one forward of one image while the attack runs, counted by `core.passes.Counted`, as are backward passes.
 A budget is a limit of passes an image: settings are chosen so that an attack stays below it.
-The row says what it took: `mean_passes` is the mean over all images, of which those that are wrong from the start or
-broken early take fewer where an attack stops there.
-A cell is an attack on a network at a budget, and a line of the file as soon as it is measured; another call goes on
-from there. python eval/pages/write_attacks.py writes docs/attacks.md from the lines.
+A row gives the passes that were used: `mean_passes` is the mean over all images. Images that are wrong from the start
+or broken early take fewer if the attack stops there.
+A cell is one attack on one network at one budget. It is written as a line of the file as soon as it is measured, and
+another call continues from there. python eval/pages/write_attacks.py writes docs/attacks.md from the lines.
 """
 
 import json

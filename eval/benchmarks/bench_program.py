@@ -4,8 +4,8 @@
 
 A pass is the logits of a batch and the gradient of the images, in eval mode on the CPU. Both run in one process, one
 after the other in every round; the ratio is the median of the rounds' ratios, which other work on the machine moves
-little. The networks are SmallCNN on 28 x 28 and ResNet-18 on
-32 x 32 images, with fresh weights, since time does not depend on their values.
+little. The networks are SmallCNN on 28 x 28 and ResNet-18 on 32 x 32 images, with fresh weights, since time does not
+depend on their values.
 """
 
 import json

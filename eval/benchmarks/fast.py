@@ -10,9 +10,9 @@ counted by a hook. Seconds are those of the processor, on one thread, so that ot
 cards: `fast` attacks the images that AutoAttack broke when the network's card was made, of up to 1,000. What it
 leaves of them bounds how many it leaves more than AutoAttack; the images that AutoAttack left are not attacked.
 
-A row is written as soon as it is measured, and another call goes on from there; other attacks are measured anew. The
-bias that `atent eval --protocol fast` prints is eval/protocols/fast.json, which is written from the rows. The stages
-were chosen partly by such rows ("tuned"), so that the bias on other networks and images may be larger.
+A row is written as soon as it is measured, and another call continues from there; changed attacks are measured anew.
+The bias that `atent eval --protocol fast` prints is eval/protocols/fast.json, which is written from the rows. The
+stages were chosen partly by such rows ("tuned"), so that the bias on other networks and images may be larger.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Attacks of the table by name, ours and other packages', each for a budget of passes an image; see attacks.py."""
+"""The attacks of the table by name, each for a budget of passes per image; see attacks.py."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
