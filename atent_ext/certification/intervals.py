@@ -17,10 +17,15 @@ from atent_ext.core import validate
 from atent_ext.core.errors import BadInput, Code
 from atent_ext.core.losses import cross_entropy, is_soft, margin
 from atent_ext.core.model_state import evaluating
+from atent_ext.models import networks
 
 Interval: TypeAlias = tuple[Tensor, Tensor]
 """Lower and upper bounds, elementwise, of one shape (N, ...)."""
 
+_LEAST, _MOST = 1e-37, 1e30
+"""Below the first, products may be flushed to zero; above the second, sums may overflow in float32."""
+_CHAINS = (networks.DigitsCNN, networks.LeNet5V1, networks.SmallCNN)
+"""Networks of ours that apply their children in order."""
 _SAMPLES = 2
 """Inputs on which a network with its own `forward` is compared with the chain of its children."""
 
@@ -37,14 +42,23 @@ def interval_bounds(model: nn.Module, low: Tensor, high: Tensor) -> Interval:
     return _through(sequence(model, low), low, high)
 
 
-def worst_margins(model: nn.Module, x: Tensor, y: Tensor, eps: float, box: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+def worst_margins(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    box: tuple[float, float] = (0.0, 1.0),
+    rounding: float = 0.0,
+) -> Tensor:
     """Upper bounds of logit_k - logit_y over the ℓ∞ ball of radius eps inside the box, (N, classes); 0 for k = y.
 
     The last linear layer is elided (Gowal et al. 2018, section 3): differences of its rows are applied to the interval
     of its input, which is tighter than differences of logit bounds. x (N, ...) in the box, y (N,), eps >= 0.
+    rounding: the relative error of one operation of the network that is meant, if it is run in a lower precision than
+    `model` here; then the bounds are of the logits as that network computes them.
     Raises BadInput for invalid inputs and for networks that `sequence` refuses.
     """
-    ends = _last_features(model, x, eps, box)
+    ends = _last_features(model, x, eps, box, rounding)
     validate.labels(y, len(x), len(ends.weight))
     return ends.margins(y)
 
@@ -73,22 +87,28 @@ class _Ends:
     high: Tensor
     weight: Tensor
     bias: Tensor
+    rounding: float = 0.0
 
     def margins(self, y: Tensor) -> Tensor:
         rows = self.weight - self.weight[y][:, None]
         middle, radius = _middle(self.low, self.high)
-        return _apply(rows, middle) + _apply(rows.abs(), radius) + self.bias - self.bias[y][:, None]
+        bounds = _apply(rows, middle) + _apply(rows.abs(), radius) + self.bias - self.bias[y][:, None]
+        if not self.rounding:
+            return bounds
+        of_logit = _error(_Product(self.weight, self.bias), self.low, self.high, self.rounding)
+        errors = of_logit + of_logit.gather(1, y[:, None])
+        return bounds + errors.scatter(1, y[:, None], 0.0)
 
 
-def _last_features(model: nn.Module, x: Tensor, eps: float, box: tuple[float, float]) -> _Ends:
+def _last_features(model: nn.Module, x: Tensor, eps: float, box: tuple[float, float], rounding: float = 0.0) -> _Ends:
     validate.number("eps", eps)
     validate.images(x, *box)
     layers = sequence(model, x)
     head = layers.pop() if type(layers[-1]) is nn.Linear else None
-    low, high = _through(layers, (x - eps).clamp(*box), (x + eps).clamp(*box))
+    low, high = _through(layers, (x - eps).clamp(*box), (x + eps).clamp(*box), rounding)
     weight = head.weight if isinstance(head, nn.Linear) else torch.eye(low.shape[1]).to(low)
     bias = head.bias if isinstance(head, nn.Linear) and head.bias is not None else weight.new_zeros(len(weight))
-    return _Ends(low, high, weight, bias)
+    return _Ends(low, high, weight, bias, rounding if head is not None else 0.0)
 
 
 def certified_linf(
@@ -129,8 +149,13 @@ def sequence(model: nn.Module, sample: Tensor) -> list[nn.Module]:
     return layers
 
 
+def _children(module: nn.Module) -> list[nn.Module]:
+    """The children in order; `children()` would leave out the second use of a layer."""
+    return [child for child in module._modules.values() if child is not None]
+
+
 def _leaves(module: nn.Module) -> Iterator[nn.Module]:
-    children = list(module.children())
+    children = _children(module)
     if type(module) in _RULES:
         yield module
     elif children or isinstance(module, nn.Sequential):
@@ -145,18 +170,18 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
 def _is_plain(module: nn.Module) -> bool:
     """Whether the module and all its descendants use the `forward` of `nn.Sequential` or of a known layer."""
     chain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-    return type(module) in _RULES or (chain and all(_is_plain(child) for child in module.children()))
+    return type(module) in _RULES or (chain and all(map(_is_plain, _children(module))))
 
 
 def exact(model: nn.Module) -> bool:
     """Whether the layers of `sequence` are the network by its construction, and not only as far as samples show.
 
-    A module with hooks or with a `forward` of its own may do anything on other inputs; only our networks are known.
+    A module with hooks or with a `forward` of its own may do anything on other inputs; known are chains, by their exact
+    class: a subclass may do something else.
     """
-    own = type(model).__module__.partition(".")[0] == __name__.partition(".")[0]
-    known = own or type(model) in _RULES or type(model).forward is nn.Sequential.forward
+    known = type(model) in (nn.Sequential, *_CHAINS) or type(model) in _RULES
     changed = "forward" in vars(model) or model._forward_hooks or model._forward_pre_hooks
-    return known and not changed and all(map(exact, model.children()))
+    return known and not changed and all(map(exact, _children(model)))
 
 
 def _agree(layers: list[nn.Module], model: nn.Module, sample: Tensor) -> bool:
@@ -172,11 +197,57 @@ def _agree(layers: list[nn.Module], model: nn.Module, sample: Tensor) -> bool:
 # ---- the layers
 
 
-def _through(layers: list[nn.Module], low: Tensor, high: Tensor) -> Interval:
+def _through(layers: list[nn.Module], low: Tensor, high: Tensor, rounding: float = 0.0) -> Interval:
     low, high = low.clone(), high.clone()  # the first layer may work in place
     for layer in layers:
+        error = _error(layer, low, high, rounding) if rounding else 0.0
         low, high = _RULES[type(layer)](layer, low, high)
+        low, high = low - error, high + error
     return low, high
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A matrix with its bias, (classes, d) and (classes,), as a layer."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+def _error(layer: Any, low: Tensor, high: Tensor, rounding: float) -> Tensor | float:
+    """Bound of the error of a layer's output, for inputs in [low, high], in an arithmetic of this relative error.
+
+    Of a sum of n products it is at most about n times the rounding times the sum of their absolute values, in whatever
+    order they are added (Higham 2002, section 3.1). Infinite where float32 would overflow.
+    """
+    size = torch.maximum(low.abs(), high.abs())
+    if isinstance(layer, (nn.Linear, _Product)):
+        terms = layer.weight.shape[1]
+        sums = F.linear(size, layer.weight.abs(), None if layer.bias is None else layer.bias.abs())
+    elif isinstance(layer, nn.Conv2d):
+        terms = layer.weight[0].numel()
+        sums = _convolve(layer, size, layer.weight.abs(), None if layer.bias is None else layer.bias.abs())
+    elif isinstance(layer, nn.BatchNorm2d):
+        terms, sums = 8, _batch_norm_sizes(layer, size)
+    elif isinstance(layer, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
+        sums = layer(size)
+        terms = size[0].numel() // sums[0].numel()
+    elif isinstance(layer, (nn.Tanh, nn.Sigmoid)):
+        return 16 * rounding
+    else:
+        return 0.0  # they only choose or move values
+    error = (terms + 4) * (rounding * sums + _LEAST)
+    return torch.where(sums < _MOST, error, torch.full_like(error, torch.inf))
+
+
+def _batch_norm_sizes(layer: nn.BatchNorm2d, size: Tensor) -> Tensor:
+    shape = (1, -1, 1, 1)
+    mean, variance = layer.running_mean, layer.running_var
+    if mean is None or variance is None:
+        return torch.full_like(size, torch.inf)
+    scale = (1 if layer.weight is None else layer.weight.abs()) / (variance + layer.eps).sqrt()
+    moved = (size + mean.abs().view(shape)) * scale.view(shape)
+    return moved if layer.bias is None else moved + layer.bias.abs().view(shape)
 
 
 def _middle(low: Tensor, high: Tensor) -> Interval:

@@ -1,5 +1,7 @@
 """Images that interval bounds prove robust take no passes, and no flag changes."""
 
+import copy
+
 import pytest
 import torch
 from problems import LinearTwoClass, attack_spec
@@ -13,6 +15,7 @@ from atent_ext.core.schema import Threat
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation import proven, run
 from atent_ext.evaluation.protocol import Protocol
+from atent_ext.models import wrappers
 from atent_ext.models.networks import SmallCNN
 
 SHAPE, EPS, COUNT = (1, 6, 6), 0.03, 40
@@ -104,6 +107,71 @@ def test_nothing_is_proven_of_networks_that_may_do_something_else(problem, chang
     threat = Threat(norm="Linf", eps=1e-4)
     assert proven.proven(network, Split(x, y), threat) is not None
     assert proven.proven(change(network), Split(x, y), threat) is None
+
+
+def test_a_layer_that_is_used_twice_counts_twice():
+    torch.manual_seed(0)
+    relu = nn.ReLU()
+    parts = [nn.Linear(36, 24), nn.Linear(24, 24), nn.Linear(24, 3)]
+    shared = nn.Sequential(nn.Flatten(), parts[0], relu, parts[1], relu, parts[2])
+    apart = nn.Sequential(nn.Flatten(), parts[0], nn.ReLU(), parts[1], nn.ReLU(), parts[2])
+    assert len(intervals.sequence(shared, torch.rand(2, *SHAPE))) == 6
+    x = torch.rand(50, *SHAPE)
+    split = Split(x, apart(x).argmax(1))
+    for eps in (0.001, 0.01, 0.05):
+        one, other = (proven.proven(net, split, Threat(norm="Linf", eps=eps)) for net in (shared, apart))
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one[0], other[0])
+
+
+def test_nothing_is_proven_behind_what_is_no_chain(problem):
+    network, x, y = problem
+    threat = Threat(norm="Linf", eps=1e-4)
+    own = type("Own", (nn.Sequential,), {})  # a subclass may override anything
+    for around in (wrappers.Normalised(network, [0.5], [0.001]), own(*network), copy.deepcopy(network).double()):
+        assert proven.proven(around, Split(x, y), threat) is None
+
+
+def test_what_float32_rounds_away_is_not_proven():
+    """The radius vanishes beside a bias of 2^24, but the network answers otherwise inside the ball."""
+    first, last = nn.Linear(1, 1), nn.Linear(1, 2)
+    with torch.no_grad():
+        first.weight.fill_(10.0)
+        first.bias.fill_(2.0**24)
+        last.weight.copy_(torch.tensor([[0.0], [1.0]]))
+        last.bias.copy_(torch.tensor([1.0, -(2.0**24) - 4]))
+    network = nn.Sequential(first, last).eval()
+    x = torch.full((8, 1), 0.5)
+    split = Split(x, torch.zeros(8, dtype=torch.long))
+    assert network(x).argmax(1).tolist() == [0] * 8
+    assert network(x + 8 / 255).argmax(1).tolist() == [1] * 8
+    assert proven.proven(network, split, Threat(norm="Linf", eps=8 / 255)) is None
+
+
+@pytest.mark.parametrize("weight", [1e25, 1e-25])
+def test_what_leaves_the_range_of_float32_is_not_proven(weight):
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 4, bias=False) for _ in range(4)]
+    with torch.no_grad():
+        for layer in layers[:2]:
+            layer.weight.copy_(weight * torch.eye(4))
+        for layer in layers[2:]:
+            layer.weight.copy_(torch.eye(4) / weight)
+    network = nn.Sequential(*layers).eval()
+    x = torch.eye(4)
+    assert proven.proven(network, Split(x, torch.arange(4)), Threat(norm="Linf", eps=0.1)) is None
+
+
+def test_the_bounds_allow_for_the_rounding_of_the_network(problem):
+    """Far coarser arithmetic than float32: half precision stays inside the bounds that are widened for it."""
+    network, x, y = problem
+    exactly = intervals.worst_margins(network.double(), x.double(), y, 0.0)
+    widened = intervals.worst_margins(network, x.double(), y, 0.0, rounding=2.0**-9)
+    half = network.bfloat16()(x.bfloat16()).double()
+    found = half - half.gather(1, y[:, None])
+    network.float()
+    assert bool((found <= widened + 1e-12).all())
+    assert not bool((found <= exactly + 1e-12).all())
 
 
 def test_other_balls_and_our_own_networks(problem):
