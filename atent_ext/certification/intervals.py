@@ -95,7 +95,7 @@ class _Ends:
         bounds = _apply(rows, middle) + _apply(rows.abs(), radius) + self.bias - self.bias[y][:, None]
         if not self.rounding:
             return bounds
-        of_logit = _error(_Product(self.weight, self.bias), self.low, self.high, self.rounding)
+        of_logit = torch.as_tensor(_error(_Product(self.weight, self.bias), self.low, self.high, self.rounding))
         errors = of_logit + of_logit.gather(1, y[:, None])
         return bounds + errors.scatter(1, y[:, None], 0.0)
 
