@@ -5,11 +5,11 @@
 Routes: the Python object (`atent_ext.evaluate`), its code (FILE.py:callable with a weights file), the program that is
 exported from it (.pt2), and the submission of that program (`atent verify`). Networks for MNIST or digits are scored
 on the first 16 test images, to which they are fitted first; the others on random inputs, for which `verify` gets
-`--dataset npz:FILE`. The labels are the network's own predictions; `quick` attacks with an eps that leaves some right.
-Every route must give the object's logits to 1e-5 and its flags; only a card of registry data may go on the board.
+`--dataset npz:FILE`. The labels are the network's own predictions; `quick` attacks with an eps that leaves some right,
+not all. Every route must give the object's logits to 1e-5 and its flags; only a card of registry data may go on the
+board. Exits with code 1 where a route differs.
 
 A network that the file of results has already is not measured again. Needs timm for some, and MNIST in $ATENT_DATA.
-Exits with code 1 where a route differs.
 """
 
 import json
@@ -179,14 +179,14 @@ class Original:
         return self.logits.argmax(1)
 
     def scored(self) -> Report:
-        """The report of the Python object, with an eps that leaves some of the inputs right."""
+        """The report of the Python object, with an eps that leaves some of the inputs right, but not all."""
         eps = _eps(self.network, self.x, self.labels)
-        while True:
-            setting = {"norm": "Linf", "eps": eps, "protocol": "quick", "speed": "plain"}
+        for factor in (1, 1.5, 0.7, 2, 0.5, 3, 0.3, 4, 0.2):
+            setting = {"norm": "Linf", "eps": factor * eps, "protocol": "quick", "speed": "plain"}
             report = atent_ext.evaluate(self.network, self.x, self.labels, **setting)
-            if report.results[-1].correct:
+            if 0 < report.results[-1].correct < INPUTS:
                 return report
-            eps /= 2
+        raise AssertionError(f"no radius about {eps} leaves some of the inputs right, and some not")
 
     def load(self, reference: str, eps: float, **given: Any) -> scoring.Subject:
         """The subject of a source on these data."""
@@ -325,7 +325,7 @@ def good(result: Mapping[str, Any]) -> bool:
     same = all(one["same_flags"] and one["difference"] <= TOLERANCE for one in result["routes"].values())
     card = result["routes"]["card"]
     placed: bool = card["has_digest"] and card["off_board"] is result["data"].startswith("random") if same else False
-    return placed and 0 < result["right"] <= INPUTS
+    return placed and 0 < result["right"] < INPUTS
 
 
 def main(
