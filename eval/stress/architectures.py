@@ -12,6 +12,7 @@ board. Exits with code 1 where a route differs.
 A network that the file of results has already is not measured again. Needs timm for some, and MNIST in $ATENT_DATA.
 """
 
+import importlib
 import json
 import time
 import warnings
@@ -121,13 +122,13 @@ def swin() -> nn.Module:
 
 
 def timm(name: str, **options: Any) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        import timm as library
+    return lambda: importlib.import_module("timm").create_model(name, num_classes=10, in_chans=1, **options)
 
-        network: nn.Module = library.create_model(name, pretrained=False, num_classes=10, in_chans=1, **options)
-        return network
 
-    return make
+def mixer() -> nn.Module:
+    from timm.models.mlp_mixer import MlpMixer
+
+    return MlpMixer(num_classes=1000, img_size=224, patch_size=32, num_blocks=2, embed_dim=64)
 
 
 def grey(name: str) -> Callable[[], nn.Module]:
@@ -147,7 +148,7 @@ CASES = {
     "convnext-atto, patches of 1": Case(timm("convnext_atto", patch_size=1), "digits"),
     "mobilenet-v3-small": Case(grey("mobilenet_v3_small"), "digits"),
     "efficientnet-b0": Case(lambda: torchvision.models.efficientnet_b0(num_classes=10), (3, 32, 32)),
-    "shufflenet-v2-x0.5, 1,000 classes of 224 x 224": Case(torchvision.models.shufflenet_v2_x0_5, (3, 224, 224), 1000),
+    "mlp-mixer, 1,000 classes of 224 x 224": Case(mixer, (3, 224, 224), 1000),
 }
 SMALL = tuple(CASES)[:5]
 """Those that the suite runs."""
@@ -323,8 +324,7 @@ def good(result: Mapping[str, Any]) -> bool:
     """Whether every route gave the same, and a card that is where it should be."""
     same = all(one["same_flags"] and one["difference"] <= TOLERANCE for one in result["routes"].values())
     card = result["routes"]["card"]
-    placed: bool = card["has_digest"] and card["off_board"] is result["data"].startswith("random") if same else False
-    return placed and 0 < result["right"] < INPUTS
+    return same and result["right"] > 0 and card["has_digest"] and card["off_board"] is ("random" in result["data"])
 
 
 def main(
