@@ -119,6 +119,8 @@ def adapted(network: nn.Module, images: Tensor, output: str | None = None) -> Fi
     dtype, value = _run(network, images)
     places = _places(value)
     results = {name: value if place is None else _at(value, place) for name, place in places.items()}
+    if output is not None and output.isdecimal() and output not in results and isinstance(value, tuple):
+        output = dict(enumerate(results)).get(int(output), output)  # a position in a named tuple
     try:
         chosen = logits_among(results, len(images), output)
     except Unclear as error:
@@ -160,11 +162,15 @@ def _run(network: nn.Module, images: Tensor) -> tuple[torch.dtype, Any]:
         try:
             with evaluating(network), seeded(0), torch.no_grad():
                 return dtype, network(images.to(dtype))
-        except RuntimeError as error:
+        except BadInput:
+            raise
+        except Exception as error:  # it is anybody's network, which may assert the shape of its images
             first = first or error
     sizes = ", ".join(map(str, images.shape[1:]))
-    message = f"the network does not take images (N, {sizes}): {' '.join(str(first).split())[:300]}"
-    raise BadInput(f"{message}; give it what it was made for", code="bad-shape", field="images") from first
+    reason = " ".join(str(first).split()) or type(first).__name__
+    message = f"the network does not take images (N, {sizes}): {reason[:300]}; give it what it was made for"
+    remedy = ", or resize them: --resize 224, say" if images.dim() == 4 else ""
+    raise BadInput(message + remedy, code="bad-shape", field="images") from first
 
 
 def _places(value: Any) -> dict[str, Place | None]:

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from atent_ext.data.splits import DataSet, Split, Stored
 
 PREFIX = "hf-dataset:"
 _TRAIN, _TEST = ("train",), ("test", "validation", "val")
+_PLAIN = {"Value", "ClassLabel", "Array2D", "Array3D"}
+"""The library's kinds of columns by which no file is opened."""
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _IMAGES, _LABELS = ("image", "img", "images"), ("label", "labels", "fine_label")
 
 
@@ -35,6 +39,7 @@ def load(name: str) -> DataSet:
         message = f"{path} has the parts {', '.join(parts)}, and none is called test or validation; rename one"
         raise BadInput(message, code="missing", field="name")
     columns = _columns(path, parts[test_part])
+    parts = {name: _undecoded(path, part, columns) for name, part in parts.items() if {*columns} <= {*part.features}}
     classes, counted = _classes(path, parts, columns[1])
     test = _split(path, parts[test_part], columns, len(classes))
     own = next((part for part in _TRAIN if part in parts and part != test_part), None)
@@ -85,6 +90,28 @@ def _columns(path: Path, part: Any) -> tuple[str, str]:
     return str(found[0]), str(found[1])
 
 
+def _undecoded(path: Path, part: Any, columns: tuple[str, str]) -> Any:
+    """The two columns, the images as they are stored: the library opens whatever file or address a row names."""
+    encoded: Any = importlib.import_module("datasets").Image
+    part = part.select_columns([*columns])
+    if isinstance(part.features[columns[0]], encoded):
+        part = part.cast_column(columns[0], encoded(decode=False))
+    for kind, column in zip(("images", "labels"), columns, strict=True):
+        feature = part.features[column]
+        if not (kind == "images" and isinstance(feature, encoded)) and not _plain(feature):
+            message = f"{path}: the column {column} is {' '.join(str(feature).split())[:100]}, which could name files; "
+            raise BadInput(f"{message}make it Image or arrays, and labels numbers", code="unsafe", field=kind)
+    return part
+
+
+def _plain(feature: Any) -> bool:
+    """Whether a column holds numbers, texts and bytes alone, at every depth."""
+    if isinstance(feature, Mapping | list | tuple):
+        return all(map(_plain, feature.values() if isinstance(feature, Mapping) else feature))
+    inner = getattr(feature, "feature", None)
+    return type(feature).__name__ in _PLAIN if inner is None else _plain(inner)
+
+
 def _labels(path: Path, part: Any, column: str) -> Tensor:
     labels = np.asarray(part[column][:])
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0:
@@ -130,8 +157,9 @@ def _sized(path: Path, value: Any, shape: Sequence[int]) -> Tensor:
 
 
 def _pixels(path: Path, value: Any) -> Tensor:
-    """An image of PIL as RGB, or gray as one channel, or an array of whole numbers, as (C, H, W) uint8."""
-    if hasattr(value, "convert"):
+    """An image file as RGB, or gray as one channel, or an array of whole numbers, as (C, H, W) uint8."""
+    if isinstance(value, Mapping):
+        value = _decoded(path, value)
         value = value.convert("L" if value.mode in ("1", "L", "I;16") else "RGB")
     array = np.asarray(value)
     array = array[..., None] if array.ndim == 2 else array
@@ -141,3 +169,33 @@ def _pixels(path: Path, value: Any) -> Tensor:
         )
         raise BadInput(message, code="bad-value", field="images")
     return torch.from_numpy(np.array(array.transpose(2, 0, 1), np.uint8, order="C"))
+
+
+def _decoded(path: Path, row: Mapping[str, Any]) -> Any:
+    """The image of PIL in a row {"bytes": ..., "path": ...}, turned as its file says."""
+    from PIL import Image, ImageOps
+
+    content = row.get("bytes")
+    if content is None:
+        content = _below(path, row.get("path")).read_bytes()
+    try:
+        return ImageOps.exif_transpose(Image.open(BytesIO(content), formats=_FORMATS))
+    except Exception as error:  # PIL fails in many ways on a broken file
+        message = f"{path}: an image cannot be read ({' '.join(str(error).split())[:200]}); store it as PNG or JPEG"
+        raise BadInput(message, code="unreadable", field="images") from None
+
+
+def _below(path: Path, named: Any) -> Path:
+    """The file that a row names. Raises BadInput unless it lies below the folder of the data set, links resolved."""
+    if not isinstance(named, str):
+        message = f"{path}: a row has neither the bytes of its image nor its path; store the bytes"
+        raise BadInput(message, code="missing", field="images")
+    folder = (path if path.is_dir() else path.parent).resolve()
+    try:
+        file = (folder / named).resolve()
+        if file.is_relative_to(folder) and file.is_file():
+            return file
+    except (OSError, ValueError):  # a name that no file can have
+        pass
+    message = f"{path}: a row names the image {named[:100]!a}, and no file below {folder} is called so; store its bytes"
+    raise BadInput(message, code="unsafe", field="images")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from accelerate import PartialState
 
-from atent_ext.core import processes
+from atent_ext.core import processes, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.evaluation.chunks import Chunk
 from atent_ext.evaluation.drawn import Drawn
@@ -30,7 +30,8 @@ class Until:
 
 
 def until_width(points: float) -> Until:
-    """Stop when the interval of the worst case is `points` percentage points wide. Raises BadInput outside (0, 100]."""
+    """Stop when the interval of the worst case is `points` percentage points wide; BadInput outside (0, 100]."""
+    validate.number("until_width", points)
     if not 0 < points <= 100:
         message = f"until_width is {points:g}; it is the width of the interval in points, above 0 and at most 100"
         raise BadInput(message, code="bad-value", field="until_width")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypedDict, overload
 
@@ -47,7 +48,7 @@ class _Options(TypedDict, total=False):
     classes: int | Sequence[str] | None
     name: str | None
     normalisation: str | None
-    output: str | None
+    output: str | int | None
     resize: str | int | None
     resize_inside: str | int | None
     progress: Callable[[Progress], None] | None
@@ -90,7 +91,7 @@ def evaluate(
     classes: int | Sequence[str] | None = None,
     name: str | None = None,
     normalisation: str | None = None,
-    output: str | None = None,
+    output: str | int | None = None,
     resize: str | int | None = None,
     resize_inside: str | int | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -125,7 +126,7 @@ def evaluate(
     _check_model(model)
     around = Around(
         normalisation=None if normalisation is None else parse_normalisation(normalisation),
-        output=output,
+        output=_output(output),
         resize=resizing(resize, "resize"),
         resize_inside=resizing(resize_inside, "resize_inside"),
     )
@@ -189,6 +190,14 @@ def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         message = f"model is a {type(model).__name__}; a torch.nn.Module that returns logits is needed"
         raise BadInput(message, code="bad-type", field="model")
+
+
+def _output(output: str | int | None) -> str | None:
+    """The name of the logits; a position as text."""
+    if output is not None and (isinstance(output, bool) or not isinstance(output, str | Integral)):
+        message = f"output is {validate.shown(output)}; give the key, the attribute or the position of the logits"
+        raise BadInput(message, code="bad-type", field="output")
+    return None if output is None else str(output)
 
 
 def _resized(test: Split, around: Around) -> Split:
@@ -272,7 +281,7 @@ def _check_axes(model: nn.Module, shown: Split) -> None:
     as_given = int(clean_flags(model, shown).sum())
     try:
         turned = int(clean_flags(model, Split(shown.images.permute(0, 3, 1, 2).contiguous(), shown.labels)).sum())
-    except (RuntimeError, BadInput):
+    except Exception:  # it is anybody's network, which may assert the order that it was made for
         return
     if turned > as_given + 1:
         message = f"images are (N, {', '.join(map(str, shown.images.shape[1:]))}); of the first {len(shown)} the model "

@@ -92,7 +92,7 @@ def fetch(place: Place, file: str) -> Fetched | None:
             f"there is no repository {place.name} on the hub, or it is private: check its name, or log in to the hub"
         )
         raise BadInput(message, code="missing", field="subject") from None
-    except (errors.HFValidationError, errors.HfHubHTTPError, OSError) as error:
+    except (ValueError, errors.HfHubHTTPError, OSError) as error:  # ValueError: a name that it does not take
         message = f"{file} of {place.name} cannot be fetched ({_reason(error)}); try it again"
         raise BadInput(message, code="missing", field="subject") from None
     return Fetched(Path(path), Path(place.name, file), _commit(Path(path)))

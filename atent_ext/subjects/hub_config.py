@@ -18,6 +18,10 @@ MOST = 1_000_000
 """Bytes of a config.json, at most."""
 _OF_THE_DATA = {"num_classes", "in_chans", "classes", "channels"}
 """Arguments that the data set decides."""
+_HARMLESS = {"drop_path_rate"}
+_LARGEST, _DEEPEST = 4096, 200
+"""The largest number among the arguments, and the largest depth or number of layers or blocks."""
+_DEPTHS = ("depth", "layers", "blocks")
 _FORBIDDEN = (
     "pretrained",
     "checkpoint",
@@ -73,9 +77,23 @@ def _check(named: str, arguments: Any, shown: Path) -> None:
         message = f"{shown} has arguments that are not plain values: {error.errors()[0]['msg']}"
         raise BadInput(message[:300], code="unsafe", field="config") from None
     for name, value in arguments.items():
-        if any(part in name.lower() for part in _FORBIDDEN) or (isinstance(value, str) and not value.isidentifier()):
+        forbidden = name not in _HARMLESS and any(part in name.lower() for part in _FORBIDDEN)
+        if forbidden or (isinstance(value, str) and not value.isidentifier()):
             message = f"{shown} has the argument {name[:100]!a}, by which a network could read files; it is not taken"
             raise BadInput(message, code="unsafe", field="config")
+        if name not in _OF_THE_DATA:
+            _check_size(name, value, shown)
+
+
+def _check_size(name: str, value: Any, shown: Path) -> None:
+    """Refuse a number by which a network would take all time or memory while it is built."""
+    most = _DEEPEST if any(part in name.lower() for part in _DEPTHS) else _LARGEST
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, int | float) and abs(number) > most:
+            message = f"{shown} has {number!r} for the argument {name[:100]!a}, of which at most {most:,} is taken; "
+            raise BadInput(
+                f"{message}build the network yourself: --model FILE.py:NAME", code="too-large", field="config"
+            )
 
 
 _OTHERS = {"name": "a", "authors": "a", "license": "a", "dataset": "a", "threat": {"norm": "Linf", "eps": 0.0}}

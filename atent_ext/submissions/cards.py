@@ -222,7 +222,8 @@ class Card(Section):
     @classmethod
     def _name_a_file(cls, weights: dict[str, Any]) -> dict[str, Any]:
         file = weights.get("file")
-        if not isinstance(file, str) or not file or Path(file).name != file:
+        name = file if isinstance(file, str) and file.isprintable() else ""
+        if name in ("", "..") or Path(name).name != name:  # the name of "." is empty
             raise ValueError(f"file is {str(file)[:100]!r}; the name of the weights file is needed, without folders")
         return weights
 

@@ -81,7 +81,8 @@ def read(path: Path, test: Split) -> Adversaries:
     """
     content = untrusted.read(path, _LARGEST)
     arrays = untrusted_arrays.read(content, path, NAMES, lambda headers: _fitting(headers, path, test))
-    images = torch.from_numpy(np.ascontiguousarray(arrays["x_adv"]))
+    found = arrays["x_adv"]
+    images = torch.from_numpy(np.ascontiguousarray(found, found.dtype.newbyteorder("=")))
     images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     index = torch.from_numpy(arrays["index"].astype(np.int64)) if "index" in arrays else torch.arange(len(images))
     if not len(index) or int(index.min()) < 0 or int(index.max()) >= len(test) or len(set(index.tolist())) < len(index):
@@ -103,8 +104,9 @@ def _fitting(headers: Mapping[str, Header], path: Path, test: Split) -> None:
     if images.shape[1:] != shape or not 1 <= count <= len(test):
         message = f"{path}: x_adv is {images.shape}; (k, {', '.join(map(str, shape))}) with k from 1 to {len(test)}, "
         raise BadInput(f"{message}in the order of the test images, is needed", code="bad-shape", field="x_adv")
-    if images.dtype.kind != "f" and images.dtype != np.uint8:
-        message = f"{path}: x_adv is {images.dtype}; floats in [0, 1] or uint8 are needed"
+    floating = images.dtype.kind == "f" and images.dtype.itemsize in (2, 4, 8)
+    if not floating and images.dtype != np.uint8:
+        message = f"{path}: x_adv is {images.dtype}; floats in [0, 1] of 2, 4 or 8 bytes, or uint8, are needed"
         raise BadInput(message, code="bad-type", field="x_adv")
     for name in headers.keys() - {"x_adv"}:
         header = headers[name]

@@ -63,6 +63,9 @@ class AWP(Section):
     start: Share = 0.0
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+
+
 class Recipe(Growing):
     """One training run.
 
@@ -124,7 +127,7 @@ class Recipe(Growing):
     speed: Speed = "channels-last"
     validation: Validation
     seed: Seed = 0
-    tracker: Literal["tensorboard", "wandb", "mlflow"] | None = Field(default=None, exclude=True)
+    tracker: TrackerName | None = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Recipe":

@@ -3,7 +3,6 @@
 The run folder remembers its log in tracker.json, so that a resumed run goes on in the same one.
 """
 
-import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -12,20 +11,30 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from pydantic import ValidationError
 
 from atent_ext.core.errors import BadInput, MissingExtra
+from atent_ext.core.schema import Section
 from atent_ext.storage import files
-from atent_ext.training.recipes import Recipe
+from atent_ext.training.recipes import Recipe, TrackerName
 from atent_ext.training.run_folder import RunFolder
+
+
+class Log(Section):
+    """What tracker.json holds: the name of the tracker, and its identifier of the run."""
+
+    tracker: TrackerName | None = None
+    run: str | None = None
 
 
 def chosen(recipe: Recipe, folder: RunFolder, resume: bool) -> Recipe:
     """The recipe with its tracker: a resumed run keeps that of its log unless `recipe` names one.
 
-    Raises MissingExtra if the tracker's package is not installed.
+    Raises MissingExtra if the tracker's package is not installed, and BadInput for a broken tracker.json.
     """
-    if resume and recipe.tracker is None:
-        recipe = recipe.model_copy(update={"tracker": _log(folder).get("tracker")})
+    log = _log(folder) if resume else Log()
+    if recipe.tracker is None:
+        recipe = recipe.model_copy(update={"tracker": log.tracker})
     if recipe.tracker is not None and recipe.tracker not in [str(name) for name in get_available_trackers()]:
         message = f"tracker is {recipe.tracker!r}, which is not installed; pip install {recipe.tracker}"
         raise MissingExtra(message, field="tracker")
@@ -43,8 +52,8 @@ def started(accelerator: Accelerator, recipe: Recipe, folder: RunFolder) -> Iter
         yield
         return
     log = _log(folder)
-    goes_on = log.get("tracker") == recipe.tracker
-    run = log.get("run") if goes_on else None
+    goes_on = log.tracker == recipe.tracker
+    run = log.run if goes_on else None
     config = None if goes_on else dict(_flat(recipe.model_dump(mode="json")))
     if recipe.tracker == "wandb":
         run = run or uuid.uuid4().hex
@@ -63,7 +72,7 @@ def started(accelerator: Accelerator, recipe: Recipe, folder: RunFolder) -> Iter
     try:
         if recipe.tracker == "mlflow":
             run = accelerator.get_tracker("mlflow", unwrap=True).info.run_id
-        files.write(folder.tracker, json.dumps({"tracker": recipe.tracker, "run": run}) + "\n")
+        files.write(folder.tracker, Log(tracker=recipe.tracker, run=run).model_dump_json() + "\n")
         yield
     finally:
         for tracker in accelerator.trackers:
@@ -76,10 +85,17 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in metrics.items() if type(value) in kinds and key != "epoch"}
 
 
-def _log(folder: RunFolder) -> dict[str, Any]:
-    """What tracker.json holds: the name of the tracker, and its identifier of the run."""
-    known: dict[str, Any] = json.loads(folder.tracker.read_text(encoding="utf-8")) if folder.tracker.is_file() else {}
-    return known
+def _log(folder: RunFolder) -> Log:
+    """What tracker.json holds, nothing if it is not there. Raises BadInput if it is broken."""
+    if not folder.tracker.is_file():
+        return Log()
+    try:
+        return Log.model_validate_json(folder.tracker.read_bytes())
+    except ValidationError as error:
+        message = (
+            f"{folder.tracker} is no log of a tracker ({error.errors()[0]['msg']}); remove it, and a new log starts"
+        )
+        raise BadInput(message, code="unreadable", field="tracker") from None
 
 
 def _flat(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str | int | float]]:

@@ -43,6 +43,8 @@ class Returns(nn.Module):
         (OrderedDict(aux=HIDDEN, out=LOGITS), None, "out"),
         (Output(None, LOGITS, FEATURES), None, "logits"),
         (Two(LOGITS, HIDDEN), None, "scores"),
+        (Two(FEATURES, LOGITS), "1", "hidden"),
+        ({0: FEATURES, 1: LOGITS}, "1", "1"),
     ],
 )
 def test_the_logits_are_found_or_named(value, output, name):
@@ -68,6 +70,7 @@ def test_one_logit_is_read_as_two(logit, wrap):
         ((LOGITS, FEATURES), None, "conflict", "output"),
         ((LOGITS[:, 0], HIDDEN, LOGITS[:, :1]), None, "conflict", "output"),
         ({"a": LOGITS}, "b", "unknown-name", "output"),
+        ((FEATURES, LOGITS), "2", "unknown-name", "output"),
         ((LOGITS, HIDDEN), "1", "bad-shape", "output"),
         ((HIDDEN, "text"), None, "bad-shape", "logits"),
         (HIDDEN, None, "bad-shape", "logits"),
@@ -105,3 +108,18 @@ def test_images_that_a_network_does_not_take_and_its_state():
     with pytest.raises(BadInput) as error:
         outputs.adapted(network, torch.rand(3, 5))
     assert (error.value.code, error.value.field) == ("bad-shape", "images")
+
+
+@pytest.mark.parametrize("kind", [AssertionError, ValueError, TypeError])
+def test_a_network_may_refuse_images_by_any_error(kind):
+    class Strict(nn.Module):
+        def forward(self, x):
+            raise kind("224 pixels\nare needed")
+
+    for x, remedy in ((torch.rand(2, 3, 8, 8), "--resize 224"), (X, "give it what it was made for")):
+        with pytest.raises(BadInput) as error:
+            outputs.adapted(Strict(), x)
+        assert (error.value.code, error.value.field) == ("bad-shape", "images")
+        shape = ", ".join(map(str, x.shape[1:]))
+        assert f"does not take images (N, {shape}): 224 pixels are needed" in str(error.value)
+        assert remedy in str(error.value)

@@ -66,14 +66,45 @@ class Column(list):
     """A column of the library `datasets`, which is read as it is sliced."""
 
 
+class EncodedImage:
+    """The library's feature Image, whose rows are {"bytes": ..., "path": ...}."""
+
+    def __init__(self, decode=True):
+        self.decode = decode
+
+
+class Array3D:
+    """The library's feature of arrays."""
+
+
+class ClassLabel:
+    """The library's feature of named classes."""
+
+    def __init__(self, names):
+        self.names = names
+
+
 class Table:
     """A data set of the library `datasets`, as far as it is used here."""
 
-    def __init__(self, images, labels, names=CLASSES):
+    def __init__(self, images, labels, names=CLASSES, feature=None):
         self.images, self.labels = images, labels
-        self.features = {"image": SimpleNamespace(), "label": SimpleNamespace(names=names)}
+        self.features = {"image": feature or Array3D(), "label": ClassLabel(names), "other": EncodedImage()}
+
+    def select_columns(self, names):
+        return self._with({name: self.features[name] for name in names})
+
+    def cast_column(self, name, feature):
+        return self._with(self.features | {name: feature})
+
+    def _with(self, features):
+        table = Table(self.images, self.labels)
+        table.features = features
+        return table
 
     def __getitem__(self, key):
+        if not isinstance(key, str):
+            assert not any(getattr(one, "decode", False) for one in self.features.values()), "it opens what rows name"
         if isinstance(key, str):
             return Column(self.labels)
         if isinstance(key, int):
@@ -83,11 +114,20 @@ class Table:
 
 @pytest.fixture(autouse=True)
 def library(monkeypatch):
-    """A stand-in for the library, which holds the pixels as images of PIL."""
+    """A stand-in for the library, which holds the images as files of PNG."""
     images, labels = pixels()
-    tables = {"validation": Table([Image.fromarray(image) for image in images], labels.tolist())}
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_from_disk=lambda path: tables))
+    rows = [encoded(Image.fromarray(image)) for image in images]
+    tables = {"validation": Table(rows, labels.tolist(), feature=EncodedImage())}
+    known = SimpleNamespace(load_from_disk=lambda path: tables, Image=EncodedImage)
+    monkeypatch.setitem(sys.modules, "datasets", known)
     return tables
+
+
+def encoded(image, **options):
+    """A row of the feature Image."""
+    buffer = io.BytesIO()
+    image.save(buffer, "png", **options)
+    return {"bytes": buffer.getvalue(), "path": "a.png"}
 
 
 SOURCES = {
@@ -273,7 +313,7 @@ def test_a_data_set_of_the_library_keeps_order_and_names(tmp_path, library):
     images, labels = pixels()
     library["train"] = Table([image[:, :, 0] for image in images], labels.tolist())
     assert datasets.load(f"hf-dataset:{tmp_path}").train.shape == (1, 6, 5)
-    library["train"].features["label"] = SimpleNamespace(names=("cat", "bee", "ant"))
+    library["train"].features["label"] = ClassLabel(("cat", "bee", "ant"))
     assert reason(datasets.load, f"hf-dataset:{tmp_path}", match="in their order") == ("conflict", "labels")
 
 
@@ -284,6 +324,10 @@ def test_a_data_set_of_the_library_keeps_order_and_names(tmp_path, library):
         (lambda table: table.labels.__setitem__(0, 0.5), "bad-type", "labels"),
         (lambda table: table.labels.__setitem__(0, 3), "bad-value", "labels"),
         (lambda table: table.images.__setitem__(0, np.ones((6, 5, 3))), "bad-value", "images"),
+        (lambda table: table.images.__setitem__(0, {"bytes": b"%!PS-Adobe", "path": None}), "unreadable", "images"),
+        (lambda table: table.images.__setitem__(0, {"bytes": None, "path": None}), "missing", "images"),
+        (lambda table: table.features.update(image=[EncodedImage()]), "unsafe", "images"),
+        (lambda table: table.features.update(label=EncodedImage()), "unsafe", "labels"),
     ],
 )
 def test_what_a_data_set_of_the_library_lacks_is_named(tmp_path, library, change, code, field):
@@ -292,10 +336,42 @@ def test_what_a_data_set_of_the_library_lacks_is_named(tmp_path, library, change
 
 
 def test_an_image_of_another_size_is_found_when_it_is_read(tmp_path, library):
-    library["validation"].images[5] = Image.new("RGB", (9, 9))
+    library["validation"].images[5] = encoded(Image.new("RGB", (9, 9)))
     test = datasets.load(f"hf-dataset:{tmp_path}").test
     assert len(test[:5].images) == 5
     assert reason(datasets.digests, test, match="9×9, but the first is 5×6") == ("bad-shape", "images")
+
+
+def test_rows_may_name_files_below_the_data_set_only(tmp_path, library):
+    place, images = tmp_path / "data", library["validation"].images
+    place.mkdir()
+    content = images[0]["bytes"]
+    for path in (tmp_path / "secret.png", place / "own.png"):
+        path.write_bytes(content)
+    (place / "link.png").symlink_to(tmp_path / "secret.png")
+    expected = datasets.load(f"hf-dataset:{place}").test.images[0]
+    for path in ("own.png", str(place / "own.png")):
+        images[0] = {"bytes": None, "path": path}
+        assert torch.equal(datasets.load(f"hf-dataset:{place}").test.images[0], expected)
+    outside = (
+        tmp_path / "secret.png",
+        "../secret.png",
+        place / "link.png",
+        "http://127.0.0.1:9/x.png",
+        "none.png",
+        "\0",
+    )
+    for path in outside:
+        images[0] = {"bytes": None, "path": str(path)}
+        assert reason(datasets.load, f"hf-dataset:{place}") == ("unsafe", "images"), path
+
+
+def test_images_are_turned_as_their_files_say(tmp_path, library):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images, _ = pixels()
+    library["validation"].images[:] = [encoded(Image.fromarray(image), exif=exif) for image in images]
+    assert datasets.load(f"hf-dataset:{tmp_path}").test.shape == (3, 5, 6)
 
 
 def test_the_library_is_optional(tmp_path, monkeypatch):

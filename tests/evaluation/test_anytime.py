@@ -143,10 +143,11 @@ def test_the_public_call_and_its_width():
     how = {"norm": "Linf", "eps": 0.1, "protocol": PLAN, "chunk": 40}
     report = atent_ext.evaluate(one.model, one.test.images, one.test.labels, until_width=30, **how)
     assert [result.flags for result in report.results] == [result.flags for result in score(30).results]
-    for width in (0, -1, 101, float("nan")):
+    for width in (0, -1, 101, float("nan"), "3", True):
         with pytest.raises(BadInput) as error:
             anytime.until_width(width)
-        assert (error.value.code, error.value.field) == ("bad-value", "until_width")
+        code = "bad-type" if width in ("3", True) else "bad-value"
+        assert (error.value.code, error.value.field) == (code, "until_width")
 
 
 def test_the_running_interval_is_the_intersection_of_all_so_far():

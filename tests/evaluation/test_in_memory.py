@@ -243,6 +243,35 @@ def test_images_of_a_shape_that_the_network_does_not_take(problem):
     assert "the network does not take images (N, 1, 5, 6)" in message
 
 
+def test_the_logits_may_be_named_by_position(problem):
+    network, x, y = problem
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            return -self.network(x), self.network(x)
+
+    clean = Protocol(name="c", description="", attacks=(attack_spec("clean"),))
+    report = atent_ext.evaluate(Two(), x, y, norm="Linf", eps=0.1, protocol=clean, output=1)
+    assert report.accuracy("clean") == 1
+    refused("bad-type", "output", Two(), x, y, output=True)
+
+
+def test_a_network_that_asserts_one_order_of_the_axes(problem):
+    class Last(nn.Module):
+        def forward(self, x):
+            assert x.shape[3] == 3
+            return x.mean((1, 2))
+
+    x = torch.rand(6, 8, 8, 3)
+    clean = Protocol(name="c", description="", attacks=(attack_spec("clean"),))
+    how = {"norm": "Linf", "eps": 0.1, "protocol": clean}
+    assert atent_ext.evaluate(Last(), x, x.mean((1, 2)).argmax(1), **how).accuracy("clean") == 1
+
+
 def test_labels_that_are_one_hot(problem):
     network, x, y = problem
     rows = nn.functional.one_hot(y, 10)

@@ -144,6 +144,8 @@ CHANGES = {
     "eps in levels": (lambda held: held["submission"]["threat"].update(eps=8), "write 8/255"),
     "no weights": (lambda held: held.update(weights={}), "the name of the weights file is needed"),
     "weights elsewhere": (lambda held: held["weights"].update(file="../x.pt"), "file is '../x.pt'"),
+    "weights above": (lambda held: held["weights"].update(file=".."), "file is '..'"),
+    "weights that cannot be printed": (lambda held: held["weights"].update(file="a\nb"), r"file is 'a.nb'"),
     "not scored": (lambda held: held.update(report={}), "was not scored"),
 }
 

@@ -18,6 +18,7 @@ from atent_ext.data import datasets
 from atent_ext.evaluation.report import Report
 from atent_ext.integrations import huggingface
 from atent_ext.models import programs, weights
+from atent_ext.subjects import hub_config
 from atent_ext.submissions import cards, masking, verification
 from atent_ext.submissions import folder as submission_folder
 
@@ -115,6 +116,18 @@ def test_a_network_of_timm(publish):
     assert subject.about.model.startswith("timm:resnet10t, timm ")
 
 
+def test_arguments_of_usual_sizes_are_taken():
+    arguments = {
+        "drop_path_rate": 0.1,
+        "embed_dim": 4096,
+        "depths": [3, 200],
+        "num_classes": 21843,
+        "act_layer": "gelu",
+    }
+    found = hub_config.read(config("swin", model_args=arguments), "config.json")
+    assert found.arguments == {name: value for name, value in arguments.items() if name != "num_classes"}
+
+
 def test_the_file_of_a_repository_and_a_network_may_be_named(publish):
     reference = publish({"deep/w.safetensors": WEIGHTS, "deep/card.yaml": CARD_YAML, "config.json": b"[]"})
     assert subjects.load(f"{reference}/deep/w.safetensors").about.name == "a-model"
@@ -149,6 +162,10 @@ PICKLE = b"\x80\x04cos\nsystem\n(S'touch ran'\ntR."
             "config",
         ),
         ({"config.json": config(model_args={"width": {}})}, "hf:someone/net", DATA, "unsafe", "config"),
+        *(
+            ({"config.json": config("resnet18", model_args=large)}, "hf:someone/net", DATA, "too-large", "config")
+            for large in ({"embed_dim": 4097}, {"depth": 201}, {"layers": [2, 2, 201]}, {"mlp_ratio": 1e9})
+        ),
         (
             {"card.yaml": CARD_YAML},
             "hf:someone/net",
@@ -176,6 +193,9 @@ def test_a_hub_that_cannot_be_reached_and_a_missing_package(publish, monkeypatch
     with monkeypatch.context() as patch:  # the package itself tries for half a minute
         patch.setattr(huggingface_hub, "hf_hub_download", unreachable)
         assert refusal("hf:someone/net", **DATA) == ("missing", "subject")
+    assert refusal("hf:someone/net/a/./b.pt2", **DATA) == ("missing", "subject")
+    with pytest.raises(BadInput):  # the package refuses the path by a ValueError
+        huggingface.fetch(huggingface.parse("hf:someone/net"), "..")
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
     with pytest.raises(MissingExtra, match=r"atent-ext\[hub\]"):
         subjects.load("hf:someone/net", **DATA)

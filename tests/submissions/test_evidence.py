@@ -77,6 +77,12 @@ def test_adversaries_that_fool_count(test, tmp_path):
     assert bool(some.counts.all())
 
 
+def test_floats_of_another_byte_order_are_the_same_images(test, tmp_path):
+    images = moved(test).numpy()
+    file = packed(tmp_path / "a.npz", x_adv=images.astype(">f4"), y=test.labels.numpy().astype(">i4"))
+    assert torch.equal(evidence.read(file, test).images, moved(test))
+
+
 def test_what_does_not_count_is_named(test, tmp_path):
     images = moved(test)
     images[0, 0, 0, 0] = test.images[0, 0, 0, 0] + EPS + 1e-3
@@ -120,6 +126,7 @@ def test_the_majority_of_a_random_network_decides(test, tmp_path):
         ({"x_adv": np.zeros((N, 4, 4, 1), "f4")}, "bad-shape", "x_adv"),
         ({"x_adv": np.zeros((N + 1, 1, 4, 4), "f4")}, "bad-shape", "x_adv"),
         ({"x_adv": np.zeros((N, 1, 4, 4), "i8")}, "bad-type", "x_adv"),
+        ({"x_adv": np.zeros((N, 1, 4, 4), np.longdouble)}, "bad-type", "x_adv"),
         ({"images": np.zeros((N, 1, 4, 4), "f4")}, "missing", "x_adv"),
         ({"x_adv": np.zeros((N, 1, 4, 4), "f4"), "y": 1 - np.arange(N) % 2}, "conflict", "y"),
         ({"x_adv": np.zeros((N, 1, 4, 4), "f4"), "y": np.zeros(N)}, "bad-shape", "y"),

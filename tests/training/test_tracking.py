@@ -6,7 +6,8 @@ from accelerate.tracking import GeneralTracker
 from training_runs import STEPS, metrics, recipe, refusal, stop_after, weights
 
 from atent_ext.core.errors import MissingExtra
-from atent_ext.training import loop, recipes
+from atent_ext.training import loop, recipes, tracking
+from atent_ext.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate", "tiny_net")
 
@@ -101,6 +102,16 @@ def test_a_tracker_that_cannot_be_had_is_refused(tmp_path, tiny, monkeypatch):
     assert "pip install wandb" in message
     assert not (tmp_path / "run").exists()
     assert "'tensorboard'" in refusal("bad-value", "tracker", recipe, "sgd", "tracker=excel")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"tracker": "evil-package"}', '{"tracker": "wandb", "run": 3}', "\ud800"])
+def test_a_broken_log_is_one_line(tmp_path, text):
+    folder = RunFolder(tmp_path)
+    folder.tracker.write_text(text, encoding="utf-8", errors="surrogatepass")
+    for chosen in (recipe("sgd"), recipe("sgd", "tracker=wandb")):
+        message = refusal("unreadable", "tracker", tracking.chosen, chosen, folder, True)
+        assert "remove it" in message
+        assert "\n" not in message
 
 
 def test_a_tracker_that_does_not_start_is_one_line(tmp_path, tiny, monkeypatch, log):
