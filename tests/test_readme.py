@@ -55,7 +55,7 @@ SMALLER = {
     EVAL_OWN: "--n 4 --protocol quick",
     "atent check net.py:make --weights w.pth --dataset folder:images": "--n 4",
     f"{EVAL_OWN} --plan": "--n 4 --protocol quick",
-    f"{EVAL_OWN} --n 500 --out mine.json": "--n 4 --protocol quick",
+    f"{EVAL_OWN} --n 500 --out own.json": "--n 4 --protocol quick",
     f"{EVAL_OWN} --protocol quick --n 100": "--n 4",
     f"{EVAL_OWN} --until-width 4": "--n 4 --protocol quick",
     "atent export net.py:make --weights w.pth --dataset folder:images --to pt2 --out own.pt2": "",

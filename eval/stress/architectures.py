@@ -128,7 +128,9 @@ def timm(name: str, **options: Any) -> Callable[[], nn.Module]:
 def mixer() -> nn.Module:
     from timm.models.mlp_mixer import MlpMixer
 
-    return MlpMixer(num_classes=1000, img_size=224, patch_size=32, num_blocks=2, embed_dim=64)
+    made = MlpMixer(num_classes=1000, img_size=224, patch_size=32, num_blocks=2, embed_dim=64)
+    nn.init.normal_(made.head.weight, std=0.1)  # timm begins with zeros
+    return made
 
 
 def grey(name: str) -> Callable[[], nn.Module]:
