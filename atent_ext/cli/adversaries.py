@@ -50,16 +50,15 @@ def add_adversaries(
     An image counts if it lies in [0, 1] and in the eps ball around its test image, and if the model is right on the
     test image and wrong on the adversarial one. Exit code 1 if the card does not change.
     """
-    from atent_ext.data import datasets
-    from atent_ext.submissions import cards, evidence
+    from atent_ext.submissions import cards, evidence, verification
     from atent_ext.submissions import folder as submissions
 
     known = cards.read_card(card)
     evidence.scored(known)
     path, content = _weights(weights, known)
-    network, _ = submissions.filled(known.submission, content, path, [], data_root)
-    test = datasets.load(dataset or known.submission.dataset, data_root).test
-    found = Evidence(network, evidence.read(images, test), _name(by), test)
+    opened = submissions.opened(known.submission, content, path, [], data_root)
+    test = verification.images_of(opened, dataset, data_root).test
+    found = Evidence(opened.network, evidence.read(images, test), _name(by), test)
     lowered, changed = found.added(known, batch_size)
     if not changed:
         print_line(f"unchanged: {card}")

@@ -118,6 +118,8 @@ def evaluate(
     from atent_ext.evaluation.protocol import load_protocol
     from atent_ext.models import speed as speeds
 
+    if plan:
+        _only_planned(until_width=until_width, save_adversaries=save_adversaries, out=out, overwrite=overwrite or None)
     if n is not None:
         validate.steps("n", n)
     speeds.check(speed)
@@ -285,6 +287,14 @@ def _threats(
         message = f"--{name.replace('_', '-')} is {others[name]}, and --threat is given; {remedy}"
         raise BadInput(message, code="conflict", field=name)
     return chosen
+
+
+def _only_planned(**others: Any) -> None:
+    """Raise BadInput for an option that `--plan`, which scores and writes nothing, would ignore."""
+    for name in (name for name, value in others.items() if value is not None):
+        option = name.replace("_", "-")
+        message = f"--{option} is given, and --plan scores and writes nothing; leave one of them out"
+        raise BadInput(message, code="conflict", field=name)
 
 
 def _plan(loaded: "Subject", protocol: "Protocol", how: dict[str, Any], several: "Sequence[Threat]") -> None:

@@ -7,7 +7,7 @@ recipe.yaml         how they were trained (may be left out)
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,11 @@ def read(folder: Path, root: Path | None = None, *, most: int = _WEIGHTS) -> Ope
     notes: list[str] = []
     if recipe is not None and recipe.init_from is not None:
         notes.append(f"the recipe starts from {recipe.init_from[:100]!r}, which is not read")
+    return replace(opened(submission, content, weights, notes, root), recipe=recipe)
+
+
+def opened(submission: Submission, content: bytes, weights: Path, notes: list[str], root: Path | None = None) -> Opened:
+    """The submission whose weights file `weights` holds these bytes. Arguments and errors are those of `filled`."""
     network, key = filled(submission, content, weights, notes, root)
     return Opened(
         submission,
@@ -95,8 +100,7 @@ def read(folder: Path, root: Path | None = None, *, most: int = _WEIGHTS) -> Ope
         len(content),
         sum(parameter.numel() for parameter in network.parameters()),
         tuple(notes),
-        recipe,
-        key,
+        key=key,
     )
 
 

@@ -1,8 +1,10 @@
 """What an evaluation will take: passes as they are, time as two samples say, and nothing written."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from commands import atent
+from commands import atent, refused
 from problems import LinearTwoClass, attack_spec
 
 from atent_ext.core.schema import Threat
@@ -14,6 +16,7 @@ from atent_ext.evaluation.report import About
 from atent_ext.evaluation.scoring import Subject
 
 PLAN = Protocol(name="mine", description="", attacks=(attack_spec("clean"), attack_spec("pgd", steps=3)))
+PLAN_L1 = Protocol(name="mine", description="", attacks=(attack_spec("clean"),))
 
 
 def subject():
@@ -56,3 +59,16 @@ def test_the_command_prints_it_and_writes_nothing(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert [word in done.stdout for word in ("time here", "100", "360", "nothing was scored or written")] == [True] * 4
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "option", [["--until-width", "5"], ["--save-adversaries", "x.npz"], ["--out", "x.json"], ["--overwrite"]]
+)
+def test_options_that_a_plan_would_ignore_are_refused(option):
+    refused(atent("eval", "nowhere", "--plan", *option), option[0], "--plan")
+
+
+def test_a_plan_in_l1_has_both_kinds_of_images():
+    found = planning.estimate(replace(subject(), threat=Threat(norm="L1", eps=1e-3)), PLAN_L1, n=40, chunk=10)
+    assert 0 < found.share < 1
+    assert found.passes(40) == 40

@@ -1,6 +1,7 @@
 """Adversarial images of others: what counts, what is refused by name, and how it lowers a card."""
 
 import io
+import shutil
 import zipfile
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from commands import atent, refused
 from sample_cards import CHECKS, claim
 
 from atent_ext.cli import card_text
+from atent_ext.core.around import Resizing
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets
@@ -293,6 +295,21 @@ def test_the_command_checks_weights_and_images(sent, tmp_path):
     far = packed(tmp_path / "test.npz", x_test=images.images[1:], y_test=images.labels[1:])
     refused(atent(*command, path, "--dataset", f"npz:{far}"), "other images")
     assert (tmp_path / "card.json").read_bytes() == before
+
+
+def test_the_command_resizes_the_images_as_the_card_says(sent, tmp_path):
+    path, images = sent
+    resized = shutil.copytree(path, tmp_path / "resized")
+    submission = cards.read_submission(path / "card.yaml").model_copy(update={"resize": Resizing(size=10, crop=8)})
+    cards.write_submission(submission, resized / "card.yaml")
+    network = networks.build_for("digits-cnn", torch.zeros(1, 1, 8, 8), 10)
+    weights.save_weights(network, resized / "model.safetensors")
+    cards.write_card(carded(resized, images), tmp_path / "card.json")
+    test = verification.images_of(submission_folder.read(resized), None, None).test
+    same = packed(tmp_path / "x.npz", x_adv=test.images[:N])
+    done = atent("adversaries", "add", tmp_path / "card.json", same, "--by", "B", "--weights", resized)
+    assert done.returncode == 1, done.stderr
+    assert f"of {N} adversarial images of x.npz 0 count" in done.stdout
 
 
 def test_saved_adversaries_are_the_evidence_of_their_flags(test, tmp_path):
