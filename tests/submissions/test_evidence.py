@@ -246,7 +246,10 @@ def test_evidence_lowers_the_card_with_attribution(sent, tmp_path):
     found = evidence.read(packed(tmp_path / "x.npz", x_adv=images.images[:N], y=images.labels[:N]), images)
     lowered = evidence.add(card, fooled(found, right[:2]), "B. Attacker")
     assert lowered.report.worst.correct == card.report.worst.correct - 2
-    result = lowered.report.evidence[0]
+    result, of_attacks = lowered.report.evidence[0], card.report.worst.passes
+    assert (lowered.report.worst.passes, lowered.report.passes) == (of_attacks, of_attacks)
+    assert lowered.report.worst.proven == card.report.worst.proven
+    assert result.attack not in view.Shown("card", lowered.report).passes
     assert (result.settings["by"], result.settings["sha256"]) == ("B. Attacker", found.sha256)
     assert result.robust().tolist() == [
         flag and place not in right[:2] for place, flag in enumerate(card.report.flags("clean").tolist())
