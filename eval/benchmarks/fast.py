@@ -6,7 +6,7 @@
 Every network whose weights are here or in an installed package is measured twice.
 
 pairs: both attack the first 100 images (a ResNet-18: 16) in one batch, with seed 0. A pass is one forward of one image,
-counted by a hook. Seconds are those of the processor, on one thread, so that other work changes them little.
+counted by `core.passes.Counted`. Seconds are those of the processor, on one thread; other work changes them little.
 cards: `fast` attacks the images that AutoAttack broke when the network's card was made, of up to 1,000. What it
 leaves of them bounds how many it leaves more than AutoAttack; the images that AutoAttack left are not attacked.
 
@@ -26,10 +26,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from attacks import CIFAR, Counted, subject
+from attacks import CIFAR, subject
 
 from atent_ext.attacks.spec import Setting
 from atent_ext.core import registry
+from atent_ext.core.passes import Counted
 from atent_ext.core.schema import Threat
 from atent_ext.core.version import __version__
 from atent_ext.data.datasets import Split
@@ -97,9 +98,9 @@ def measure(name: str, protocol: Protocol, root: Path) -> Row:
     n = 16 if name == CIFAR else 100
     chosen = loaded(name, root)
     split = chosen.test.take(n)
-    counted = Counted(prepare(chosen.model, split.images, "channels-last").model)
+    counted = Counted(prepare(chosen.model, split.images, "channels-last").model, backward=True)
     began = time.process_time()
-    with counted.during(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         outcomes = run_protocol(counted, split, protocol, Setting(chosen.threat, 0, n))
     return {

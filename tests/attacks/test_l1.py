@@ -4,7 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 from sample_cards import card
+from torch import nn
 
+from atent_ext.attacks import autoattack
 from atent_ext.attacks.restarts import allowed
 from atent_ext.attacks.spec import Setting, parse
 from atent_ext.core import compat
@@ -26,6 +28,23 @@ def test_the_flags_are_those_of_stock_autoattack(name, eps):
         assert torch.equal(outcome.flags, subject.model(images).argmax(1) == part.labels)
     assert outcome.attack == "AutoAttack"
     assert not any(note.kind in ("changed", "outside") for note in outcome.notes)
+
+
+def test_all_forms_run_on_what_is_left_and_leave_what_stock_autoattack_leaves():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 10)).eval()
+    x = torch.rand(200, 1, 6, 6)[[0, 20, 1]]  # APGD-CE breaks the first, FAB-T the second, and the third stays
+    y = network(x).argmax(1)
+    names = ["apgd-ce", "fab-t", "square"]
+    how = {"norm": "L1", "eps": 0.6, "seed": 0, "version": "custom"}
+    result = autoattack.run(network, x, y, **how, attacks=names, queries=50)
+    attack = compat.autoattack_class()(network, **how, attacks_to_run=names, verbose=False, device="cpu")
+    attack.square.n_queries = 50
+    images = attack.run_standard_evaluation(x, y, bs=3)
+    with torch.no_grad():
+        assert torch.equal(result.robust, network(images).argmax(1) == y)
+    assert result.robust.tolist() == [False, False, True]
+    assert result.robust_after == {"clean": 3, "apgd-ce": 2, "fab-t": 1, "square": 1}
 
 
 def test_distances_in_l1():

@@ -1,0 +1,21 @@
+"""The measurement of `fast`: a pair's row, and what is said of all rows."""
+
+import scripts
+
+from atent_ext.evaluation.protocol import Protocol
+
+NETWORK = "quickstart-digits-linf-sgd"
+STAGES = [{"attack": "fgsm"}, {"attack": "pgd", "steps": 2}]
+
+
+def test_rows_and_what_is_said_of_them():
+    fast = scripts.module("benchmarks/fast")
+    plan = Protocol(name="fast", description="", attacks=({"attack": "clean"}, {"attack": "cascade", "stages": STAGES}))
+    row = fast.measure(NETWORK, plan, None)
+    assert row["left"] == row["flags"].count("1") == row["left_after"]["pgd"] <= row["left_after"]["fgsm"]
+    assert 0 < row["backward"] < row["passes"]
+    cheap = {"protocol": "autoattack", "attacks": [], "left": row["left"] - 1, "passes": 100 * row["passes"]}
+    rows = {"pairs": [row, row | cheap | {"seconds": 4 * row["seconds"] + 1}], "cards": []}
+    said = fast.summary(rows, plan)
+    assert (said["worst"], said["pairs"], said["passes"], said["tuned"]) == (1.0, 1, 0.01, True)
+    assert fast.summary({"pairs": [], "cards": []}, plan) is None
