@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,6 +38,10 @@ from atent_ext.cli.options import (
     print_weights_notes,
 )
 from atent_ext.core.errors import BadInput
+
+if TYPE_CHECKING:  # they import torch
+    from atent_ext.evaluation.report import Report
+    from atent_ext.submissions.folder import Opened
 
 _CARD = ".card.json"
 submission = typer.Typer(
@@ -72,7 +76,8 @@ def verify(
         typer.Option(metavar="POINTS", help="With --until-decided: confirm claims within so many points [default: 1]."),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Measure again if the card exists, and replace it.")
+        bool,
+        typer.Option("--overwrite", help="Measure again if the card exists, and replace it; its evidence stays."),
     ] = False,
     adversaries: Annotated[
         Path | None,
@@ -96,6 +101,7 @@ def verify(
     from atent_ext.models import speed as speeds
     from atent_ext.storage import files
     from atent_ext.submissions import cards
+    from atent_ext.submissions import evidence as evidence_of
     from atent_ext.submissions.folder import read
     from atent_ext.submissions.verification import verify as run
 
@@ -118,6 +124,10 @@ def verify(
     finished = None if overwrite else cards.find_card(target)
     opened = read(folder, data_root)
     evidence = Evidence.of(adversaries, by, opened, dataset, data_root)
+    kept = _kept(target, opened, dataset, data_root) if overwrite else None
+    if kept is not None and until_decided:
+        message = f"{target} has adversarial images of others, which a drawn order of the images would lose; "
+        raise BadInput(f"{message}give --n, or name another --out", code="conflict", field="overwrite")
 
     def draw(network: Any, test: Any, classes: Sequence[str]) -> None:
         if len(test.shape) != 3:
@@ -145,6 +155,9 @@ def verify(
             busy=bar.busy,
             progress=bar.progress_to,
         )
+    if kept is not None and card.report:
+        card = evidence_of.carried(card, kept)
+        notice(f"kept of the card before: {', '.join(one.attack for one in kept.evidence)}")
     card, _ = evidence.added(card, batch_size) if evidence and card.report else (card, False)
     same = card is finished
     if not same and processes.is_main():
@@ -164,6 +177,19 @@ def verify(
         raise typer.Exit(1)
     picture = target.with_suffix(".png").name
     print_line(f"{written}: {target} and {picture}; {card_text.standing(card.model_dump(), str(card.place))}")
+
+
+def _kept(target: Path, opened: "Opened", dataset: str | None, root: Path | None) -> "Report | None":
+    """The report at the path of the new card whose evidence that card has to keep, if there is one."""
+    from atent_ext.submissions import cards, evidence, verification
+
+    try:
+        before = cards.find_card(target)
+    except BadInput:  # what is no card has no evidence
+        return None
+    if before is None:
+        return None
+    return evidence.kept(before, opened, lambda: verification.images_of(opened, dataset, root).test)
 
 
 def _card_of(folder: Path) -> Path:

@@ -46,8 +46,14 @@ def until_width(points: float) -> Until:
 
 def ended(report: Report, until: Until, most: int) -> str:
     """Why a report is enough, "" if it is not. most: the number of images that may be scored."""
-    everything = "all are scored" if report.n == report.total else f"n is {most}"
+    everything = "all are scored" if report.n == report.total else f"n is {report.n}"
     return until.reached(report) or (everything if report.n >= most else "")
+
+
+def as_ended(report: Report, until: Until, most: int) -> Report | None:
+    """A report that says that it ended by `until`; None if it is not enough. most: as in `ended`."""
+    why = ended(report, until, most)
+    return report.model_copy(update={"drawn": until.drawn(why)}) if why else None
 
 
 def score(
@@ -88,7 +94,6 @@ def _first_enough(
         records += journal.collect([chunk])
         current = report(records)
         look(current)
-        why = ended(current, until, journal.chunks[-1].stop)
-        if why:
-            return current.model_copy(update={"drawn": until.drawn(why)})
+        if (found := as_ended(current, until, journal.chunks[-1].stop)) is not None:
+            return found
     return None

@@ -251,8 +251,8 @@ class Report(About):
 
     @property
     def passes(self) -> int | None:
-        """The forward passes of one image of all attacks; None if they were not counted."""
-        counts = [result.passes for result in self.results if result.kind != "worst_case"]
+        """The forward passes of one image of all attacks; None if they were not counted. Evidence took none."""
+        counts = [result.passes for result in self.results if result.kind not in ("worst_case", "evidence")]
         return None if None in counts else sum(count or 0 for count in counts)
 
     def to_json(self) -> str:

@@ -76,9 +76,18 @@ def total(passes: Sequence[int | None]) -> int | None:
 
 
 def worst_of(results: Sequence[Result]) -> Result:
-    """The worst case of finished results, each with its flags."""
+    """The worst case of finished results, each with its flags. Evidence of others took no passes."""
     outcomes = [
-        Outcome(result.kind, result.attack, result.settings, result.robust(), result.seconds) for result in results
+        Outcome(
+            result.kind,
+            result.attack,
+            result.settings,
+            result.robust(),
+            result.seconds,
+            passes=0 if result.kind == "evidence" else result.passes,
+            proven=result.proven,
+        )
+        for result in results
     ]
     return result_of(worst_case(outcomes))
 

@@ -82,7 +82,8 @@ def score(
     If `path` already holds a report of the same setting, it is returned and nothing is scored. overwrite: score anyway,
     and replace a report or chunks of another setting.
     until: score the images in an order drawn from `seed`, at most `n` of them, in chunks that grow to `chunk` images,
-    until a report is enough; a report that is not enough yet is continued, from the chunks that stay beside it.
+    until a report is enough; a report that is not enough yet is continued, from the chunks that stay beside it, and
+    one that is has `drawn` of this `until`, while its file stays.
     adversaries: an .npz file to write (`evaluation.adversaries`); chunks that lack theirs are scored anew.
     Raises BadInput for a report or a folder of another setting (the message names what differs), for several processes
     without a path or a common folder, if memory runs out with one image, and if finished `adversaries` are not there.
@@ -102,7 +103,9 @@ def score(
     with journal.held() if team.is_main_process else nullcontext():
         if path is not None and not overwrite:
             finished = _finished(path, model, plan, journal, speed, team)
-            if finished is not None and (until is None or anytime.ended(finished, until, len(plan.split))):
+            if finished is not None and until is not None:
+                finished = anytime.as_ended(finished, until, len(plan.split))
+            if finished is not None:
                 found_earlier(adversaries, path)
                 return finished
         elif path is not None and until is not None and team.is_main_process and path.exists():

@@ -65,7 +65,7 @@ class Shown:
         """
         results = self.report.results if self.report else ()
         if self.counted:
-            return {one.attack: round((one.passes or 0) / one.n) for one in results}
+            return {one.attack: round((one.passes or 0) / one.n) for one in results if one.kind != "evidence"}
         known = {one.attack: (one.settings.get("steps"), one.settings.get("restarts", 1)) for one in results}
         return {
             name: steps * restarts

@@ -6,7 +6,7 @@ that image and wrong on the adversary. Everything else is not counted, and the n
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,6 +32,7 @@ from atent_ext.storage.untrusted_arrays import Header
 from atent_ext.submissions import claims as claims_of
 from atent_ext.submissions import sanity
 from atent_ext.submissions.cards import Card
+from atent_ext.submissions.folder import Opened
 
 DRAWS = 21
 """Of a random network the majority of so many draws decides, for the clean image and for the adversary."""
@@ -182,15 +183,49 @@ def add(card: Card, checked: Checked, by: str) -> Card:
     flags = report.of_kind("clean")
     if flags is None or any(one.settings.get("sha256") == checked.adversaries.sha256 for one in report.evidence):
         return card
-    result = _result(checked, by, flags.robust(), report)
+    lowered = _with(card, [_result(checked, by, flags.robust(), report)])
+    return card if scored(lowered).worst.correct == report.worst.correct else lowered
+
+
+def kept(before: Card, opened: Opened, images: Callable[[], Split]) -> Report | None:
+    """The report of the card `before` if it has evidence that a new card of the submission has to keep, else None.
+
+    It has to where the network, the threat model and the images are the same; `images` are all test images, in order.
+    """
+    report, submission = before.report, opened.submission
+    if report is None or not report.evidence or report.threat != submission.threat:
+        return None
+    if (report.weights_sha256, report.model) != (opened.sha256, submission.described(opened.key)):
+        return None
+    test = images()
+    return report if report.n <= len(test) and _same_images(report, test) else None
+
+
+def carried(card: Card, before: Report) -> Card:
+    """The card with the evidence of a report that is `kept`, and the worst case with it.
+
+    Images that only the card has are left as they are without adversaries.
+    """
+    new, old = scored(card), before.of_kind("clean")
+    clean = new.of_kind("clean")
+    right = torch.ones(new.n, dtype=torch.bool) if clean is None else clean.robust()
+    shared = min(new.n, before.n)
+    results = []
+    for one in before.evidence:
+        flags = right.clone()
+        stood = one.robust() if old is None else one.robust() | ~old.robust()  # wrong without adversaries is no break
+        flags[:shared] &= stood[:shared]
+        results.append(result_of(Outcome("evidence", one.attack, one.settings, flags, one.seconds, one.notes)))
+    return _with(card, results)
+
+
+def _with(card: Card, results: Sequence[Result]) -> Card:
+    """The card with further results, and the worst case and the verdicts with them."""
+    report = scored(card)
     others = [one for one in report.results if one.kind != "worst_case"]
-    worst = worst_of([*others, result])
-    if worst.correct == report.worst.correct:
-        return card
-    lowered = report.model_copy(update={"results": (*others, result, worst)})
-    claims = card.submission.claims
+    lowered = report.model_copy(update={"results": (*others, *results, worst_of([*others, *results]))})
     random = sanity.is_random(card.checks, card.submission.random)
-    verdicts = claims_of.verdicts(claims, lowered, random)
+    verdicts = claims_of.verdicts(card.submission.claims, lowered, random)
     return card.model_copy(update={"report": lowered, "verdicts": verdicts})
 
 
@@ -208,10 +243,14 @@ def scored(card: Card) -> Report:
 def require_same_images(card: Card, test: Split) -> None:
     """Raise BadInput unless the first n of the test images are those of the card's report."""
     report = scored(card)
-    first = test.take(report.n)
-    if report.data_sha256 not in (None, datasets.digest(first.images, first.labels)):
+    if not _same_images(report, test):
         message = f"the card of {card.submission.name} is of other images than these {report.n}; name its --dataset"
         raise BadInput(message, code="other-content", field="dataset")
+
+
+def _same_images(report: Report, test: Split) -> bool:
+    first = test.take(report.n)
+    return report.data_sha256 in (None, datasets.digest(first.images, first.labels))
 
 
 def _result(checked: Checked, by: str, clean: Tensor, report: Report) -> Result:

@@ -260,7 +260,7 @@ def _small(images: Tensor, classes: int) -> tuple[str, nn.Module]:
 def black_box(report: Report) -> Sign:
     """Whether Square breaks more of the images that AutoAttack's gradient attacks leave than is normal (`_SQUARE`)."""
     name = BLACK_BOX
-    counts = next((result.robust_after for result in report.results if result.robust_after), {})
+    counts = report.autoattack.robust_after if report.autoattack else {}
     if "square" not in counts:
         return Sign(name=name, found=None, evidence="there is no Square in AutoAttack's counts")
     order = list(counts)

@@ -135,10 +135,18 @@ class _Job:
             return None
         return claims.until_decided(self.opened.submission.claims, self.tolerance, random)
 
-    def enough(self, card: Card, random: bool) -> bool:
-        """Whether a card of this submission and setting needs no further measurement."""
+    def finished(self, card: Card, random: bool) -> Card | None:
+        """A card of this submission and setting as it is asked for; None if it needs further measurement."""
         until = self.until(random)
-        return card.report is None or until is None or bool(anytime.ended(card.report, until, len(self.test)))
+        if card.report is None or until is None:
+            return card
+        report = anytime.as_ended(card.report, until, len(self.test))
+        if report is None:
+            return None
+        if report == card.report:
+            return card
+        compared = claims.verdicts(self.opened.submission.claims, report, random)
+        return card.model_copy(update={"report": report, "verdicts": compared})
 
     @property
     def drawn(self) -> bool:
@@ -186,8 +194,9 @@ def _inspect(
     random = sanity.is_random(checks, opened.submission.random)
     if card is not None:
         _require_same(card, job, checks, random)
-        if job.enough(card, random):
-            return _Inspection(checks, random, finished=card)
+        finished = job.finished(card, random)
+        if finished is not None:
+            return _Inspection(checks, random, finished=finished)
     if sanity.fatal(checks):
         return _Inspection(checks, random)
     report = None if out is None else earlier.read(out)

@@ -10,9 +10,10 @@ counted by `core.passes.Counted`. Seconds are those of the processor, on one thr
 cards: `fast` attacks the images that AutoAttack broke when the network's card was made, of up to 1,000. What it
 leaves of them bounds how many it leaves more than AutoAttack; the images that AutoAttack left are not attacked.
 
-A row is written as soon as it is measured, and another call continues from there; changed attacks are measured anew.
-The bias that `atent eval --protocol fast` prints is eval/protocols/fast.json, which is written from the rows. The
-stages were chosen partly by such rows ("tuned"), so that the bias on other networks and images may be larger.
+A row is written as soon as it is measured, and another call goes on from there; other attacks are measured anew. The
+bias that `atent eval --protocol fast` prints is eval/protocols/fast.json, which is written from the rows of networks of
+which AutoAttack leaves images, with data sets and threat models. The stages
+were chosen partly by such rows ("tuned"), so that the bias on other networks and images may be larger.
 """
 
 import importlib.util
@@ -20,6 +21,7 @@ import json
 import os
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -179,7 +181,10 @@ def keep(
 
 
 def summary(rows: dict[str, list[Row]], protocol: Protocol) -> Row | None:
-    """What eval/protocols/fast.json says; None if nothing was measured of these attacks."""
+    """What eval/protocols/fast.json says; None if nothing was measured of these attacks.
+
+    Networks of which AutoAttack leaves no image are left out of the bias: there every strong attack leaves nothing.
+    """
     attacks = protocol.model_dump(mode="json")["attacks"]
     cards = [row for row in rows["cards"] if row["attacks"] == attacks]
     pairs = {row["network"]: row for row in rows["pairs"] if row["attacks"] == attacks}
@@ -189,15 +194,24 @@ def summary(rows: dict[str, list[Row]], protocol: Protocol) -> Row | None:
         if row["protocol"] == "autoattack" and row["network"] in pairs
     ]
     carded = {row["network"] for row in cards}
-    points = [row["points"] for row in cards]
-    points += [100 * (f["left"] - a["left"]) / f["n"] for f, a in both if f["network"] not in carded]
-    images = [row["n"] for row in cards] + [f["n"] for f, _ in both if f["network"] not in carded]
-    if not (points and both):
+    counted = [row for row in cards if row["autoattack"]]
+    counted += [
+        f | {"points": 100 * (f["left"] - a["left"]) / f["n"]}
+        for f, a in both
+        if a["left"] and f["network"] not in carded
+    ]
+    if not (counted and both):
         return None
+    points = [row["points"] for row in counted]
+    where = Counter((card_of(row["network"]).data, row["norm"], row["eps"]) for row in counted)
     return {
         "stages": attacks[1]["stages"],
-        "networks": len(points),
-        "images": sum(images),
+        "measured": [
+            {"dataset": dataset, "threat": {"norm": norm, "eps": eps}, "networks": count}
+            for (dataset, norm, eps), count in sorted(where.items())
+        ],
+        "networks": len(counted),
+        "images": sum(row["n"] for row in counted),
         "mean": round(sum(points) / len(points), 4),
         "worst": max(points),
         "pairs": len(both),

@@ -5,13 +5,15 @@
 
 Every measurement is a line of OUT/lines.jsonl as soon as it is made; trainings resume at their last epoch and scores at
 their last chunk, so that a second call goes on where the first was stopped. The clock of `--minutes` is the call's own.
-Speed: a pass is a forward and a backward of one image. The share of the peak is that of a large matrix product of the
-same dtype on the same device, by torch's own count of operations.
+Speed: a pass is a forward and a backward of one image. Operations are torch's own count, of each kind of pass apart:
+an input gradient alone, weight gradients alone, or both. The share of the peak is that of a large matrix product of the
+same dtype on the same device.
 """
 
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +29,7 @@ from atent_ext.attacks.restarts import adversaries
 from atent_ext.cli import exit
 from atent_ext.core import registry
 from atent_ext.core.losses import cross_entropy
-from atent_ext.core.model_state import seeded
+from atent_ext.core.model_state import frozen, seeded
 from atent_ext.core.norms import LINF
 from atent_ext.core.version import __version__
 from atent_ext.evaluation.protocol import load_protocol
@@ -35,6 +37,7 @@ from atent_ext.experiments.runner import Runner
 from atent_ext.models import speed
 from atent_ext.objectives import ATENT, PGDAT
 from atent_ext.training import recipes
+from atent_ext.training.run_folder import RunFolder
 
 EPS, STEPS = 8 / 255, 10
 ANNEALED = [f"objective.step_size={EPS}", "objective.schedule=cosine"]
@@ -166,9 +169,12 @@ def a_step(objective: Any) -> Callable[[nn.Module, Tensor, Tensor], None]:
     return step
 
 
+OBJECTIVES: dict[str, PGDAT | ATENT] = {
+    "step of PGD-AT": PGDAT(eps=EPS, steps=STEPS, step_size=EPS / 4, inner_mode="train"),
+    "step of ATENT": ATENT(eps=EPS, steps=STEPS, step_size=EPS / 4, project="every"),
+}
 JOBS: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
-    "step of PGD-AT": a_step(PGDAT(eps=EPS, steps=STEPS, step_size=EPS / 4, inner_mode="train")),
-    "step of ATENT": a_step(ATENT(eps=EPS, steps=STEPS, step_size=EPS / 4, project="every")),
+    **{job: a_step(objective) for job, objective in OBJECTIVES.items()},
     "PGD": our_pgd,
     "torchattacks PGD": torchattacks_pgd,
     "plain loop": plain_pgd,
@@ -181,8 +187,7 @@ def throughput(job: str, name: str, how: str, dtype: torch.dtype, batch: int, sh
         model = registry.resolve("model", name)().to(device())
         x, y = torch.rand(batch, *shape, device=device()), torch.randint(10, (batch,), device=device())
     model.train("step" in job)
-    with FlopCounterMode(display=False) as counter:
-        model(x[:1]).sum().backward()
+    done = operations(job, model, x[:1])
     speed.convert(model, how)
 
     def run() -> None:
@@ -194,8 +199,36 @@ def throughput(job: str, name: str, how: str, dtype: torch.dtype, batch: int, sh
     took = seconds(run)
     passes = batch * (STEPS + ("step" in job))
     memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    done = passes * counter.get_total_flops() / took
-    return {"batch": batch, "passes_a_second": round(passes / took), "peak_bytes": memory, "operations_a_second": done}
+    figures = {"batch": batch, "passes_a_second": round(passes / took), "peak_bytes": memory}
+    return figures | {"operations_a_second": batch * done / took}
+
+
+def operations(job: str, model: nn.Module, x: Tensor) -> int:
+    """Operations that a job needs for the images `x`: of each pass those of the gradients that it computes.
+
+    The last pass of a training step has no input gradient. Those before have none of the weights, but for iterates that
+    ATENT keeps: one graph gives both.
+    """
+    objective = OBJECTIVES.get(job)
+    if objective is None:
+        return STEPS * of_a_pass(model, x, inputs=True)
+    both = objective.terms - 1
+    attacking, sharing = of_a_pass(model, x, inputs=True), of_a_pass(model, x, inputs=True, weights=True)
+    return (STEPS - both) * attacking + both * sharing + of_a_pass(model, x, weights=True)
+
+
+def of_a_pass(model: nn.Module, x: Tensor, inputs: bool = False, weights: bool = False) -> int:
+    """Operations of a forward of the images `x` and a backward to them, to the weights, or to both."""
+    with nullcontext() if weights else frozen(model), FlopCounterMode(display=False) as counter:
+        model(x.detach().requires_grad_(inputs)).sum().backward()
+    model.zero_grad()
+    return int(counter.get_total_flops())
+
+
+def seconds_of(run: RunFolder) -> float:
+    """The seconds of all epochs of a training, whatever calls they were trained in."""
+    lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return round(sum(json.loads(line)["seconds"] for line in lines), 1)
 
 
 def training_recipe(method: str, size: Size, epochs: int) -> recipes.Recipe:
@@ -236,9 +269,8 @@ def main(
         recipe = training_recipe(method, size, epochs)
         if not rehearse:
             recipe = recipe.model_copy(update={"dataset": dataset})
-        began = time.monotonic()
         runs[method] = runner.train(recipe, f"runs/{method}")
-        took = round(time.monotonic() - began, 1)
+        took = seconds_of(runs[method])
         lines.add(("training", method), lambda line={"seconds": took, "recipe": recipe.name}: line)  # type: ignore[misc]
     for method, run in runs.items():
         subject = runner.subject(run)

@@ -15,12 +15,6 @@ PAGE = """\
 
 Written by `eval/pages/write_anytime.py` from `eval/results/anytime.json`, which `eval/stress/anytime.py` writes.
 
-`atent_ext.core.statistics.confidence_sequence` gives, after any number of images drawn in random order, an interval
-for the accuracy on all N images. With probability {level} it holds at all moments at once, so that one may look after
-every image and stop at any. A Wilson interval holds for a number of images that was fixed before.
-`sequential_mcnemar` is the like for two models on the same images; `atent compare A.json B.json --until-decided` uses
-it.
-
 ## Stop as soon as it is known
 
 ```sh
@@ -47,11 +41,19 @@ Every report has the passes that it took.
 Images that interval bounds prove robust take no passes, in every evaluation of a network that they cover. No flag
 changes: batches stay whole, and the network is just not run around these images. The report says how many they are.
 
+## What the intervals promise
+
+`atent_ext.core.statistics.confidence_sequence` gives, after any number of images drawn in random order, an interval
+for the accuracy on all N images. With probability {level} it holds at all moments at once, so that one may look after
+every image and stop at any. A Wilson interval holds for a number of images that was fixed before.
+`sequential_mcnemar` is the like for two models on the same images; `atent compare A.json B.json --until-decided` uses
+it.
+
 ## How often they fail
 
-{streams} simulated evaluations for each accuracy and each N, looked at after every chunk: how many ever miss the
-accuracy on all N images, in %, over the accuracies {accuracies}. The highest {bound} upper bound of a rate is {misses}
-%.
+{streams} evaluations were simulated for each accuracy and each N, and looked at after every chunk. The table has how
+many ever miss the accuracy on all N images, in %, over the accuracies {accuracies}. The highest {bound} upper
+bound of a rate is {misses} %.
 
 {coverage}
 
@@ -68,8 +70,8 @@ Points between the two ends, on a test set of {wide} images.
 
 ## How early they decide
 
-The median number of images, over random orders, until a claim of {over} points too much is refuted (the upper end
-lies below it), and until a true claim is confirmed within {near} (the lower end lies above the claim less {near}).
+The table has the median number of images, over random orders. A claim of {over} points too much is refuted when the
+upper end lies below it. A true claim is confirmed within {near} when the lower end lies above the claim less {near}.
 A claim of {claim} % for a network that has no image right is refuted after {masked} images.
 
 {decided}

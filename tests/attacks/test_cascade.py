@@ -99,6 +99,7 @@ def test_the_bias_is_that_of_the_committed_measurement(tmp_path, monkeypatch, tu
     stages = [{"attack": "fgsm"}]
     known = {
         "stages": stages,
+        "measured": [{"dataset": "digits", "threat": {"norm": "Linf", "eps": 0.15}, "networks": 3}],
         "networks": 3,
         "images": 216,
         "mean": 0.25,
@@ -110,18 +111,22 @@ def test_the_bias_is_that_of_the_committed_measurement(tmp_path, monkeypatch, tu
     }
     (tmp_path / "fast.json").write_text(json.dumps(known), encoding="utf-8")
     monkeypatch.setattr(registry, "folder", lambda kind: tmp_path)
-    text = cascade.bias(stages)
-    assert "3 networks and 216 images" in text
+    text = cascade.bias(stages, "Linf")
+    assert "on 3 networks (digits, Linf eps 0.15: 3) of which AutoAttack left images, and 216 images" in text
     assert "+0.25 points" in text
     assert "+1.00 at worst" in text
     assert ("chosen partly on these images" in text) == tuned
-    assert "was not measured" in cascade.bias([{"attack": "pgd"}])
+    assert "was not measured" in cascade.bias([{"attack": "pgd"}], "Linf")
+    assert cascade.bias(stages, "L1").endswith("than AutoAttack in L1 was not measured")
 
 
 def test_fast_has_a_measured_bias():
     attack = load_protocol("fast").attacks[1]
-    text = cascade.bias([stage.model_dump(mode="json") for stage in attack.stages])
-    assert "points more than AutoAttack" in text
+    stages = [stage.model_dump(mode="json") for stage in attack.stages]
+    text = cascade.bias(stages, "Linf")
+    assert "points more in the mean" in text
+    assert "mnist, L2 eps 2: 1" in text
+    assert "L1 was not measured" in cascade.bias(stages, "L1")
     assert "chosen partly on these images" in text
 
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PROSE = [ROOT / "README.md", DOCS / "index.md", DOCS / "method.md", DOCS / "faq.md", DOCS / "footguns.md"]
-PROSE += sorted((DOCS / "guide").rglob("*.md"))
+PROSE += [DOCS / "anytime.md", *sorted((DOCS / "guide").rglob("*.md"))]
 MOST_WORDS = 40
 
 

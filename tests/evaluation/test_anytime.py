@@ -83,7 +83,9 @@ def test_a_stopped_evaluation_goes_on_from_where_it_was(tmp_path, monkeypatch):
     original = engine.score
     monkeypatch.setattr(engine, "score", lambda *given: (scored.append(given[2].start), original(*given)))
     first = score(30, path)
-    assert score(30, path) == score(60, path) == first == Report.load(path)  # it is narrow enough for both
+    wide = score(60, path)  # it is narrow enough for both
+    assert (wide.drawn.width, wide.drawn.ended.endswith("at most 60 points wide")) == (60, True)
+    assert score(30, path) == wide.model_copy(update={"drawn": first.drawn}) == first == Report.load(path)
     begun = list(scored)
     second = score(12, path)
     assert second.n > first.n

@@ -220,10 +220,10 @@ def sent(tmp_path_factory):
     return path, images
 
 
-def carded(path, images, **changes):
+def carded(path, images, n=N, **changes):
     opened = submission_folder.read(path)
     data = verification.images_of(opened, None, None)
-    report = scoring.score(verification._subject(opened, data), CLEAN, n=N)
+    report = scoring.score(verification._subject(opened, data), CLEAN, n=n)
     return Card.model_validate(
         {
             "submission": opened.submission,
@@ -255,7 +255,10 @@ def test_evidence_lowers_the_card_with_attribution(sent, tmp_path):
     found = evidence.read(packed(tmp_path / "x.npz", x_adv=images.images[:N], y=images.labels[:N]), images)
     lowered = evidence.add(card, fooled(found, right[:2]), "B. Attacker")
     assert lowered.report.worst.correct == card.report.worst.correct - 2
-    result = lowered.report.evidence[0]
+    result, of_attacks = lowered.report.evidence[0], card.report.worst.passes
+    assert (lowered.report.worst.passes, lowered.report.passes) == (of_attacks, of_attacks)
+    assert lowered.report.worst.proven == card.report.worst.proven
+    assert result.attack not in view.Shown("card", lowered.report).passes
     assert (result.settings["by"], result.settings["sha256"]) == ("B. Attacker", found.sha256)
     assert result.robust().tolist() == [
         flag and place not in right[:2] for place, flag in enumerate(card.report.flags("clean").tolist())
@@ -276,6 +279,33 @@ def test_evidence_lowers_the_card_with_attribution(sent, tmp_path):
     assert "worst case lowered by B. Attacker" in [badge.text for badge in entry.badges]
     assert dict(view.read(tmp_path / "card.json").fallen)["fell first to adversaries by B. Attacker"] == 2
     assert list(card_text.remarks(lowered.model_dump()))
+
+
+def test_a_card_that_is_measured_anew_keeps_its_evidence(sent, tmp_path, monkeypatch):
+    path, images = sent
+    out = tmp_path / "card.json"
+    card = carded(path, images)
+    right = card.report.worst.robust().nonzero().flatten().tolist()
+    found = evidence.read(packed(tmp_path / "x.npz", x_adv=images.images[:N]), images)
+    lowered = evidence.add(card, fooled(found, right[:2]), "eve")
+    cards.write_card(lowered, out)
+    monkeypatch.setattr(verification, "verify", lambda *_, **given: carded(path, images, n=given["n"]))
+    again = ("verify", path, "--out", out, "--overwrite")
+    refused(atent(*again, "--until-decided"), "adversarial images of others", "--n")
+    for n in (N, right[0] + 1, N + 10):
+        done = atent(*again, "--n", n)
+        assert done.returncode == 0, done.stderr
+        assert "kept of the card before: adversaries by eve" in done.stdout + done.stderr
+        new = cards.read_card(out)
+        fallen = [row for row in right[:2] if row < n]
+        assert new.report.worst.correct == carded(path, images, n=n).report.worst.correct - len(fallen)
+        assert new.report.evidence[0].settings == lowered.report.evidence[0].settings
+        cards.write_card(lowered, out)
+    changes = ({"weights_sha256": "0" * 64}, {"threat": Threat(norm="Linf", eps=0.5)}, {"data_sha256": "0" * 64})
+    for change in changes:  # it is evidence about something else
+        cards.write_card(lowered.model_copy(update={"report": lowered.report.model_copy(update=change)}), out)
+        assert atent(*again, "--n", N).returncode == 0
+        assert cards.read_card(out).report.evidence == ()
 
 
 def test_the_command_checks_weights_and_images(sent, tmp_path):

@@ -240,6 +240,14 @@ def test_without_square_its_sign_is_not_looked_for(counts):
     assert sign.evidence == "there is no Square in AutoAttack's counts"
 
 
+def test_a_cascade_is_not_autoattack():
+    counts = {"clean": 5, "atent": 4, "malt": 3, "square": 3}
+    cascade = result("cascade", n=5, robust_after=counts)
+    assert masking.black_box(report(result("clean", n=5), cascade)).found is None
+    both = (cascade, result("AutoAttack", n=5, robust_after=counts | {"malt": 4}))
+    assert "left 4, and Square broke 1" in masking.black_box(report(result("clean", n=5), *both)).evidence
+
+
 def test_radii_end_where_every_ball_holds_gray():
     assert masking.radii(Threat(norm="Linf", eps=0.3), (1, 8, 8)) == pytest.approx([0, 0.15, 0.3, 0.45, 0.5])
     assert masking.radii(Threat(norm="Linf", eps=0.1), (1, 8, 8)) == pytest.approx([0, 0.05, 0.1, 0.15, 0.2, 0.5])

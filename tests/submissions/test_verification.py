@@ -332,6 +332,22 @@ def test_scoring_stops_when_the_claims_are_decided_and_goes_on_from_there(opened
     assert (error.value.code, error.value.field) == ("other-content", "n")
 
 
+def test_a_larger_tolerance_decides_what_was_scored_already(opened, without_signs, tmp_path, monkeypatch):
+    out = tmp_path / "report.json"
+    near = verify(claiming(opened, ("clean", 50)), n=20, tolerance=0.1, chunk=20, out=out)
+    low = 100 * near.report.accuracy("clean")
+    one = claiming(opened, ("clean", round(low, 2)))
+    card = verify(one, n=20, tolerance=0.1, chunk=20, out=out)
+    assert (card.verdicts, card.report.drawn.ended) == ((), "n is 20")
+    monkeypatch.setattr(engine, "score", lambda *given: pytest.fail("it was scored again"))
+    wide = {"n": 20, "tolerance": 100.0, "chunk": 20, "out": out}
+    for again in (verify(one, **wide), verify(one, **wide, card=card)):
+        assert [verdict.verdict for verdict in again.verdicts] == ["confirmed"]
+        assert again.report.drawn.tolerance == 100
+        assert again.report.worst == card.report.worst
+        assert verify(one, **wide, card=again) is again
+
+
 # ---- data under another name
 
 

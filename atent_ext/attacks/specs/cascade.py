@@ -11,7 +11,7 @@ from atent_ext.attacks.accuracy import clean_flags
 from atent_ext.attacks.spec import AnyAttack, AttackSpec, Note, Outcome, Setting
 from atent_ext.attacks.specs.gradient import FGSMSpec, PGDSpec
 from atent_ext.core import registry
-from atent_ext.core.schema import Count, Positive, Section
+from atent_ext.core.schema import Count, Positive, Section, Threat
 from atent_ext.data.datasets import Split
 
 
@@ -39,7 +39,7 @@ class CascadeSpec(AttackSpec):
                 notes += outcome.notes
             left[name] = int(flags.sum())
         settings = {"stages": [stage.model_dump(mode="json") for stage in self.stages]}
-        notes.append(Note(kind="bias", text=bias(settings["stages"])))
+        notes.append(Note(kind="bias", text=bias(settings["stages"], setting.threat.norm)))
         return Outcome("attack", "cascade", settings, flags, notes=tuple(dict.fromkeys(notes)), robust_after=left)
 
     @property
@@ -59,15 +59,24 @@ def _of(rows: Tensor, found: Callable[[Tensor, Tensor], None]) -> Callable[[Tens
     return lambda at, adversaries: found(rows[at], adversaries)
 
 
+class Measured(Section):
+    """Where a bias was measured: the data set, the threat model, and on how many networks."""
+
+    dataset: str
+    threat: Threat
+    networks: Count
+
+
 class Bias(Section):
     """How much more accuracy a cascade leaves than AutoAttack on the same images, measured by eval/benchmarks/fast.py.
 
-    mean, worst: percentage points over `networks` networks. images: their number in all networks together. passes,
-    seconds: the largest share of AutoAttack's cost, over `pairs` networks. tuned: whether the stages were chosen partly
-    on these images.
+    mean, worst: percentage points over `networks` networks of which AutoAttack leaves images; `measured` says where.
+    images: their number in all networks together. passes, seconds: the largest share of AutoAttack's cost, over `pairs`
+    networks. tuned: whether the stages were chosen partly on these images.
     """
 
     stages: tuple[dict[str, JsonValue], ...]
+    measured: Annotated[tuple[Measured, ...], Field(min_length=1)]
     networks: Count
     images: Count
     mean: float
@@ -78,16 +87,21 @@ class Bias(Section):
     tuned: bool = False
 
 
-def bias(stages: Sequence[Mapping[str, Any]]) -> str:
-    """What is known of the bias of a cascade with these stages against AutoAttack."""
+def bias(stages: Sequence[Mapping[str, Any]], norm: str) -> str:
+    """What is known of the bias of a cascade with these stages against AutoAttack in this norm."""
     file = registry.folder("protocol") / "fast.json"
     known = Bias.model_validate_json(file.read_text(encoding="utf-8")) if file.is_file() else None
     start = "this is not AutoAttack, and the accuracy is an upper bound"
     if known is None or list(stages) != known.model_dump(mode="json")["stages"]:
         return f"{start}; how much more these attacks leave than AutoAttack was not measured"
+    if norm not in {one.threat.norm for one in known.measured}:
+        return f"{start}; how much more these attacks leave than AutoAttack in {norm} was not measured"
+    where = "; ".join(
+        f"{one.dataset}, {one.threat.norm} eps {one.threat.eps:g}: {one.networks}" for one in known.measured
+    )
     text = (
-        f"{start}: on {known.networks} networks and {known.images} images in all, these attacks left {known.mean:+.2f} "
-        f"points more than AutoAttack in the mean, {known.worst:+.2f} at worst"
+        f"{start}: on {known.networks} networks ({where}) of which AutoAttack left images, and {known.images} images "
+        f"in all, these attacks left {known.mean:+.2f} points more in the mean, {known.worst:+.2f} at worst"
     )
     chosen = "the stages were chosen partly on these images, so that this is somewhat flattering"
     return f"{text}; {chosen}" if known.tuned else text
