@@ -11,7 +11,9 @@ import difflib
 import importlib.util
 import pkgutil
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -226,9 +228,22 @@ def _recipe_packages() -> dict[str, str]:
     return packages
 
 
-def _points(group: str) -> Iterator[EntryPoint]:
+def _points(group: str) -> tuple[EntryPoint, ...]:
+    return _listed(group, tuple((folder, _changed(folder)) for folder in sys.path))
+
+
+@lru_cache(maxsize=128)
+def _listed(group: str, path: tuple[tuple[str, int | None], ...]) -> tuple[EntryPoint, ...]:
+    """The entry points of a group; `path` is that of imports, with the times at which a package came or went."""
     # A package that is installed twice (a wheel and a checkout on the path) lists its entry points twice.
-    yield from sorted(set(entry_points(group=group)), key=lambda point: (point.name, point.value))
+    return tuple(sorted(set(entry_points(group=group)), key=lambda point: (point.name, point.value)))
+
+
+def _changed(folder: str) -> int | None:
+    try:
+        return Path(folder).stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _package(point: EntryPoint) -> str:

@@ -135,6 +135,20 @@ def shell(installed):
     return run
 
 
+def test_packages_are_asked_once_until_one_comes(tmp_path, monkeypatch):
+    """All installed packages are read for an answer, which takes some 20 ms; a recipe asks five times."""
+    asked = []
+    ask = registry.entry_points
+    monkeypatch.setattr(registry, "entry_points", lambda group: asked.append(group) or ask(group=group))
+    monkeypatch.syspath_prepend(tmp_path)
+    for _ in range(3):
+        assert "level" not in registry.entries("objective")
+    assert len(asked) == 1
+    claim(tmp_path, "objectives", "level = rival.parts:Level")
+    assert registry.entries("objective")["level"] == "rival.parts:Level"
+    assert len(asked) == 2
+
+
 def test_another_packages_recipe_is_listed_and_so_are_its_parts(installed, monkeypatch):
     monkeypatch.syspath_prepend(installed)
     monkeypatch.delitem(sys.modules, "atent_plug.parts", raising=False)
