@@ -54,7 +54,7 @@ def stored(
     def read(positions: range) -> Tensor:
         return torch.stack([_sized(paths[place], shape, prepare) for place in positions]).float().div_(255)
 
-    return Stored(read, labels, shape)
+    return Stored(read, labels, shape, lambda place: _pixels(paths[place], prepare).float().div_(255))
 
 
 def _listing(folder: Path) -> Any:
@@ -109,7 +109,7 @@ def _sized(path: str, shape: tuple[int, ...], prepare: Prepare) -> Tensor:
     image = _pixels(path, prepare)
     if image.shape != shape:
         own, first = (f"{width}×{height}" for _, height, width in (image.shape, shape))
-        message = f"{path} is {own}, but the first image is {first}; make them alike"
+        message = f"{path} is {own}, but the first image is {first}; make them alike, or resize them (--resize)"
         raise BadInput(message, code="bad-shape", field="images")
     return image
 

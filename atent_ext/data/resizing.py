@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from atent_ext.core import outputs
@@ -50,9 +51,21 @@ def _first_channel(split: Split) -> Split:
 
 
 def _split(split: Split, resizing: Resizing) -> Split:
-    plan = resizing.plan(split.shape)
+    plan, shape = resizing.plan(split.shape), resizing.shape(split.shape)
+    each = split.each if isinstance(split, Stored) else None
 
     def read(positions: range) -> Tensor:
+        if each is not None:
+            return torch.stack([_resized(each(place), resizing, shape) for place in positions])
         return plan.of(split[positions.start : positions.stop].images).clamp(0, 1)
 
-    return Stored(read, split.labels, resizing.shape(split.shape))
+    return Stored(read, split.labels, shape)
+
+
+def _resized(image: Tensor, resizing: Resizing, shape: tuple[int, ...]) -> Tensor:
+    """An image (C, H, W) of any size, resized to the shape that the first one gets. Raises BadInput for another."""
+    made = resizing.plan(image.shape).of(image[None])[0].clamp(0, 1)
+    if made.shape != shape:
+        message = f"images are {resizing}, and one of {tuple(image.shape)} becomes {tuple(made.shape)}, not {shape}; "
+        raise BadInput(f"{message}cut them to a square, too (crop)", code="bad-shape", field="resize")
+    return made

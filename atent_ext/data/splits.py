@@ -14,6 +14,8 @@ from atent_ext.core.errors import BadInput
 
 Read = Callable[[range], Tensor]
 """Reads the images at consecutive positions: (len, C, H, W) float32 in [0, 1]."""
+ReadOne = Callable[[int], Tensor]
+"""Reads the image at a position, (C, H, W) float32 in [0, 1]."""
 _PART = 64
 """Images to read at a time when all are needed once and none is kept."""
 
@@ -64,15 +66,17 @@ class Split:
 class Stored(Split):
     """A part of a data set whose images lie in files. `stored[a:b]` reads images and does not keep them.
 
-    `images` reads all images once and keeps them, for training and other code that needs them together.
+    `images` reads all images once and keeps them, for training and other code that needs them together. `each` reads
+    one image in its own size, where sizes may differ; it is None where they are alike.
     """
 
-    def __init__(self, read: Read, labels: Tensor, shape: tuple[int, ...]) -> None:
-        for name, value in (("_read", read), ("labels", labels), ("_shape", shape)):
+    def __init__(self, read: Read, labels: Tensor, shape: tuple[int, ...], each: ReadOne | None = None) -> None:
+        for name, value in (("_read", read), ("labels", labels), ("_shape", shape), ("each", each)):
             object.__setattr__(self, name, value)
 
     _read: Read
     _shape: tuple[int, ...]
+    each: ReadOne | None
 
     @cached_property
     def images(self) -> Tensor:
@@ -97,7 +101,7 @@ class Stored(Split):
         return f"Stored({len(self)} images {self.shape})"
 
     def _first(self, n: int) -> Split:
-        return Stored(self._read, self.labels[:n], self.shape)
+        return Stored(self._read, self.labels[:n], self.shape, self.each)
 
     def pick(self, rows: Tensor) -> Split:
         """The examples at these positions, (n,) int64, in this order, stored as well."""
@@ -106,7 +110,9 @@ class Stored(Split):
             chosen, order = rows[positions.start : positions.stop].sort()  # a compressed file is read from its front
             return torch.cat([self._read(range(row, row + 1)) for row in chosen.tolist()])[order.argsort()]
 
-        return Stored(read, self.labels[rows], self.shape)
+        each = self.each
+        one = None if each is None else lambda place: each(int(rows[place]))
+        return Stored(read, self.labels[rows], self.shape, one)
 
 
 @dataclass(frozen=True, eq=False)

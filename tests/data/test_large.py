@@ -13,9 +13,11 @@ from commands import atent, refused
 from PIL import Image
 from torch import nn
 
+from atent_ext.core.around import Resizing
 from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets, image_files, imagenet
+from atent_ext.data.resizing import resized
 from atent_ext.data.splits import Split, Stored, digest
 from atent_ext.evaluation import scoring
 from atent_ext.evaluation.protocol import load_protocol
@@ -389,3 +391,25 @@ def test_images_that_are_not_alike_are_refused_by_name(tmp_path):
         "bad-shape",
         "images",
     )
+
+
+def test_a_folder_of_many_sizes_is_read_resized(tmp_path):
+    draw, sizes = np.random.default_rng(0), [(12, 20), (30, 9), (16, 16), (7, 11)]
+    raw = [draw.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    for place, image in enumerate(raw):
+        (tmp_path / "val" / CLASSES[0]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "val" / CLASSES[0] / f"{place}.png")
+    whole = datasets.load(f"folder:{tmp_path}")
+    with pytest.raises(BadInput, match="--resize") as error:
+        whole.test[:]
+    assert (error.value.code, error.value.field) == ("bad-shape", "images")
+    square = Resizing(size=8, crop=8)
+    test = resized(whole, square).test
+    assert test.shape == (3, 8, 8)
+    tensors = [torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in raw]
+    expected = torch.cat([square.plan(one.shape[1:]).of(one) for one in tensors]).clamp(0, 1)
+    assert torch.equal(test[:].images, expected)
+    assert torch.equal(test.pick(torch.tensor([3, 1]))[:].images, expected[[3, 1]])
+    with pytest.raises(BadInput) as error:
+        resized(whole, Resizing(size=8)).test[:]
+    assert (error.value.code, error.value.field) == ("bad-shape", "resize")
