@@ -199,18 +199,18 @@ def test_the_page_names_the_threat_model_of_each_figure(written):
 
 def test_the_command_scores_under_each(tmp_path):
     out = tmp_path / "out.json"
-    command = ["eval", "quickstart-digits-linf-sgd", "--protocol", "clean", "--n", 5, "--out", out]
-    command += ["--threat", "Linf:8/255", "--threat", "L1:2"]
-    done = atent(*command)
+    command = ["eval", "quickstart-digits-linf-sgd", "--protocol", "clean", "--n", 5]
+    both = ["--threat", "Linf:8/255", "--threat", "L1:2"]
+    done = atent(*command, *both, "--out", out)
     assert done.returncode == 0, done.stderr
     written = UnionReport.load(out)
     assert written.threats == (Threat(norm="Linf", eps=8 / 255), Threat(norm="L1", eps=2))
     for text in ("Linf eps 0.03137", "L1 eps 2", "union", "written: "):
         assert text in done.stdout
-    assert "nothing was scored" in atent(*command).stdout
-    plan = atent(*command, "--plan")
+    assert "nothing was scored" in atent(*command, *both, "--out", out).stdout
+    plan = atent(*command, *both, "--plan")
     assert "L1 eps 2:" in plan.stdout, plan.stderr
-    one = [*command[:4], "--n", 5, "--threat", "L2:1/2", "--out", tmp_path / "one.json"]
+    one = [*command, "--threat", "L2:1/2", "--out", tmp_path / "one.json"]
     assert atent(*one).returncode == 0
     assert Report.load(tmp_path / "one.json").threat == Threat(norm="L2", eps=0.5)
 

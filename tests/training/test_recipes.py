@@ -111,7 +111,7 @@ def test_every_recipe_that_is_asked_for_is_shipped():
 
 NAMED = {"entropy-sgd": "sgd", "fgsm-at": "pgd-at", "smooth-atent": "atent", "atent-finetune": "atent"}
 """Objectives of the recipes that are not called by them."""
-PIECES = "awp|augmented|cutmix|mixup|swa|certified|normfree|extra"
+PIECES = "annealed|awp|augmented|cutmix|mixup|swa|certified|normfree|extra"
 """What recipes add to a method, at the end of their names."""
 
 
