@@ -49,7 +49,7 @@ def _claims(content: Content) -> Iterator[str]:
     compared = [verdict["claim"] for verdict in content["verdicts"]]
     for claim in content["submission"]["claims"]:
         if content["report"] and claim not in compared:
-            yield f"claim of {claim['percent']:g} % ({claim['what']}): not judged; {_why(content['report'])}"
+            yield f"claim of {claim['percent']:g} % ({claim['what']}): not decided; {_why(content['report'])}"
 
 
 def _why(report: Content) -> str:

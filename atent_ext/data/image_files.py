@@ -39,8 +39,8 @@ def load(name: str) -> DataSet:
     classes = stated or tuple(train.classes)
     size = tuple(_pixels(train.samples[0][0]).shape)
     kinds = sorted({Path(file).suffix.lower() for file, _ in [*train.samples, *test.samples]})
-    told = {"for tests only": tests_only, "its part val": part == "val", f"classes as in {_ORDER}": stated}
-    note = ", ".join([f"image folder {path.resolve().name} ({', '.join(kinds)})", *filter(told.get, told)])
+    remarks = {"for tests only": tests_only, "its part val": part == "val", f"classes as in {_ORDER}": stated}
+    note = ", ".join([f"image folder {path.resolve().name} ({', '.join(kinds)})", *filter(remarks.get, remarks)])
     images = _split(test, classes, size)
     rest = images[:0] if tests_only else _split(train, classes, size)
     return DataSet(name, classes, rest, images, note)

@@ -130,7 +130,7 @@ def test_claims_are_judged_in_words(home, tmp_path):
     done = atent("verify", sent, "--n", 30, "--protocol", "quick")
     assert done.returncode == 0, done.stderr
     assert "claim of 100 % (robust): overstated; measured" in done.stdout
-    assert "claim of 0 % (robust): not judged; only with AutoAttack can it be confirmed" in done.stdout
+    assert "claim of 0 % (robust): not decided; only with AutoAttack can it be confirmed" in done.stdout
     entry = ranking.measured(cards.read_card(tmp_path / "sent.card.json"), sent)
     assert {"claim overstated by", "only 30 images", "no AutoAttack"} <= {
         badge.text.rpartition(" by ")[0] + " by" if " by " in badge.text else badge.text for badge in entry.badges

@@ -65,7 +65,7 @@ def test_what_the_images_do_not_decide_is_said():
         "submission": {"claims": [claim(60).model_dump()]},
     }
     assert list(card_text.remarks(content)) == [
-        "claim of 60 % (robust): not judged; 20 of 1000 images do not decide it"
+        "claim of 60 % (robust): not decided; 20 of 1000 images do not decide it"
     ]
 
 
