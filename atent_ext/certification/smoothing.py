@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binomtest, norm
+from scipy.special import log_ndtr, ndtri
 from torch import Tensor, nn
 
 from atent_ext.core import seeds, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import device_of, evaluating
+from atent_ext.core.statistics import binomial_p
 from atent_ext.data.datasets import Split
 
 ABSTAIN = -1
@@ -54,7 +55,7 @@ class Smoothing:
     def radius(self, hits: int) -> float:
         """The certified ℓ2 radius if `hits` of n samples give the class; 0 means abstain."""
         bound = lower_bound(hits, self.n, self.alpha)
-        return self.sigma * float(norm.ppf(bound)) if bound > 0.5 else 0.0
+        return self.sigma * float(ndtri(bound)) if bound > 0.5 else 0.0
 
     def require(self, radius: float) -> None:
         """Raise BadInput, which names a sufficient n, if n samples cannot certify `radius`."""
@@ -71,7 +72,7 @@ class Smoothing:
 
         Raises BadInput if the radius is too many sigma for any n.
         """
-        logarithm = float(norm.logcdf(radius / self.sigma))  # accurate also where Phi rounds to 1
+        logarithm = float(log_ndtr(radius / self.sigma))  # accurate also where Phi rounds to 1
         if logarithm > -1e-300:
             message = f"radius is {radius:g}, {radius / self.sigma:.4g} sigma; no n is enough, choose a larger sigma"
             raise BadInput(message, code="bad-value", field="radius")
@@ -86,6 +87,8 @@ def lower_bound(hits: int, n: int, alpha: float) -> float:
     """
     if not 0 <= hits <= n:
         raise BadInput(f"hits is {hits}; it must lie in [0, n], and n is {n}", code="bad-value", field="hits")
+    from scipy.stats import binomtest  # which is slow to import
+
     return float(binomtest(hits, n, alternative="greater").proportion_ci(1 - alpha, method="exact").low)
 
 
@@ -167,7 +170,7 @@ def predict(model: nn.Module, x: Tensor, smoothing: Smoothing, seed: int) -> int
     with evaluating(model), torch.inference_mode():
         counts = _counts(model, x.to(device), smoothing, smoothing.n, generator)
     (first, second), best = (v.tolist() for v in counts.topk(2))
-    clear = binomtest(first, first + second, 0.5).pvalue <= smoothing.alpha
+    clear = binomial_p(first, first + second) <= smoothing.alpha
     return int(best[0]) if clear else ABSTAIN
 
 

@@ -1,8 +1,13 @@
-"""Confidence intervals and paired tests for accuracies."""
+"""Confidence intervals and paired tests for accuracies.
 
+`scipy.stats` takes longer to import than most evaluations of a small network; only the tests that need it import it.
+"""
+
+import math
 from collections.abc import Sequence
+from typing import Literal
 
-from scipy.stats import binomtest
+from scipy.special import ndtri
 
 from atent_ext.core.sequential import confidence_sequence as confidence_sequence
 from atent_ext.core.sequential import running_interval as running_interval
@@ -11,8 +16,20 @@ from atent_ext.core.sequential import sequential_mcnemar as sequential_mcnemar
 
 def interval(right: int, count: int) -> tuple[float, float]:
     """The 95 % Wilson score interval (low, high) of the proportion `right` / `count`, in [0, 1]."""
-    result = binomtest(right, count).proportion_ci(0.95, method="wilson")
-    return float(result.low), float(result.high)
+    z, share = float(ndtri(0.975)), right / count
+    scale = 2 * (count + z**2)
+    middle = (2 * count * share + z**2) / scale
+    half = z / scale * math.sqrt(4 * count * share * (1 - share) + z**2)
+    return middle - half if right else 0.0, middle + half if right < count else 1.0
+
+
+def binomial_p(
+    successes: int, trials: int, share: float = 0.5, alternative: Literal["two-sided", "greater"] = "two-sided"
+) -> float:
+    """The exact p-value of so many successes in so many trials, each a success with probability `share`; 1 of none."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(successes, trials, share, alternative).pvalue) if trials else 1.0
 
 
 def paired(mine: str, theirs: str) -> tuple[int, int, float]:
@@ -22,7 +39,7 @@ def paired(mine: str, theirs: str) -> tuple[int, int, float]:
     """
     both = list(zip(mine, theirs, strict=True))
     own, other = both.count(("1", "0")), both.count(("0", "1"))
-    return own, other, float(binomtest(own, own + other).pvalue) if own + other else 1.0
+    return own, other, binomial_p(own, own + other)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

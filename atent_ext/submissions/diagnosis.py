@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from atent_ext.attacks.accuracy import predict
@@ -17,6 +16,7 @@ from atent_ext.core import processes, registry
 from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import device_of, evaluating, frozen, seeded
+from atent_ext.core.statistics import binomial_p
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation.protocol import Protocol, load_protocol
 from atent_ext.evaluation.scoring import Subject
@@ -145,7 +145,7 @@ def _better(model: nn.Module, reading: Reading, shown: Split, plain: Tensor) -> 
 
 def _p(flags: Tensor, plain: Tensor) -> float:
     alone, theirs = int((flags & ~plain).sum()), int((plain & ~flags).sum())
-    return float(binomtest(alone, alone + theirs, 0.5, "greater").pvalue) if alone + theirs else 1.0
+    return binomial_p(alone, alone + theirs, alternative="greater")
 
 
 def _class_order(logits: Tensor, labels: Tensor) -> tuple[Check, int]:

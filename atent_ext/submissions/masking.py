@@ -12,7 +12,6 @@ from functools import partial, reduce
 from typing import Any, TypeAlias
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from atent_ext.attacks.accuracy import clean_flags, flags_under, predict
@@ -26,6 +25,7 @@ from atent_ext.core.model_state import device_of, evaluating, seeded
 from atent_ext.core.norms import LINF, Norm
 from atent_ext.core.norms import norm as norm_called
 from atent_ext.core.schema import Threat
+from atent_ext.core.statistics import binomial_p
 from atent_ext.core.types import Loss
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation.report import Report
@@ -151,8 +151,7 @@ class _Target:
 def _alone(weaker: Tensor, stronger: Tensor) -> tuple[int, int, float]:
     """The numbers of images that only the weaker and only the stronger attack breaks, and McNemar's p-value."""
     first, second = int((weaker & ~stronger).sum()), int((stronger & ~weaker).sum())
-    p = binomtest(first, first + second, 0.5, "greater").pvalue if first + second else 1.0
-    return first, second, float(p)
+    return first, second, binomial_p(first, first + second, alternative="greater")
 
 
 def _compared(name: str, target: _Target, attacks: tuple[str, str], broken: tuple[Tensor, Tensor]) -> Sign:
@@ -183,7 +182,7 @@ def _one_step(target: _Target, strong: Tensor) -> Sign:
 def _zero_gradients(target: _Target) -> Sign:
     """Found if significantly more than a share `_FLAT` of the images has no gradient (exact binomial test)."""
     flat, count = int(vanishing(_gradient(target)).sum()), len(target.split)
-    p = float(binomtest(flat, count, _FLAT, "greater").pvalue)
+    p = binomial_p(flat, count, _FLAT, "greater")
     evidence = f"the input gradient of the cross-entropy is zero, or below the smallest normal number, for {flat} of "
     evidence += f"{count} images; p = {p:.2g} (exact binomial test against {_FLAT:.0%}; level {LEVEL:g})"
     return Sign(name="zero gradients", found=p < LEVEL, evidence=evidence)
@@ -265,7 +264,7 @@ def black_box(report: Report) -> Sign:
         return Sign(name=name, found=None, evidence="there is no Square in AutoAttack's counts")
     order = list(counts)
     left, after, count = counts[order[order.index("square") - 1]], counts["square"], report.results[0].n
-    p = float(binomtest(left - after, count, _SQUARE, "greater").pvalue)
+    p = binomial_p(left - after, count, _SQUARE, "greater")
     evidence = (
         f"of {count} images AutoAttack's gradient attacks left {left}, and Square broke {left - after} of these; "
     )
