@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 from typer.testing import CliRunner
@@ -35,16 +34,3 @@ def refused(done, *words):
     assert "Traceback" not in message
     for word in words:
         assert word in message
-
-
-def started(*arguments):
-    command = [sys.executable, "-m", "atent_ext", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(path, process):
-    deadline = time.monotonic() + 400
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

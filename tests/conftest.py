@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import state_guard
+import warm
 
 state_guard.watch_package()  # before the test modules import names from it
 
@@ -31,6 +32,12 @@ def data_root() -> Path:
     if os.environ.get("ATENT_REQUIRE_DATA"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture
+def warm_processes() -> Iterator[None]:
+    with warm.starts():
+        yield
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Two processes that find each other as torchrun's do, forked from one, which imports once what both need.
 
-As a program it takes the arguments of torchrun, parsed by torchrun itself, and runs their module.
+As a program it takes the arguments of torchrun, parsed by torchrun itself, and runs their module or file.
 """
 
 import os
@@ -16,6 +16,8 @@ from torch.distributed.run import parse_args
 
 import atent_ext.cli.app
 import atent_ext.training.loop  # noqa: F401 -- for the processes
+from atent_ext.cli import options
+from atent_ext.core import processes
 
 
 def forked(program: Callable[..., object], *arguments: object) -> list[int | None]:
@@ -34,6 +36,7 @@ def forked(program: Callable[..., object], *arguments: object) -> list[int | Non
 
 def _run(rank: int, program: Callable[..., object], arguments: tuple[object, ...]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    options.console.quiet = not processes.is_main()  # as at the import, which was before
     program(*arguments)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # a thread of it that outlives the interpreter may abort the process
@@ -41,8 +44,8 @@ def _run(rank: int, program: Callable[..., object], arguments: tuple[object, ...
 
 if __name__ == "__main__":
     given = parse_args(sys.argv[1:])
-    assert given.module
     assert given.nproc_per_node == "2"
     sys.argv = ["", *given.training_script_args]
-    codes = forked(lambda: runpy.run_module(given.training_script, run_name="__main__", alter_sys=True))
+    run, how = (runpy.run_module, {"alter_sys": True}) if given.module else (runpy.run_path, {})
+    codes = forked(lambda: run(given.training_script, run_name="__main__", **how))
     sys.exit(codes != [0, 0])

@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import warm
 
 from atent_ext.cli import exit
 
@@ -46,7 +47,8 @@ def started(number: Signals, events: Mapping[str, int], *arguments: object, **op
     """`atent` in a process that sends itself a signal at an event, as eval/stress/signal_at.py says."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     signal_at = module("stress/signal_at")
-    return signal_at.started(number.name, events, Path(os.devnull), *arguments, **pipes, **options)
+    with warm.starts():
+        return signal_at.started(number.name, events, Path(os.devnull), *arguments, **pipes, **options)
 
 
 @contextmanager

@@ -6,12 +6,14 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import forked
 import numpy as np
 import pytest
 import torch
+import warm
 from commands import atent
 from original_autoattack import STAND_INS
 from PIL import Image
@@ -159,7 +161,8 @@ def process(folder, *arguments, **more):
     # RobustBench writes its messages, and libraries of its own warn while they are imported.
     environment = os.environ | {"ATENT_DATA": str(folder / "data")} | more
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    with warm.starts() if arguments[0] == forked.__file__ else nullcontext():
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import scripts
 import torch
+import warm
 from forked import forked
 from problems import visible
 from torch import nn
@@ -107,7 +108,8 @@ def python(*arguments):
     """A process that hangs is an error."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # two processes leave no core for a second thread
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    with warm.starts():
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import forked
 import pytest
 import scripts
 from commands import TINY, atent, refused, shell
@@ -202,13 +203,14 @@ def test_eval_goes_on_where_it_was_interrupted(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("warm_processes")
 def test_two_processes_share_an_evaluation_that_one_began(run, tmp_path, monkeypatch):
     setting = [run[0], "--protocol", "quick", "--n", 50, "--chunk", 10]
     assert atent("eval", *setting, "--out", tmp_path / "whole.json").returncode == 0
     target = tmp_path / "parts.json"
     interrupted(monkeypatch, 2, *setting, "--out", target)
     # After "--" nothing is torchrun's, which would take --n for an option of its own.
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--", "atent_ext"]
+    launcher = [sys.executable, forked.__file__, "--nproc-per-node", "2", "-m", "--", "atent_ext"]
     command = [*launcher, "eval", *map(str, setting), "--out", target]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -220,6 +222,7 @@ def test_two_processes_share_an_evaluation_that_one_began(run, tmp_path, monkeyp
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("warm_processes")
 def test_an_evaluation_that_is_killed_loses_at_most_one_chunk(run, tmp_path):
     kill_evaluation = scripts.module("stress/kill_evaluation")
     with pytest.raises(SystemExit) as end:  # it prints its record where it is BAD

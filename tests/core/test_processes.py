@@ -91,6 +91,7 @@ ACCELERATOR = (
     ["core.processes import state; state = state()", ACCELERATOR],
 )
 @pytest.mark.parametrize("variables", [{"LOCAL_RANK": "1"}, {"WORLD_SIZE": "2"}], ids=lambda given: next(iter(given)))
+@pytest.mark.usefixtures("warm_processes")
 def test_scoring_and_training_go_alone_where_a_shell_has_left_a_variable(joined, variables):
     code = f"from atent_ext.{joined}; print(state.num_processes, state.is_main_process)"
     assert python(code, variables) == ["1", "True"]

@@ -1,4 +1,4 @@
-"""Two processes verify one submission: they share the scores and nothing else. torchrun starts this very file, too."""
+"""Two processes verify one submission: they share the scores and nothing else. This very file is started, too."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from atent_ext.cli import app
@@ -35,14 +36,15 @@ def write_submission(folder):
     cards.write_submission(Submission.model_validate(fields), folder / "card.yaml")
 
 
-def launched(*arguments):
+def launched(*arguments, launcher=(forked.__file__,)):
     """Two processes of a module or file, on one thread each; after "--" nothing is torchrun's."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    command = [sys.executable, *launcher, "--standalone", "--nproc-per-node", "2", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("warm_processes")
 def test_the_first_process_alone_looks_and_writes_and_all_return_its_card(tmp_path):
     write_submission(tmp_path / "sent")
     done = launched(
@@ -71,7 +73,8 @@ def opened(folder):
 
 @pytest.mark.integration
 def test_a_command_without_shared_work_is_refused_once(tmp_path):
-    done = launched("-m", "--", "atent_ext", "board", "--out", tmp_path / "site")
+    torchrun = ("-m", "torch.distributed.run")
+    done = launched("-m", "--", "atent_ext", "board", "--out", tmp_path / "site", launcher=torchrun)
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("atent: ")]
     assert said == [
@@ -80,7 +83,7 @@ def test_a_command_without_shared_work_is_refused_once(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- what torchrun starts
+# ---- what is started
 
 
 def program(folder):
