@@ -46,7 +46,7 @@ class Kept:
 
     def write(self, found: Found) -> None:
         """Write them, atomically."""
-        content = _packed(x_adv=found.images)
+        content = packed(x_adv=found.images)
         if self.folder is None:
             self.memory[self.name] = content
         else:
@@ -70,7 +70,7 @@ def check_place(path: Path | None, *, stops: bool) -> None:
 
 def write(path: Path, chunks: Sequence[Kept], split: Split) -> None:
     """Write the adversaries of all chunks and the labels of their images as one .npz file, atomically."""
-    files.write(path, _packed(x_adv=torch.cat([chunk.read() for chunk in chunks]), y=split.labels))
+    files.write(path, packed(x_adv=torch.cat([chunk.read() for chunk in chunks]), y=split.labels))
 
 
 def found_earlier(path: Path | None, report: Path) -> None:
@@ -80,7 +80,8 @@ def found_earlier(path: Path | None, report: Path) -> None:
         raise BadInput(f"{message}give --overwrite to score anew", code="missing", field="adversaries")
 
 
-def _packed(**arrays: Tensor) -> bytes:
+def packed(**arrays: Tensor) -> bytes:
+    """The bytes of an .npz file of these arrays."""
     buffer = BytesIO()
     plain: dict[str, Any] = {name: array.cpu().contiguous().numpy() for name, array in arrays.items()}
     np.savez_compressed(buffer, **plain)

@@ -53,6 +53,14 @@ class Badge:
 
 
 @dataclass(frozen=True)
+class Strongest:
+    """The best known attack, and the accuracy in [0, 1] that it leaves."""
+
+    attack: str
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class Entry:
     """A card on the leaderboard. page: the name of its page without a suffix; rank: from 1, the best of its table."""
 
@@ -84,9 +92,21 @@ class Entry:
         return self.report.autoattack
 
     @property
-    def strongest(self) -> Result:
-        """The result of the attack with the lowest accuracy."""
-        return min(self.report.attacks, key=lambda result: result.accuracy)
+    def strongest(self) -> Strongest:
+        """The attack that was run with the lowest accuracy, and the adversaries of others that break what it left.
+
+        Raises BadInput where there are such, and they or that attack do not have a flag for each image.
+        """
+        run = [result for result in self.report.attacks if result.kind != "evidence"]
+        best = min(run or self.report.attacks, key=lambda result: result.accuracy)
+        if not self.report.evidence:
+            return Strongest(best.attack, best.accuracy)
+        left, names = best.robust(), [best.attack]
+        for result in self.report.evidence:
+            without = left & result.robust()
+            names += [result.attack] if bool((without != left).any()) else []
+            left = without
+        return Strongest(" + ".join(names), float(left.double().mean()))
 
     @property
     def masking(self) -> tuple[Sign, ...]:

@@ -277,6 +277,11 @@ def test_evidence_lowers_the_card_with_attribution(sent, tmp_path):
     assert "adversaries by B. Attacker" in str(lowered.report)
     entry = ranking.measured(lowered, tmp_path / "card.json")
     assert "worst case lowered by B. Attacker" in [badge.text for badge in entry.badges]
+    assert entry.strongest == ranking.Strongest("FGSM + adversaries by B. Attacker", entry.worst.accuracy)
+    named = ranking.measured(
+        again, tmp_path / "card.json"
+    ).strongest.attack  # the second file has both images of the first
+    assert named == "FGSM + adversaries by B. Attacker + adversaries by B. Attacker (2)"
     assert dict(view.read(tmp_path / "card.json").fallen)["fell first to adversaries by B. Attacker"] == 2
     assert list(card_text.remarks(lowered.model_dump()))
 
