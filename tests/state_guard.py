@@ -191,6 +191,14 @@ def _noticed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+_INTEGRATIONS = {
+    module.name
+    for module in pkgutil.walk_packages(atent_ext.__path__, "atent_ext.")
+    if module.name.startswith("atent_ext.integrations.")
+}
+_seen: dict[str, ModuleType] = {}
+
+
 def watch_package() -> None:
     """Watch what is public in atent_ext; what was imported from it earlier is not."""
     importlib.import_module("sklearn")  # the import itself sets environment variables (KMP_...)
@@ -202,8 +210,10 @@ def watch_package() -> None:
 
 def watch_integrations() -> None:
     """Watch the classes of those integrations that were imported since."""
-    for name in [name for name in sys.modules if name.startswith("atent_ext.integrations.")]:
-        watch(sys.modules[name])
+    for name in _INTEGRATIONS & sys.modules.keys():
+        if _seen.get(name) is not sys.modules[name]:
+            _seen[name] = sys.modules[name]
+            watch(_seen[name])
 
 
 def watch(module: ModuleType) -> None:
