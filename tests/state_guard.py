@@ -87,6 +87,7 @@ PROBES = {**RANDOM, "warnings filters": lambda: list(warnings.filters), **SETTIN
 _UNWATCHED = (
     "atent_ext.compat",
     "atent_ext.core.compat",
+    "atent_ext.core.seeds",  # `everywhere` seeds for its callers, which are watched
     "atent_ext.cli",
     "atent_ext.__main__",
     "atent_ext.integrations.",

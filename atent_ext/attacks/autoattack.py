@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from atent_ext.attacks.proven import Proven
 from atent_ext.attacks.spec import Note
-from atent_ext.core import compat, model_state, validate
+from atent_ext.core import compat, model_state, seeds, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.norms import ball
 from atent_ext.core.registry import nearest
@@ -89,7 +89,7 @@ def run(
     validate.labels(y, len(x))
     x, y = x.detach(), y.detach().to(x.device, torch.long)
     with model_state.evaluating(model), compat.untouched(model):
-        torch.manual_seed(seed)
+        seeds.everywhere(seed)
         target = _Images(model, x)
         logits = target.logits(x, batch_size)
         if len(x):

@@ -8,7 +8,7 @@ from typing import TypeVar, overload
 import torch
 from torch import nn
 
-from atent_ext.core import validate
+from atent_ext.core import seeds
 
 Default = TypeVar("Default", torch.device, None)
 _CPU = torch.device("cpu")
@@ -76,9 +76,8 @@ def seeded(seed: int) -> Iterator[None]:
 
     Raises BadInput for an invalid seed.
     """
-    validate.seed(seed)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+        seeds.everywhere(seed)
         yield
 
 

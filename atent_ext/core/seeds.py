@@ -18,3 +18,14 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator on `device`, seeded with `seed`. Raises BadInput for an invalid seed."""
     validate.seed(seed)
     return torch.Generator(device).manual_seed(int(seed))
+
+
+def everywhere(seed: int) -> None:
+    """Seed torch's global random state, on the accelerator too if there is one.
+
+    Without one, `torch.manual_seed` would queue a call with its whole traceback, every time, for each kind of them.
+    Raises BadInput for an invalid seed.
+    """
+    validate.seed(seed)
+    accelerated = torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available()
+    (torch if accelerated else torch.default_generator).manual_seed(int(seed))

@@ -5,6 +5,7 @@ import math
 import os
 import zlib
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,18 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
 
 def digits(root: Path, download: bool) -> DataSet:
     """scikit-learn's 1,797 handwritten digits, 8×8, values k/16: part of scikit-learn, so nothing is fetched."""
+    images, labels = _digits()
+    train, test = hold_out(Split(images, labels), 360, seed=0)
+    note = "scikit-learn digits, 8×8; 360 of 1797 are the test set (train_test_split, stratified, random_state 0)"
+    return DataSet("digits", tuple("0123456789"), train, test, note)
+
+
+@cache
+def _digits() -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
-    train, test = hold_out(Split(images, torch.from_numpy(bunch.target).long()), 360, seed=0)
-    note = "scikit-learn digits, 8×8; 360 of 1797 are the test set (train_test_split, stratified, random_state 0)"
-    return DataSet("digits", tuple("0123456789"), train, test, note)
+    return torch.from_numpy(bunch.images).float().unsqueeze(1) / 16, torch.from_numpy(bunch.target).long()
 
 
 def mnist(root: Path, download: bool) -> DataSet:

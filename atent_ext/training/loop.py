@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from atent_ext.attacks.accuracy import predict, robust_flags
 from atent_ext.attacks.langevin import pgd
 from atent_ext.attacks.spec import Setting
-from atent_ext.core import processes, validate
+from atent_ext.core import processes, seeds, validate
 from atent_ext.core.errors import BadInput, NonFiniteLoss
 from atent_ext.core.model_state import seeded
 from atent_ext.core.norms import SharedGenerator, norm
@@ -147,7 +147,7 @@ class _Trainer:
         All draws depend on the seed and the epoch, those of dropout also on the process.
         """
         seed = self.recipe.seed
-        torch.manual_seed(_seed(seed, epoch, self.accelerator.process_index, 2))  # dropout
+        seeds.everywhere(_seed(seed, epoch, self.accelerator.process_index, 2))  # dropout
         generator = SharedGenerator(self.accelerator.device)
         generator.manual_seed(_seed(seed, epoch, 0, 1))  # the objective's starts and noise
         self.model.train()

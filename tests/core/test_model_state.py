@@ -125,6 +125,14 @@ def test_seeded_draws_alike_and_leaves_the_global_state(fails):
         assert not torch.equal(torch.rand(3), draws[0])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is seeded at once")
+def test_seeding_leaves_nothing_for_accelerators_that_are_not_there():
+    queued = len(torch.cuda._queued_calls)
+    with seeded(7):
+        pass
+    assert len(torch.cuda._queued_calls) == queued
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_kept_undoes_what_another_library_did(fails):
     model = network().train()
