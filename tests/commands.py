@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from functools import cache
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
+from typer.main import get_command
 
 from atent_ext.cli import app, options
 
@@ -18,11 +20,17 @@ def shell(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@cache
+def _command():
+    """What typer makes of the functions, at every call that is not asked for it."""
+    return get_command(app.app)
+
+
 def atent(*arguments, width=200):
     """The command in this process, which spares the imports: the same streams and exit code, `width` columns."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(options.console, "width", width)
-        done = CliRunner().invoke(app.app, [*map(str, arguments)], catch_exceptions=False)
+        done = CliRunner().invoke(_command(), [*map(str, arguments)], catch_exceptions=False)
     return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 

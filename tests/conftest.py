@@ -1,5 +1,6 @@
 """Shared fixtures, and the guard that watches every public call while the tests run."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -10,6 +11,24 @@ import state_guard
 import warm
 
 state_guard.watch_package()  # before the test modules import names from it
+
+
+def pytest_collection_finish():
+    """What was imported stays, and need not be searched whenever garbage is collected."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _files_are_not_flushed() -> Iterator[None]:
+    """A flush to the disk takes milliseconds, thousands of times, and no test pulls the plug."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

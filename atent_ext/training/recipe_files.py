@@ -4,18 +4,17 @@ A file may name a `base` file in the same folder (`_name.yaml`), whose fields it
 so that recipes are listed quickly; `recipes` validates the data.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+import copy
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import yaml
 
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
 from atent_ext.training.overrides import merge, numbers, override
-
-Parser: TypeAlias = Callable[[Path], dict[str, Any]]
 
 
 def names() -> list[str]:
@@ -38,13 +37,12 @@ def overridden(name: str, overrides: Iterable[str]) -> tuple[dict[str, Any], lis
 
 
 def every() -> Iterator[tuple[str, dict[str, Any] | BadInput]]:
-    """The name of each recipe with its fields, or with the error if it cannot be read. Each file is parsed once."""
-    parsed = cache(_parsed)
+    """The name of each recipe with its fields, or with the error if it cannot be read."""
     for name, path in registry.files("recipe").items():
         if name.startswith("_"):
             continue
         try:
-            yield name, _merged(path, parsed)
+            yield name, _merged(path)
         except (BadInput, OSError) as error:  # a broken recipe of another package
             yield name, error if isinstance(error, BadInput) else BadInput(str(error), code="unreadable")
 
@@ -60,9 +58,15 @@ def _locate(name: str) -> Path:
     return shipped[name]
 
 
+@lru_cache(maxsize=256)
+def _yaml(text: str) -> Any:
+    """Parsing takes longer than all else that is done to a recipe; several have the same base."""
+    return yaml.safe_load(text)
+
+
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = copy.deepcopy(_yaml(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are not UTF-8, an impossible date
         message = f"{path} is not YAML: {' '.join(str(error).split())}"
         raise BadInput(message, code="unreadable", field="recipe") from None
@@ -72,9 +76,9 @@ def _parsed(path: Path) -> dict[str, Any]:
     return numbers(raw)  # type: ignore[no-any-return]
 
 
-def _merged(path: Path, parsed: Parser = _parsed, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _merged(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The fields of a file merged over those of its bases. above: the files that have this one as their base."""
-    raw = dict(parsed(path))
+    raw = _parsed(path)
     base = raw.pop("base", None)
     if base is None:
         return raw
@@ -82,4 +86,4 @@ def _merged(path: Path, parsed: Parser = _parsed, above: tuple[Path, ...] = ()) 
     if beside in above or beside.parent != path.parent.resolve() or not beside.is_file():
         message = f"{path}: base is {base!r}; it must name another recipe file beside it, without .yaml"
         raise BadInput(message, code="bad-value", field="base")
-    return merge(_merged(beside, parsed, above), raw)
+    return merge(_merged(beside, above), raw)
