@@ -1,5 +1,7 @@
 """Small studies for tests."""
 
+from torch import nn
+
 from atent_ext.experiments import study
 from atent_ext.experiments.study import Study
 
@@ -35,17 +37,29 @@ def tiny(**more):
     return Study.model_validate(given | more)
 
 
+class DigitsNet(nn.Sequential):
+    """A network for digits of a third of the cost of `digits-cnn`."""
+
+    def __init__(self, classes=10, channels=1):
+        convolution = nn.Conv2d(channels, 16, 3, stride=2, padding=1)
+        super().__init__(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, classes))
+
+
 def lighter(whole):
     """A shipped study at the scale `smoke` for less: a third of the inner steps, three times as long.
 
-    Its long curves have half of the radii, its figures a third of the images.
+    Its long curves have a half or a third of the radii, its figures a third of the images and half of the updates.
     """
     scale = whole.at("smoke")
     if whole.kind == "figure":
-        scale = scale.model_copy(update={"n": scale.n // 3})
+        scale = scale.model_copy(update={"n": scale.n // 3, "updates": scale.updates // 2})
     rows = tuple(_fewer_steps(whole, row) for row in whole.rows)
-    curves = tuple(axis.model_copy(update={"by": axis.by * (1 + (len(axis.radii()) > 9))}) for axis in whole.curves)
+    curves = tuple(axis.model_copy(update={"by": axis.by * _apart(len(axis.radii()))}) for axis in whole.curves)
     return whole.model_copy(update={"scales": {"smoke": scale}, "rows": rows, "curves": curves})
+
+
+def _apart(radii):
+    return 3 if radii > 12 else 2 if radii > 9 else 1
 
 
 def _fewer_steps(whole, row):

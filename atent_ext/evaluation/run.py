@@ -34,7 +34,8 @@ def run_protocol(
     """
     with seeded(setting.seed):  # for networks that draw random numbers
         _check(model, split)
-        of_images = proven(model, split, setting.threat, setting.batch_size)
+        wanted = any(spec.by_image for spec in protocol.attacks)
+        of_images = proven(model, split, setting.threat, setting.batch_size) if wanted else None
     outcomes = []
     for spec in protocol.attacks:
         start = time.perf_counter()

@@ -5,6 +5,7 @@ The site's hooks (site_hooks.py) take them from here while the site is built, so
 
 import ast
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -49,6 +50,7 @@ class Name(NamedTuple):
 # ---- names
 
 
+@functools.cache
 def packages() -> list[str]:
     """The packages whose stub lists what is public, the top one first."""
     found = [module.name for module in pkgutil.walk_packages([str(HOME)], "atent_ext.") if module.ispkg]
@@ -59,6 +61,7 @@ def stub(package: str) -> Path:
     return HOME.joinpath(*package.split(".")[1:], "__init__.pyi")
 
 
+@functools.cache
 def names(module: str) -> list[Name]:
     """The public names of a package, from its stub, or of one of MODULES."""
     if module.removeprefix("atent_ext.") in MODULES:
@@ -87,6 +90,7 @@ def homes() -> list[str]:
     return [*packages(), *(f"atent_ext.{name}" for name in MODULES)]
 
 
+@functools.cache
 def definitions() -> dict[str, str]:
     """What is defined -> the page that documents it: that of the innermost package that makes it public."""
     found: dict[str, str] = {}

@@ -81,10 +81,10 @@ class Watch(Silent):
             self.found.append(memory())
 
 
-def training(warm_up: int, steps: int, parts: int = 10) -> list[Memory]:
-    """Memory after `warm_up` steps and after each of `parts` parts of the `steps` that follow."""
+def training(warm_up: int, steps: int, parts: int = 10, images: int = 100) -> list[Memory]:
+    """Memory after `warm_up` steps, each on `images`, and after each of `parts` parts of the `steps` that follow."""
     digits = datasets.load("digits")
-    recipe = recipes.load("digits-linf-atent", ["batch_size=100", "examples=1000", "validation.steps=2"])
+    recipe = recipes.load("digits-linf-atent", [f"batch_size={images}", f"examples={10 * images}", "validation.steps=2"])
     an_epoch = 10
     first, last = warm_up // an_epoch, (warm_up + steps) // an_epoch
     recipe = recipe.model_copy(update={"epochs": last})
@@ -94,9 +94,9 @@ def training(warm_up: int, steps: int, parts: int = 10) -> list[Memory]:
     return watch.found
 
 
-def attacks(warm_up: int, calls: int, parts: int = 10) -> list[Memory]:
-    """Memory after `warm_up` calls, each on 100 images, and after each of `parts` parts of the `calls` that follow."""
-    model, test = bench.network("digits-cnn", 1).eval(), datasets.load("digits").test.take(100)
+def attacks(warm_up: int, calls: int, parts: int = 10, images: int = 100) -> list[Memory]:
+    """Memory after `warm_up` calls, each on `images`, and after each of `parts` parts of the `calls` that follow."""
+    model, test = bench.network("digits-cnn", 1).eval(), datasets.load("digits").test.take(images)
     generator = torch.Generator().manual_seed(0)
     attack = LinfATENTAttack(model, eps=0.15, restarts=2, keep="success", generator=generator)
     return repeated(lambda: attack.perturb(test.images, test.labels), warm_up, calls, parts)

@@ -1,5 +1,8 @@
 """No NaN where numbers degenerate: saturated softmax, flat loss, eps 0, images alike or constant, half precision."""
 
+import copy
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,7 +32,12 @@ HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 KINDS = pytest.mark.parametrize("kind", [LinfATENTAttack, L2ATENTAttack])
 
 
+@functools.cache
 def objectives(eps):
+    return tuple(made(eps))
+
+
+def made(eps):
     yield from (Standard(), GaussianNoise(sigma=0.1), SmoothTRADES(sigma=0.1), IBP(eps=eps))
     for norm in ("Linf", "L2"):
         yield from (method(norm=norm, eps=eps, **STEPS) for method in (PGDAT, TRADES, MART, ATENT, DESGD))
@@ -38,7 +46,12 @@ def objectives(eps):
             yield MMA(norm=norm, eps=eps, steps=3, least=eps / 2)
 
 
-def net(saturated=0.0, flat=False):
+def net(**settings):
+    return copy.deepcopy(original(**settings))
+
+
+@functools.cache
+def original(saturated=0.0, flat=False):
     """Chain of layers that `bounds` knows; `saturated`: the gap between the first logit and the others."""
     with torch.random.fork_rng():
         torch.manual_seed(0)

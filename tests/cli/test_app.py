@@ -310,7 +310,7 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(tmp_path, monkeypatch):
 def test_quickstart_prints_the_table(tmp_path, monkeypatch):
     short = Protocol(name="short", description="", attacks=({"attack": "clean"}, {"attack": "fgsm"}))
     monkeypatch.setattr("atent_ext.experiments.quickstart.load_protocol", lambda name: short)
-    tiny = ["--set", "epochs=1", "--set", "validation.count=50", "--set", "validation.steps=1", "--n", 10]
+    tiny = ["--set", "epochs=1", "--set", "examples=128", "--set", "validation.count=50", "--n", 10]
     done = atent("quickstart", "--out", tmp_path / "q", *tiny)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("│ digits-linf-")]

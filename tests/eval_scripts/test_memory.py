@@ -15,12 +15,12 @@ def tensors(measured):
 
 
 def test_fifty_training_steps_leave_no_tensor_behind(script):
-    first, last = tensors(script.training(20, 50, parts=1))
+    first, last = tensors(script.training(20, 50, parts=1, images=10))
     assert last == first
 
 
 def test_twenty_attack_calls_leave_no_tensor_behind(script):
-    first, last = tensors(script.attacks(2, 20, parts=1))
+    first, last = tensors(script.attacks(2, 20, parts=1, images=10))
     assert last == first
 
 

@@ -166,7 +166,7 @@ def test_the_zoo_is_trained_and_scored_by_its_entries(zoo, tmp_path, monkeypatch
         return atent(*command[3:])
 
     monkeypatch.setattr(zoo, "subprocess", SimpleNamespace(run=here))
-    tiny = "recipe: digits-linf-sgd, n: 4, set: [epochs=1, validation.count=50]"
+    tiny = "recipe: digits-linf-sgd, n: 4, set: [epochs=1, validation.count=50, threat.eps=0.5]"
     (tmp_path / "zoo.yaml").write_text(f"models:\n  one: {{{tiny}}}\nsearch:\n  two: {{{tiny}}}\nablation: {{}}\n")
     for _ in range(2):  # the second time there is nothing to do
         done = scripts.run("experiments/zoo", "--file", tmp_path / "zoo.yaml", "--out", tmp_path / "zoo")

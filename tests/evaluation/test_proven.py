@@ -84,6 +84,12 @@ def test_where_all_are_proven_no_attack_runs(problem):
     assert report.result("autoattack").passes < 10 * COUNT  # its checks, and the clean predictions
 
 
+def test_for_clean_accuracy_alone_nothing_is_proven(problem, monkeypatch):
+    monkeypatch.setattr(run, "proven", lambda *_: pytest.fail("bounds were computed"))
+    plan = Protocol(name="clean", description="", attacks=(attack_spec("clean"),))
+    assert evaluated(*problem, plan=plan).accuracy("clean") == 1
+
+
 class Trap(nn.Sequential):
     """Answers as its layers, but for one image."""
 

@@ -52,6 +52,13 @@ def test_it_draws_pictures(result):
         assert (out / name).read_bytes().startswith(PNG)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """The pictures of `result` are not drawn again."""
+    monkeypatch.setattr("atent_ext.experiments.quickstart._draw", lambda *_: None)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_it_goes_on_where_it_stopped_and_does_not_overwrite_in_silence(result, tmp_path):
     out, reports, _ = result
     with pytest.MonkeyPatch.context() as patch:
@@ -65,6 +72,7 @@ def test_it_goes_on_where_it_stopped_and_does_not_overwrite_in_silence(result, t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_scores_of_another_setting_stay(result, monkeypatch, tmp_path):
     out, _, _ = result
     monkeypatch.setattr("atent_ext.experiments.quickstart.load_protocol", lambda name: SHORT)

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import studies
 
+from atent_ext.core import registry
 from atent_ext.experiments import study
 from atent_ext.experiments.reproduce import reproduce
 from atent_ext.experiments.rows import Context
@@ -26,6 +27,7 @@ def smoke(tmp_path_factory):
 
     result.out = out
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.MODELS, "digits-cnn", "studies:DigitsNet")
         patch.setattr(study, "load", lambda name: studies.lighter(load(name)))
         yield result
 

@@ -10,7 +10,7 @@ from atent_ext.attacks.accuracy import clean_flags, robust_flags
 from atent_ext.attacks.langevin import pgd
 from atent_ext.attacks.spec import Setting
 from atent_ext.certification.intervals import certified_linf, interval_bounds, sequence, worst_margins
-from atent_ext.core import schema
+from atent_ext.core import registry, schema
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import seeded
 from atent_ext.core.norms import LINF
@@ -341,23 +341,21 @@ def test_a_recipe_refuses_unknown_fields_and_bad_values(override, words):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The test digits, and networks trained for 10 epochs at eps 0.03: on the bounds (kappa 0.5) and standard (1)."""
-    digits, short = (
-        datasets.load("digits"),
-        ["epochs=10", "threat.eps=0.03", "objective.eps=0.03", "validation.steps=1"],
-    )
-    return digits.test, {
-        kappa: fit(
-            recipes.load("digits-linf-ibp", [*short, f"objective.kappa={kappa}"]),
-            digits,
-            tmp_path_factory.mktemp("ibp") / "run",
-        ).load_model(digits)
-        for kappa in (0.5, 1.0)
-    }
+    """The test digits, and networks trained for 10 epochs at eps 0.04: on the bounds (kappa 0.5) and standard (1)."""
+    digits = datasets.load("digits")
+    short = ["epochs=10", "threat.eps=0.04", "objective.eps=0.04", "validation.steps=1"]
+
+    def trained_with(kappa):
+        recipe = recipes.load("digits-linf-ibp", [*short, f"objective.kappa={kappa}"])
+        return fit(recipe, digits, tmp_path_factory.mktemp("ibp") / "run").load_model(digits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.MODELS, "digits-cnn", "studies:DigitsNet")
+        return digits.test, {kappa: trained_with(kappa) for kappa in (0.5, 1.0)}
 
 
 def certified(model, split):
-    return certified_linf(model, split.images, split.labels, 0.03)
+    return certified_linf(model, split.images, split.labels, 0.04)
 
 
 def test_training_on_the_bounds_raises_certified_accuracy(trained):
@@ -375,7 +373,7 @@ def test_training_on_the_bounds_raises_certified_accuracy(trained):
 def test_certified_images_withstand_the_attack(trained):
     split, models = trained
     for model in models.values():
-        robust = robust_flags(model, split, pgd(LINF, 0.03, 20), Setting(schema.Threat(norm="Linf", eps=0.03)))
+        robust = robust_flags(model, split, pgd(LINF, 0.04, 20), Setting(schema.Threat(norm="Linf", eps=0.04)))
         proven = certified(model, split)
         assert not bool((proven & ~robust).any())
         assert int(proven.sum()) < int(robust.sum())

@@ -195,7 +195,7 @@ def test_a_card_of_this_setting_is_returned_and_any_other_refused(opened, card, 
 
 
 def test_signs_reach_the_card(opened):
-    card = verify(answering(opened, lambda net, x: net((16 * x).round() / 16)))
+    card = verify(answering(opened, lambda net, x: net((16 * x).round() / 16)), n=20)
     assert [one.name for one in card.checks if one.passed is False] == ["nonzero gradient"]
     assert "zero gradients" in [sign.name for sign in card.signs if sign.found]
     assert card.report.results
@@ -459,11 +459,11 @@ def test_no_commit_of_a_repository_around_an_installed_package(tmp_path, monkeyp
 
 def test_a_network_with_signs_of_masking_is_attacked_by_annealed_atent_besides(opened):
     masked = answering(opened, lambda network, x: 1e5 * network(x))
-    card = verify(masked, n=30)
+    card = verify(masked, n=15)
     assert any(sign.found for sign in card.signs)
     *_, pgd, annealed, worst = card.report.results
     assert (annealed.settings["schedule"], annealed.settings["restarts"]) == ("cosine", 9)
     assert annealed.correct < pgd.correct
     assert worst.correct <= annealed.correct
-    assert verify(masked, n=30, card=card) is card
+    assert verify(masked, n=15, card=card) is card
     assert verification.adapted(CHEAP, [sign for sign in card.signs if not sign.found]) is CHEAP
