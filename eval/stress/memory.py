@@ -84,7 +84,9 @@ class Watch(Silent):
 def training(warm_up: int, steps: int, parts: int = 10, images: int = 100) -> list[Memory]:
     """Memory after `warm_up` steps, each on `images`, and after each of `parts` parts of the `steps` that follow."""
     digits = datasets.load("digits")
-    recipe = recipes.load("digits-linf-atent", [f"batch_size={images}", f"examples={10 * images}", "validation.steps=2"])
+    recipe = recipes.load(
+        "digits-linf-atent", [f"batch_size={images}", f"examples={10 * images}", "validation.steps=2"]
+    )
     an_epoch = 10
     first, last = warm_up // an_epoch, (warm_up + steps) // an_epoch
     recipe = recipe.model_copy(update={"epochs": last})
