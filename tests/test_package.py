@@ -88,22 +88,12 @@ def test_the_wheel_is_small(wheel):
     assert 5_000_000 < sum(weights) <= 12_000_000
 
 
-@pytest.mark.integration
-def test_the_wheel_finds_its_data_without_the_checkout(elsewhere):
-    code = (
-        "import atent_ext, atent_ext.training.recipes as r; from atent_ext.evaluation import load_protocol\n"
-        "from atent_ext.experiments.study import load\n"
-        "print(atent_ext.__file__, len(r.names()), load_protocol('quick').name, load('v2-table1').name)"
-    )
-    place, recipes, protocol, study = elsewhere("python", "-c", code).split()
-    assert "elsewhere" in place
-    assert Path(place).parent.parent.name == "site-packages"
-    shipped = [path for path in (ROOT / "registry" / "recipes").glob("*.yaml") if not path.name.startswith("_")]
-    assert (int(recipes), protocol, study) == (len(shipped), "quick", "v2-table1")
-
-
-IN_TURN = """
+PROGRAM = """
 import json, sys
+import atent_ext, atent_ext.training.recipes as r; from atent_ext.evaluation import load_protocol
+from atent_ext.experiments.study import load
+print(atent_ext.__file__, len(r.names()), load_protocol('quick').name, load('v2-table1').name)
+
 from atent_ext.cli import app
 for command in json.loads(sys.argv[1]):
     sys.argv = ["atent", *command]
@@ -113,11 +103,11 @@ for command in json.loads(sys.argv[1]):
         if end.code:
             raise
 """
-"""Commands in one process, which imports once what they share."""
+"""What is found, then commands, in one process, which imports once what they share."""
 
 
 @pytest.mark.integration
-def test_the_wheel_trains_scores_and_writes_the_board_without_the_checkout(elsewhere):
+def test_the_wheel_finds_its_data_trains_scores_and_writes_the_board_without_the_checkout(elsewhere):
     assert elsewhere("atent", "--version").strip() == f"atent-ext {__version__}"
     commands = [
         ["ls", "recipes"],
@@ -125,7 +115,12 @@ def test_the_wheel_trains_scores_and_writes_the_board_without_the_checkout(elsew
         ["train", "digits-linf-sgd", "--set", "epochs=1", "--set", "validation.count=50", "--out", "run"],
         ["eval", "run", "--protocol", "quick", "--n", "20"],
     ]
-    output = elsewhere("python", "-c", IN_TURN, json.dumps(commands))
+    found, output = elsewhere("python", "-c", PROGRAM, json.dumps(commands)).split("\n", 1)
+    place, recipes, protocol, study = found.split()
+    assert "elsewhere" in place
+    assert Path(place).parent.parent.name == "site-packages"
+    shipped = [path for path in (ROOT / "registry" / "recipes").glob("*.yaml") if not path.name.startswith("_")]
+    assert (int(recipes), protocol, study) == (len(shipped), "quick", "v2-table1")
     for part in ("mnist-linf-atent", Path("site", "index.html").as_posix(), "trained: run", "worst case"):
         assert part in output
 

@@ -1,5 +1,6 @@
 """Two processes train as one does. This very file is started, too: the programs at its end."""
 
+import functools
 import json
 import os
 import subprocess
@@ -76,6 +77,7 @@ def load(name, *overrides):
     return recipes.load(name, [*COMMON, *JUDGED, *overrides])
 
 
+@functools.cache
 def digits(dtype=torch.float64):
     loaded = datasets.load("digits")
     train = loaded.train.take(100)
@@ -326,6 +328,7 @@ def broken(folder):
 
 if __name__ == "__main__":
     registry.MODELS |= {"double-net": "test_several_processes:double_net", "tiny-net": "problems:tiny_net"}
+    digits()  # here, so that what reads them is imported once for all processes
     place, codes = Path(sys.argv[1]), {}
     for program in (everything, killed, broken):
         codes[program.__name__] = forked(program, place / program.__name__)

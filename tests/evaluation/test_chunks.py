@@ -236,11 +236,14 @@ def test_autoattack_of_each_chunk_is_stock_autoattack_with_its_seed(short_autoat
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: ..."),
     ],
 )
-def test_where_memory_runs_out_the_batch_is_halved(error):
+def test_where_memory_runs_out_the_batch_is_halved(error, monkeypatch):
+    freed = []
+    monkeypatch.setattr(engine, "gc", SimpleNamespace(collect=lambda: freed.append(1)))  # which takes its time
     journal = Journal(chunks.cut(16, 8))
     model = Hungry(3, error)
     for chunk in journal.chunks:
         engine.score(model, gray(16), chunk, protocol("clean", PGD), Setting(THREAT, 0, 8), journal)
+    assert len(freed) == 4
     assert set(model.batches) == {1, 2}  # 8 and 4 are too many; 1 is the check of the labels
     clean, attacked, _ = journals.outcomes(journal.collect())
     assert bool(clean.flags.all())
