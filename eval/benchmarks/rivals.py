@@ -103,8 +103,9 @@ def in_torchattacks(linf: str, l2: str | None, settings: Callable[[Case], dict[s
     return lambda model, x, y: getattr(torchattacks, name)(model, eps=case.eps, **settings(case))(x, y)
 
 
-def pgd_settings(case: Case) -> dict[str, Any]:
-    return {"alpha": 2.5 * case.eps / case.budget, "steps": case.budget}
+def pgd_settings(a_step: int, before: int, case: Case) -> dict[str, Any]:
+    steps = (case.budget - before) // a_step
+    return {"alpha": 2.5 * case.eps / steps, "steps": steps}
 
 
 def apgd_settings(case: Case) -> dict[str, Any]:
@@ -152,6 +153,12 @@ def in_art(case: Case) -> Attack:
     return attack
 
 
+IN_TORCHATTACKS: Mapping[str, tuple[int, int]] = {
+    **dict.fromkeys(("BIM", "MIFGSM", "NIFGSM", "DIFGSM", "UPGD", "Jitter"), (1, 0)),
+    **{"TPGD": (1, 1), "EOTPGD": (2, 0), "SINIFGSM": (5, 0), "VMIFGSM": (6, 0)},
+}
+"""Its other iterated attacks within an ℓ∞ ball: the passes of a step, and those before the first."""
+
 ATTACKS: Mapping[str, Callable[[Case], Attack]] = {
     "ATENT annealed": annealed,
     "ATENT as printed": printed,
@@ -160,8 +167,12 @@ ATTACKS: Mapping[str, Callable[[Case], Attack]] = {
     "FAB-T": partial(autoattack, fab_t),
     "Square": partial(autoattack, square),
     **{f"PGD x {restarts}": partial(split_pgd, restarts) for restarts in (1, 2, 5, 10)},
-    "torchattacks PGD": partial(in_torchattacks, "PGD", "PGDL2", pgd_settings),
+    "torchattacks PGD": partial(in_torchattacks, "PGD", "PGDL2", partial(pgd_settings, 1, 0)),
     "torchattacks APGD": partial(in_torchattacks, "APGD", "APGD", apgd_settings),
+    **{
+        f"torchattacks {name}": partial(in_torchattacks, name, None, partial(pgd_settings, *passes))
+        for name, passes in IN_TORCHATTACKS.items()
+    },
     "Foolbox PGD": in_foolbox,
     "ART PGD": in_art,
 }

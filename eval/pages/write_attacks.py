@@ -20,7 +20,7 @@ from atent_ext.storage import files
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = "ATENT annealed"
-RIVALS = ("APGD-CE", "torchattacks PGD", "torchattacks APGD")
+RIVALS = ("APGD-CE", "PGD x ", "torchattacks ")
 SPLITS = ("PGD x 1", "PGD x 2", "PGD x 5", "PGD x 10")
 COLORS = {OURS: "C3", "ATENT as printed": "C1", "APGD-CE": "C0", "APGD-T": "C9", "Square": "C7"}
 Row = dict[str, Any]
@@ -36,8 +36,8 @@ much for the images that withstand; `atent_ext.attacks.uphill.divided(passes)` d
 score that you publish take AutoAttack: it also has an attack that needs no gradient.
 
 Cells: images left, and in brackets the passes that an image took in the mean. A pass is one forward of one image,
-counted by hooks; the budget bounds the passes of one image. Backward passes an image, and seconds on one core of a
-machine that others shared, are those of the largest budget. `n` is the number of images; a dash was not measured.
+counted by hooks; the budget bounds the passes of one image. Backward passes an image, and CPU seconds where they were
+measured, are those of the largest budget. `n` is the number of images; a dash was not measured.
 """
 
 BROKEN = """## Beside AutoAttack
@@ -70,13 +70,14 @@ def table(rows: Rows) -> Iterator[str]:
     limits = budgets(rows)
     counts = {limit: "/".join(sorted({str(row["n"]) for row in of(rows, budget=limit)})) for limit in limits}
     columns = " | ".join(f"{limit} passes, n {counts[limit]}" for limit in limits)
-    yield f"| attack | {columns} | backward | seconds |"
+    yield f"| attack | {columns} | backward | CPU seconds |"
     yield "| --- |" + " ---: |" * (len(limits) + 2)
     for attack in dict.fromkeys(row["attack"] for row in rows):
         mine = {row["budget"]: row for row in of(rows, attack=attack)}
         cells = [f"{c['left']} ({c['mean_passes']:.0f})" if (c := mine.get(limit)) else "–" for limit in limits]
         last = mine[max(mine)]
-        yield f"| {attack} | {' | '.join(cells)} | {last['mean_backward']:.0f} | {last['seconds']:.0f} |"
+        seconds = f"{last['cpu_seconds']:.1f}" if "cpu_seconds" in last else "–"
+        yield f"| {attack} | {' | '.join(cells)} | {last['mean_backward']:.0f} | {seconds} |"
 
 
 def worse(mine: str, theirs: str) -> float:
@@ -92,7 +93,7 @@ def comparisons(rows: Rows) -> list[tuple[Row, Row, float]]:
     found = []
     for mine in of(rows, attack=OURS):
         same = of(rows, network=mine["network"], budget=mine["budget"], n=mine["n"])
-        rivals = [row for row in same if row["attack"] in (*RIVALS, *SPLITS)]
+        rivals = [row for row in same if row["attack"].startswith(RIVALS)]
         found += [(mine, rival, worse(mine["flags"], rival["flags"])) for rival in rivals]
     return found
 
