@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from signal import Signals
 from types import ModuleType
@@ -43,11 +43,16 @@ def run(name: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
-def started(number: Signals, events: Mapping[str, int], *arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """`atent` in a process that sends itself a signal at an event, as eval/stress/signal_at.py says."""
+def started(
+    number: Signals, events: Mapping[str, int], *arguments: object, own: bool = False, **options: Any
+) -> subprocess.Popen[str]:
+    """`atent` in a process that sends itself a signal at an event, as eval/stress/signal_at.py says.
+
+    own: a process that is not forked from the warm one, with hashes of texts of its own, say.
+    """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     signal_at = module("stress/signal_at")
-    with warm.starts():
+    with nullcontext() if own else warm.starts():
         return signal_at.started(number.name, events, Path(os.devnull), *arguments, **pipes, **options)
 
 

@@ -87,7 +87,6 @@ PROBES = {**RANDOM, "warnings filters": lambda: list(warnings.filters), **SETTIN
 _UNWATCHED = (
     "atent_ext.compat",
     "atent_ext.core.compat",
-    "atent_ext.core.seeds",  # `everywhere` seeds for its callers, which are watched
     "atent_ext.cli",
     "atent_ext.__main__",
     "atent_ext.integrations.",
@@ -221,6 +220,8 @@ def watch(module: ModuleType) -> None:
     """Replace the public functions of a module, and the methods of its public classes, by watched ones."""
     for name, value in list(vars(module).items()):
         if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+            continue
+        if (module.__name__, name) == ("atent_ext.core.seeds", "everywhere"):  # seeds for callers, which are watched
             continue
         if inspect.isfunction(value):
             setattr(module, name, _once(value))

@@ -1,8 +1,10 @@
 """Python processes that start in a tenth of a second: forks of one that has imported torch and the package already.
 
 While `starts()` is entered, `subprocess` starts `python FILE …`, `python -m …` and `python -c …` so. It starts other
-commands as ever, and those whose variables decide how Python or torch begins. Streams, signals and exit codes are the
-same. A test of what is imported, or when, needs a process of its own. Only Linux can: elsewhere all is as ever.
+commands as ever, those with other options of Popen, and those whose variables decide how Python or torch begins.
+Streams, signals and exit codes are the same (test_warm.py). Not the same: texts hash as in the warm process, imports
+are done before the variables are set, and Python is not taken to pieces at the end. A test of such things needs a
+process of its own; some tests of kills and of two processes keep one. Only Linux can: elsewhere all is as ever.
 """
 
 import atexit
@@ -11,25 +13,32 @@ import gc
 import importlib
 import json
 import os
+import random
 import runpy
 import signal
 import socket
 import subprocess
 import sys
-import traceback
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 IMPORTED = (
     *("torch", "torch._dynamo", "torch.distributed.run", "accelerate", "sklearn.model_selection", "sklearn.datasets"),
     *("atent_ext.cli.app", "atent_ext.training.loop", "atent_ext.evaluation.scoring", "atent_ext.submissions"),
 )
-_AT_THE_START = ("PYTHON", "OMP_", "MKL_", "LD_", "TORCH")
+_AT_THE_START = ("PYTHON", "OMP_", "MKL_", "KMP_", "LD_", "LC_", "LANG", "TORCH", "CUDA", "GLOO_", "ACCELERATE_")
+_PLAIN = (True, None, None, None, -1, False, -1)
+"""What Popen hands on as restore_signals, gid, gids, uid, umask, start_new_session and, since Python 3.11,
+process_group where nobody gives them."""
 _SUBREAPER = 36
 """prctl's PR_SET_CHILD_SUBREAPER: orphans below this process become its children, so that it can wait for them."""
 _LARGEST = 1 << 17
@@ -52,10 +61,12 @@ class Warm(subprocess.Popen[Any]):
         folder, given, _, _, shell, *pipes = more[:11]
         args = [os.fspath(part) for part in args] if isinstance(args, list) else args
         environment = dict(os.environ if given is None else given)
-        if shell or executable or preexec or fds or not forkable(args, environment):
+        special = shell or executable or preexec or fds or more[11:] != _PLAIN[: len(more) - 11]
+        if special or not forkable(args, environment):
             super()._execute_child(args, executable, preexec, close, fds, *more)  # type: ignore[misc]
             return
         request = {"arguments": args[1:], "folder": str(Path(folder or ".").resolve()), "environment": environment}
+        request["deaf"] = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         streams = [own if pipe == -1 else pipe for own, pipe in enumerate((pipes[0], pipes[3], pipes[5]))]
         self.pid = forked(json.dumps(request).encode(), streams)
         self._child_created = True
@@ -66,7 +77,7 @@ def forkable(arguments: Any, environment: Mapping[str, str]) -> bool:
     if not isinstance(arguments, list) or arguments[:1] != [sys.executable] or len(arguments) < 2:
         return False
     runs = arguments[1] in ("-m", "-c") or not arguments[1].startswith("-")
-    return runs and beginning(environment) == beginning(os.environ)
+    return runs and beginning(environment) == warm_process().beginning
 
 
 def beginning(environment: Mapping[str, str]) -> dict[str, str]:
@@ -78,17 +89,26 @@ def forked(request: bytes, streams: Sequence[int]) -> int:
     control = ctypes.CDLL(None).prctl
     control(_SUBREAPER, 1, 0, 0, 0)
     try:
-        socket.send_fds(warm_process(), [request], streams)
-        return int(warm_process().recv(20))
+        socket.send_fds(warm_process().channel, [request], streams)
+        return int(warm_process().channel.recv(20))
     finally:
         control(_SUBREAPER, 0, 0, 0, 0)
 
 
+@dataclass(frozen=True)
+class WarmProcess:
+    """The way to it, and the variables that decided how it began."""
+
+    channel: socket.socket
+    beginning: dict[str, str]
+
+
 @cache
-def warm_process() -> socket.socket:
-    """The way to the warm process, which ends with this one."""
+def warm_process() -> WarmProcess:
+    """The warm process, which ends with this one."""
     mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process = _ordinary([sys.executable, __file__, str(its.fileno())], pass_fds=[its.fileno()])
+    command = [sys.executable, __file__, str(its.fileno())]
+    process = _ordinary(command, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL)
     its.close()
 
     def end() -> None:
@@ -96,7 +116,7 @@ def warm_process() -> socket.socket:
         process.wait()
 
     atexit.register(end)
-    return mine
+    return WarmProcess(mine, beginning(os.environ))
 
 
 # ---- the warm process, and what is forked from it
@@ -127,7 +147,9 @@ def become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     for own, stream in enumerate(streams):
         os.dup2(stream, own)
         os.close(stream)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if request["deaf"] else signal.default_int_handler)
+    np.random.seed()  # noqa: NPY002
+    random.seed()
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
@@ -138,8 +160,9 @@ def become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     elif program == "-c":
         code, *arguments = arguments
-        sys.argv, sys.path[0] = ["-c", *arguments], request["folder"]
-        exec(compile(code, "<string>", "exec"), vars(sys.modules["__main__"]))
+        sys.argv, sys.path[0] = ["-c", *arguments], ""
+        main = sys.modules["__main__"] = ModuleType("__main__")
+        exec(compile(code, "<string>", "exec"), vars(main))
     else:
         sys.argv, sys.path[0] = [program, *arguments], str(Path(program).parent.resolve())
         runpy.run_path(program, run_name="__main__")
@@ -155,12 +178,18 @@ def exit_code(request: Mapping[str, Any], streams: Sequence[int]) -> int:
         if not isinstance(code, int | None):
             print(code, file=sys.stderr)
             code = 1
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
         code = 1
+        if isinstance(error, KeyboardInterrupt):
+            code = -signal.SIGINT
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    if code == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
     return code or 0
 
 

@@ -21,11 +21,17 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 
 
 def everywhere(seed: int) -> None:
-    """Seed torch's global random state, on the accelerator too if there is one.
+    """Seed torch's global random state, on every device that there is.
 
-    Without one, `torch.manual_seed` would queue a call with its whole traceback, every time, for each kind of them.
-    Raises BadInput for an invalid seed.
+    Where there is the CPU alone, `torch.manual_seed` would queue a call with its whole traceback, every time, for each
+    kind of accelerator. Raises BadInput for an invalid seed.
     """
     validate.seed(seed)
-    accelerated = torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available()
-    (torch if accelerated else torch.default_generator).manual_seed(int(seed))
+    (torch if _accelerated() else torch.default_generator).manual_seed(int(seed))
+
+
+def _accelerated() -> bool:
+    if hasattr(torch, torch._C._get_privateuse1_backend_name()):  # a device of another package
+        return True
+    kinds = [getattr(torch, name, None) for name in ("cuda", "xpu", "mtia")]
+    return torch.backends.mps.is_available() or any(kind is not None and kind.is_available() for kind in kinds)

@@ -1,6 +1,6 @@
 """Confidence intervals and paired tests for accuracies.
 
-`scipy.stats` takes longer to import than most evaluations of a small network; only the tests that need it import it.
+`scipy.stats` takes half a second to import; only the functions that need it do so.
 """
 
 import math

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 
-import forked
 import pytest
 import scripts
 from commands import TINY, atent, refused, shell
@@ -203,14 +202,13 @@ def test_eval_goes_on_where_it_was_interrupted(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.integration
-@pytest.mark.usefixtures("warm_processes")
 def test_two_processes_share_an_evaluation_that_one_began(run, tmp_path, monkeypatch):
     setting = [run[0], "--protocol", "quick", "--n", 50, "--chunk", 10]
     assert atent("eval", *setting, "--out", tmp_path / "whole.json").returncode == 0
     target = tmp_path / "parts.json"
     interrupted(monkeypatch, 2, *setting, "--out", target)
     # After "--" nothing is torchrun's, which would take --n for an option of its own.
-    launcher = [sys.executable, forked.__file__, "--nproc-per-node", "2", "-m", "--", "atent_ext"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--", "atent_ext"]
     command = [*launcher, "eval", *map(str, setting), "--out", target]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -59,7 +59,8 @@ def fails(number):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_evaluation_that_is_interrupted_goes_on_to_the_same_flags(run, undisturbed, tmp_path, number):
     report, chunks = tmp_path / "report.json", tmp_path / "report.json.chunks"
-    process = started(number, {"begin": 3, "pass": 5}, "eval", run, *SCORE, "--out", report)
+    own = number == signal.SIGTERM
+    process = started(number, {"begin": 3, "pass": 5}, "eval", run, *SCORE, "--out", report, own=own)
     _, err = process.communicate()
     assert process.returncode == 130
     assert err.strip().splitlines() == ["atent: eval was interrupted; the same command goes on from here"]

@@ -159,7 +159,7 @@ def test_a_run_killed_in_its_second_epoch_is_resumed_bit_for_bit(tmp_path):
     options = [part for setting in settings for part in ("--set", setting)]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # else sums are rounded otherwise
     command = ("train", "digits-linf-atent", *options, "--out", cut.path)
-    killed = started(signal.SIGKILL, {"step": 30}, *command, env=environment)  # an epoch has 21 steps
+    killed = started(signal.SIGKILL, {"step": 30}, *command, own=True, env=environment)  # an epoch has 21 steps
     _, err = killed.communicate()
     assert killed.returncode == -signal.SIGKILL, err
     assert len(metrics(cut)) == 1
