@@ -6,7 +6,7 @@ What it breaks was chosen by what one seed of AutoAttack missed. So AutoAttack a
 
 The attacked network is one that `models.speed.prepare` makes. An adversary counts if it lies in ball and box, and the
 network as it was published, in float32, is right on the image and wrong on the adversary. A finished network is a line
-of eval/results/attacks-beyond.jsonl; `autoattack_again` says of each broken image which of the other seeds break it.
+of eval/results/attacks-beyond.jsonl; `autoattack_again` says of each broken image which of `autoattack_seeds` break it.
 Every batch is kept as soon as it is done, and the same call goes on from there; it also completes a line without
 `autoattack_again`. Adversaries, if there are any, are written to eval/results/beyond/, for `atent adversaries add`.
 """
@@ -47,7 +47,7 @@ from atent_ext.submissions import evidence
 from atent_ext.submissions.cards import Card
 
 BATCH = 64
-SEEDS = (1, 2, 3, 4, 5)
+SEEDS = [1, 2, 3, 4, 5]
 """Of AutoAttack on what was broken; cards have seed 0."""
 RESULTS = Path(__file__).parents[1] / "results" / "attacks-beyond.jsonl"
 Arrays = dict[str, Tensor]
@@ -158,7 +158,7 @@ def again(chosen: Subject, rows: Sequence[int]) -> dict[str, list[int]]:
 def complete(line: Line, chosen: Subject, out: Path) -> Line:
     """The line with what `again` found, which is written in its place."""
     found, versions = again(chosen, line["broken"]), line["versions"] | dict([compat.autoattack_package()])
-    whole = line | {"autoattack_again": found, "versions": versions}
+    whole = line | {"autoattack_again": found, "autoattack_seeds": SEEDS, "versions": versions}
     files.write(out, "".join(json.dumps(whole if other == line else other) + "\n" for other in read(out)))
     return whole
 

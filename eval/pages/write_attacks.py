@@ -50,7 +50,7 @@ AutoAttack broke when the network's card was made, and on those that it left (a 
 and the last column is an upper bound). "ATENT leaves in all" joins these two runs, each with its own draws.
 
 AutoAttack's columns are of one seed. The images that it left were chosen by what this seed missed, which selects
-against AutoAttack. So AutoAttack attacked once more, with five other seeds, those of them that ATENT broke, and only
+against AutoAttack. So AutoAttack attacked once more, with {seeds}other seeds, those of them that ATENT broke, and only
 those; the table counts what at least one of these seeds breaks. What ATENT broke is evidence on the card.
 
 AutoAttack begins with APGD-CE; most of its passes go to the images that withstand, above all Square's. The settings of
@@ -185,8 +185,9 @@ def page(rows: Rows, broken: Rows, beyond: Rows = ()) -> str:
     if broken:
         budget = broken[0]["budget"]
         restarts, steps = uphill.divided(budget)
+        tried = len({seed for found in beyond for seed in found.get("autoattack_seeds", ())})
         parts += [
-            BROKEN.format(budget=budget, restarts=restarts, steps=steps),
+            BROKEN.format(budget=budget, restarts=restarts, steps=steps, seeds=f"{tried} " if tried else ""),
             "\n".join(on_broken(broken, beyond)) + "\n",
         ]
     for network in dict.fromkeys(row["network"] for row in rows):

@@ -117,6 +117,7 @@ def test_autoattack_attacks_what_was_broken_again_with_other_seeds(kind, tmp_pat
     broken = line["broken"]
     how = {"norm": "Linf", "eps": 0.15, "batch_size": len(broken)}
     assert batches == [(seed, len(broken), how) for seed in (1, 2, 3, 4, 5)]
+    assert line["autoattack_seeds"] == [1, 2, 3, 4, 5]
     assert line["autoattack_again"] == {str(row): list(range(at + 1, 6)) for at, row in enumerate(broken)}
     # A line of an older call is completed in its place, and only it.
     older = {key: value for key, value in line.items() if key != "autoattack_again"}
@@ -129,7 +130,7 @@ def test_autoattack_attacks_what_was_broken_again_with_other_seeds(kind, tmp_pat
 def test_the_real_autoattack_breaks_a_committed_image_with_another_seed(monkeypatch):
     script = scripts.module("benchmarks/beyond_autoattack")
     monkeypatch.setattr(script, "autoattack", autoattack)
-    monkeypatch.setattr(script, "SEEDS", (1,))
+    monkeypatch.setattr(script, "SEEDS", [1])
     (line,) = [one for one in lines(script.RESULTS) if one["network"] == "quickstart-digits-linf-atent"]
     chosen = zoo.from_card(line["network"])
     assert script.again(chosen, line["broken"]) == {"336": [1]}
