@@ -1,6 +1,6 @@
 """The images that AutoAttack left when a card was made, attacked by annealed ATENT: what does it break of them?
 
-What it breaks was chosen by what one seed of AutoAttack missed. So AutoAttack attacks it again with other seeds.
+What it breaks was chosen by what one seed of AutoAttack missed. So AutoAttack attacks it again with other draws.
 
     python eval/benchmarks/beyond_autoattack.py --network mnist-linf-trades --passes 1000 --data-root DATA
 
@@ -48,7 +48,7 @@ from atent_ext.submissions.cards import Card
 
 BATCH = 64
 SEEDS = [1, 2, 3, 4, 5]
-"""Of AutoAttack on what was broken; cards have seed 0."""
+"""Of AutoAttack on what was broken. Chunk k of a card had seed k, in another batch, so that every draw differs."""
 RESULTS = Path(__file__).parents[1] / "results" / "attacks-beyond.jsonl"
 Arrays = dict[str, Tensor]
 Line = dict[str, Any]
@@ -147,7 +147,7 @@ def measure(key: Line, card: Card, chosen: Subject, rows: Tensor, out: Path) -> 
 
 
 def again(chosen: Subject, rows: Sequence[int]) -> dict[str, list[int]]:
-    """Of each of these test images the SEEDS with which AutoAttack, as published, breaks it; all in one batch."""
+    """Of each of these test images the SEEDS with which AutoAttack, as published, breaks it; they are its one batch."""
     how: dict[str, Any] = {"norm": chosen.threat.norm, "eps": chosen.threat.eps, "batch_size": max(1, len(rows))}
     images, labels, found = chosen.test.images[list(rows)], chosen.test.labels[list(rows)], {}
     for seed in SEEDS if rows else ():

@@ -50,8 +50,10 @@ AutoAttack broke when the network's card was made, and on those that it left (a 
 and the last column is an upper bound). "ATENT leaves in all" joins these two runs, each with its own draws.
 
 AutoAttack's columns are of one seed. The images that it left were chosen by what this seed missed, which selects
-against AutoAttack. So AutoAttack attacked once more, with {seeds}other seeds, those of them that ATENT broke, and only
-those; the table counts what at least one of these seeds breaks. What ATENT broke is evidence on the card.
+against AutoAttack. So AutoAttack attacked those of them that ATENT broke once more, and only those, with {seeds}further
+seeds; the table counts what at least one of these seeds breaks. A card's AutoAttack adds the number of the chunk to its
+seed, which may give one of these; the draws differ all the same, as the batch does. What ATENT broke is evidence on the
+card.
 
 AutoAttack begins with APGD-CE; most of its passes go to the images that withstand, above all Square's. The settings of
 ATENT were chosen on other test images of mnist-l2-atent and mnist-linf-atent, but also on these of mnist-linf-mart,
@@ -156,7 +158,7 @@ def on_broken(rows: Rows, beyond: Rows) -> Iterator[str]:
         "APGD-CE",
         "AutoAttack leaves",
         "of these ATENT breaks",
-        "of those AutoAttack breaks with another seed",
+        "of those AutoAttack breaks with further seeds",
         "AutoAttack breaks",
         "of these ATENT leaves",
         "ATENT leaves in all",
@@ -174,7 +176,7 @@ def on_broken(rows: Rows, beyond: Rows) -> Iterator[str]:
 
 
 def again(found: Row) -> int | str:
-    """How many of the images that ATENT broke AutoAttack breaks with another seed; a dash if that was not tried."""
+    """How many of the images that ATENT broke AutoAttack breaks with further seeds; a dash if that was not tried."""
     if found["broken"] and "autoattack_again" not in found:
         return "–"
     return sum(map(bool, found.get("autoattack_again", {}).values()))
