@@ -93,9 +93,10 @@ class Entry:
 
     @property
     def strongest(self) -> Strongest:
-        """The attack that was run with the lowest accuracy, and the adversaries of others that break what it left.
+        """The attack that was run with the lowest accuracy, and adversarial images added to the card that break more.
 
-        Raises BadInput where there are such, and they or that attack do not have a flag for each image.
+        Raises BadInput where there are such, and they or that attack do not have a flag for each image; `measured` has
+        made sure that they do.
         """
         run = [result for result in self.report.attacks if result.kind != "evidence"]
         best = min(run or self.report.attacks, key=lambda result: result.accuracy)
@@ -168,7 +169,10 @@ def read(cards_folder: Path) -> tuple[Table, ...]:
 
 
 def measured(card: Card, path: Path) -> Entry:
-    """The entry of a card that was scored, without rank and page. Raises BadInput as `read` does; it names `path`."""
+    """The entry of a card that was scored, without rank and page. Raises BadInput as `read` does; it names `path`.
+
+    It also does where adversarial images were added to the card, and flags are missing that tell what they break.
+    """
     if not card.report:
         message = f"{path}: the card was not scored and cannot be ranked; leave it out of the registry"
         raise BadInput(message, code="missing", field="report")
@@ -188,7 +192,12 @@ def measured(card: Card, path: Path) -> Entry:
     if not card.report.attacks:
         message = f"{path}: the report has no attack beside 'clean' and 'worst case'; score it with a protocol"
         raise BadInput(message, code="missing", field="report")
-    return Entry(card, path, card.report, curve)
+    entry = Entry(card, path, card.report, curve)
+    try:
+        entry.strongest  # noqa: B018 -- it needs the flags
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}", code=error.code, field=error.field) from None
+    return entry
 
 
 def eps_text(eps: float) -> str:

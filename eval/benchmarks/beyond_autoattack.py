@@ -1,11 +1,14 @@
 """The images that AutoAttack left when a card was made, attacked by annealed ATENT: what does it break of them?
 
+What it breaks was chosen by what one seed of AutoAttack missed. So AutoAttack attacks it again with other draws.
+
     python eval/benchmarks/beyond_autoattack.py --network mnist-linf-trades --passes 1000 --data-root DATA
 
 The attacked network is one that `models.speed.prepare` makes. An adversary counts if it lies in ball and box, and the
 network as it was published, in float32, is right on the image and wrong on the adversary. A finished network is a line
-of eval/results/attacks-beyond.jsonl. Every batch is kept as soon as it is done, and the same call goes on from there.
-Adversaries, if there are any, are written to eval/results/beyond/, for `atent adversaries add`.
+of eval/results/attacks-beyond.jsonl; `autoattack_again` says of each broken image which of `autoattack_seeds` break it.
+Every batch is kept as soon as it is done, and the same call goes on from there; it also completes a line without
+`autoattack_again`. Adversaries, if there are any, are written to eval/results/beyond/, for `atent adversaries add`.
 """
 
 import json
@@ -13,7 +16,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,10 +27,10 @@ from attacks import read, subject
 from rivals import Case, annealed
 from torch import Tensor, nn
 
-from atent_ext.attacks import uphill
+from atent_ext.attacks import autoattack, uphill
 from atent_ext.attacks.accuracy import flags_under
 from atent_ext.cli import exit
-from atent_ext.core import registry
+from atent_ext.core import compat, registry
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import seeded
 from atent_ext.core.norms import norm as norm_called
@@ -36,6 +39,7 @@ from atent_ext.core.schema import Threat
 from atent_ext.core.version import __version__
 from atent_ext.data.datasets import Split
 from atent_ext.evaluation.adversaries import packed
+from atent_ext.evaluation.scoring import Subject
 from atent_ext.models.speed import prepare
 from atent_ext.storage import files
 from atent_ext.subjects import zoo
@@ -43,8 +47,11 @@ from atent_ext.submissions import evidence
 from atent_ext.submissions.cards import Card
 
 BATCH = 64
+SEEDS = [1, 2, 3, 4, 5]
+"""Of AutoAttack on what was broken. Chunk k of a card had seed k, in another batch, so that every draw differs."""
 RESULTS = Path(__file__).parents[1] / "results" / "attacks-beyond.jsonl"
 Arrays = dict[str, Tensor]
+Line = dict[str, Any]
 
 
 def left(card: Card) -> Tensor:
@@ -96,7 +103,7 @@ def batches(
     return done
 
 
-def about(card: Card, passes: int, price: Sequence[float], n: int) -> dict[str, Any]:
+def about(card: Card, passes: int, price: Sequence[float], n: int) -> Line:
     """What a line says of the card, of the attack and of its price, of an image in the mean."""
     report, (restarts, steps) = evidence.scored(card), uphill.divided(passes)
     return {
@@ -114,6 +121,48 @@ def about(card: Card, passes: int, price: Sequence[float], n: int) -> dict[str, 
     }
 
 
+def adversaries(line: Mapping[str, Any], out: Path) -> Path:
+    """The file of a line's adversaries; its name says how many images were attacked if more were left."""
+    part = f"-n{line['n']}" if line["n"] < line["autoattack"] else ""
+    return out.parent / "beyond" / f"{line['network']}-{line['passes']}{part}-{line['seed']}.npz"
+
+
+def measure(key: Line, card: Card, chosen: Subject, rows: Tensor, out: Path) -> Line:
+    """Attack the test images `rows`, write the adversaries, and append the line, which is returned."""
+    split = Split(chosen.test.images[rows], chosen.test.labels[rows])
+    passes, seed, weights = key["passes"], key["seed"], key["weights_sha256"][:8]
+    kept = out.parent / "beyond" / f"{key['network']}-{passes}-{len(rows)}-{seed}-{weights}"
+    fast = prepare(chosen.model, split.images, "channels-last").model
+    done = batches(fast, chosen.model, split, chosen.threat, passes, seed, kept)
+    broken = rows[torch.cat([one["rows"] for one in done])]
+    price = torch.stack([one["price"] for one in done]).sum(0).tolist()
+    line = {**key, **about(card, passes, price, len(rows)), "broken": broken.tolist()}
+    if len(broken):
+        images = torch.cat([one["x_adv"] for one in done])
+        files.write(adversaries(line, out), packed(x_adv=images, y=chosen.test.labels[broken], index=broken))
+    with out.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(line) + "\n")
+    shutil.rmtree(kept)
+    return line
+
+
+def again(chosen: Subject, rows: Sequence[int]) -> dict[str, list[int]]:
+    """Of each of these test images the SEEDS with which AutoAttack, as published, breaks it; they are its one batch."""
+    how: dict[str, Any] = {"norm": chosen.threat.norm, "eps": chosen.threat.eps, "batch_size": max(1, len(rows))}
+    images, labels, found = chosen.test.images[list(rows)], chosen.test.labels[list(rows)], {}
+    for seed in SEEDS if rows else ():
+        found[seed] = autoattack.run(chosen.model, images, labels, seed=seed, **how).robust.tolist()
+    return {str(row): [seed for seed in found if not found[seed][place]] for place, row in enumerate(rows)}
+
+
+def complete(line: Line, chosen: Subject, out: Path) -> Line:
+    """The line with what `again` found, which is written in its place."""
+    found, versions = again(chosen, line["broken"]), line["versions"] | dict([compat.autoattack_package()])
+    whole = line | {"autoattack_again": found, "autoattack_seeds": SEEDS, "versions": versions}
+    files.write(out, "".join(json.dumps(whole if other == line else other) + "\n" for other in read(out)))
+    return whole
+
+
 app = typer.Typer(add_completion=False)
 
 
@@ -129,30 +178,20 @@ def main(
     (card, *_), weights = zoo.find(network)
     rows = left(card)[:n]
     key = {"network": network, "weights_sha256": card.weights["sha256"], "passes": passes, "n": len(rows), "seed": seed}
-    if any(key.items() <= line.items() for line in read(out)) or not len(rows):
+    line = next((line for line in read(out) if key.items() <= line.items()), None)
+    if not len(rows) or (line is not None and "autoattack_again" in line):
         print(f"{network}: no image is left" if not len(rows) else f"{network} is in {out} already")
         return
     chosen = subject(network, data_root or Path(os.environ.get("ATENT_DATA", ".")))
     evidence.require_same_images(card, chosen.test)
-    split = Split(chosen.test.images[rows], chosen.test.labels[rows])
-    folder = out.parent / "beyond"
-    kept = folder / f"{network}-{passes}-{len(rows)}-{seed}-{key['weights_sha256'][:8]}"
-    fast = prepare(chosen.model, split.images, "channels-last").model
-    done = batches(fast, chosen.model, split, chosen.threat, passes, seed, kept)
-    broken = rows[torch.cat([one["rows"] for one in done])]
-    if len(broken):
-        file = folder / f"{network}-{passes}-{seed}.npz"
-        images = torch.cat([one["x_adv"] for one in done])
-        files.write(file, packed(x_adv=images, y=chosen.test.labels[broken], index=broken))
-    price = torch.stack([one["price"] for one in done]).sum(0).tolist()
-    with out.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps({**key, **about(card, passes, price, len(rows)), "broken": broken.tolist()}) + "\n")
-    shutil.rmtree(kept)
+    line = complete(line or measure(key, card, chosen, rows, out), chosen, out)
+    broken, others = line["broken"], sum(map(bool, line["autoattack_again"].values()))
     print(f"{network}: {len(broken)} of {len(rows)} images that AutoAttack left are broken; written: {out}")
-    if len(broken):
-        by = f"atent-ext, annealed ATENT, {passes:,} passes"
+    if broken:
+        print(f"AutoAttack breaks {others} of them with at least one of the seeds {', '.join(map(str, SEEDS))}")
+        by = f"atent-ext (annealed ATENT, {passes:,} passes)"
         place = registry.folder("card") / card.place
-        print(f"atent adversaries add {place} {file} --by '{by}' --weights {weights}")
+        print(f"atent adversaries add {place} {adversaries(line, out)} --by '{by}' --weights {weights}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Write docs/attacks.md and its curves from eval/results/attacks.jsonl, which eval/benchmarks/attacks.py measures.
+"""Write docs/attacks.md and its curves from the results of eval/benchmarks/attacks.py and beyond_autoattack.py.
 
-python eval/pages/write_attacks.py
+    python eval/pages/write_attacks.py
+
+They are eval/results/attacks.jsonl, attacks-broken.jsonl and attacks-beyond.jsonl.
 """
 
 import json
@@ -28,7 +30,8 @@ Rows = Sequence[Row]
 
 HEAD = """# Attacks at equal prices
 
-<!-- Written by eval/pages/write_attacks.py from eval/results/attacks.jsonl. Do not edit. -->
+<!-- Written by eval/pages/write_attacks.py from attacks.jsonl, attacks-broken.jsonl and attacks-beyond.jsonl in
+eval/results. Do not edit. -->
 
 Use `LinfATENTAttack` or `L2ATENTAttack` where a gradient attack belongs and passes are few: in a training loop, in a
 first score, or beside AutoAttack. One chain of K steps costs K passes forward and backward, `restarts=R` R times as
@@ -44,11 +47,17 @@ BROKEN = """## Beside AutoAttack
 
 Annealed ATENT with at most {budget:,} passes an image ({restarts} restarts of {steps} steps), on the images that
 AutoAttack broke when the network's card was made, and on those that it left (a dash: not attacked, they count as left,
-and the last column is an upper bound). What ATENT broke of these is evidence on the card, and another seed of
-AutoAttack may break such an image, too. AutoAttack begins with APGD-CE; most of its passes go to the images that
-withstand, above all Square's. The settings were chosen on other test images of mnist-l2-atent and
-mnist-linf-atent, but also on these of mnist-linf-mart, mnist-linf-trades and quickstart-digits-linf-pgd-at; the other
-networks had no part in it.
+and the last column is an upper bound). "ATENT leaves in all" joins these two runs, each with its own draws.
+
+AutoAttack's columns are of one seed. The images that it left were chosen by what this seed missed, which selects
+against AutoAttack. So AutoAttack attacked those of them that ATENT broke once more, and only those, with {seeds}further
+seeds; the table counts what at least one of these seeds breaks. A card's AutoAttack adds the number of the chunk to its
+seed, which may give one of these; the draws differ all the same, as the batch does. What ATENT broke is evidence on the
+card.
+
+AutoAttack begins with APGD-CE; most of its passes go to the images that withstand, above all Square's. The settings of
+ATENT were chosen on other test images of mnist-l2-atent and mnist-linf-atent, but also on these of mnist-linf-mart,
+mnist-linf-trades and quickstart-digits-linf-pgd-at; the other networks had no part in it.
 """
 
 
@@ -143,16 +152,34 @@ def curve(rows: Rows, name: str) -> Figure:
 
 def on_broken(rows: Rows, beyond: Rows) -> Iterator[str]:
     """Annealed ATENT on the images that AutoAttack broke and on those that it left, beside the counts of the cards."""
-    heads = "APGD-CE", "AutoAttack leaves", "of these ATENT breaks", "AutoAttack breaks", "of these ATENT leaves"
-    yield f"| network | images | {' | '.join(heads)} | ATENT leaves in all |"
-    yield "| --- |" + " ---: |" * 7
+    heads = (
+        "network",
+        "images",
+        "APGD-CE",
+        "AutoAttack leaves",
+        "of these ATENT breaks",
+        "of those AutoAttack breaks with further seeds",
+        "AutoAttack breaks",
+        "of these ATENT leaves",
+        "ATENT leaves in all",
+    )
+    yield f"| {' | '.join(heads)} |"
+    yield "| --- |" + " ---: |" * (len(heads) - 1)
     for row in rows:
-        same = {"network": row["network"], "passes": row["budget"], "autoattack": row["autoattack"]}
-        more = [len(found["broken"]) for found in of(beyond, **same) if found["n"] == row["autoattack"]]
-        shown = more[0] if more else "–"
-        counts = row["card_n"], row["apgd_ce"], row["autoattack"], shown, row["n"], row["left"]
-        left = row["autoattack"] + row["left"] - sum(more[:1])
-        yield f"| {row['network']} | {' | '.join(map(str, counts))} | {'' if more else 'at most '}{left} |"
+        same = {"passes": row["budget"]} | {name: row[name] for name in ("network", "seed", "autoattack")}
+        whole = [found for found in of(beyond, **same) if found["n"] == row["autoattack"]]
+        more = len(whole[0]["broken"]) if whole else 0
+        left = f"{'' if whole else 'at most '}{row['autoattack'] + row['left'] - more}"
+        further = (more, again(whole[0])) if whole else ("–", "–")
+        shown = row["network"], row["card_n"], row["apgd_ce"], row["autoattack"], *further, row["n"], row["left"], left
+        yield f"| {' | '.join(map(str, shown))} |"
+
+
+def again(found: Row) -> int | str:
+    """How many of the images that ATENT broke AutoAttack breaks with further seeds; a dash if that was not tried."""
+    if found["broken"] and "autoattack_again" not in found:
+        return "–"
+    return sum(map(bool, found.get("autoattack_again", {}).values()))
 
 
 def page(rows: Rows, broken: Rows, beyond: Rows = ()) -> str:
@@ -160,8 +187,9 @@ def page(rows: Rows, broken: Rows, beyond: Rows = ()) -> str:
     if broken:
         budget = broken[0]["budget"]
         restarts, steps = uphill.divided(budget)
+        tried = len({seed for found in beyond for seed in found.get("autoattack_seeds", ())})
         parts += [
-            BROKEN.format(budget=budget, restarts=restarts, steps=steps),
+            BROKEN.format(budget=budget, restarts=restarts, steps=steps, seeds=f"{tried} " if tried else ""),
             "\n".join(on_broken(broken, beyond)) + "\n",
         ]
     for network in dict.fromkeys(row["network"] for row in rows):

@@ -81,7 +81,7 @@ def measure(kind: Any, temperature: float, calls: int, draws: int, seed: int) ->
         "draws": found.losses.shape[0] * found.losses.shape[1],
         "drawn": round(float(found.share.mean()), 4),
         "integrated": round(expected, 4),
-        "spread": round(float(found.share.std()), 4),
+        "error": round(float((found.share - expected).square().mean().sqrt()), 4),
         "effective": round(float(found.effective.median()), 1),
         "rhat": round(float(found.rhat.median()), 3),
         "mixed": round(float((found.rhat <= gibbs.MIXED).double().mean()), 3),
@@ -100,7 +100,7 @@ def chart(rows: Sequence[Row], points: Sequence[Tensor]) -> Any:
         for chosen, mark, color, name in ((fooled, "x", "C3", "adversarial"), (~fooled, "o", "C0", "classified right")):
             axes.plot(*drawn[chosen].T.numpy(), mark, ms=2.5, mew=0.7, color=color, label=name)
         axes.set_title(f"{NAMES[row['norm']]} ball of {EPS:g}, temperature {temperature:g}", fontsize=10)
-        mass = f"adversarial mass: drawn {row['drawn']:.3f}, integrated {row['integrated']:.3f}"
+        mass = f"adversarial mass {row['integrated']:.3f}, one call is off by {row['error']:.3f}"
         mixing = f"of {row['draws']} draws: effective size {row['effective']:.0f}, split R-hat {row['rhat']:.2f}"
         axes.set_xlabel(f"{mass}\n{mixing}", fontsize=8)
     handles = grid.flat[0].get_legend_handles_labels()
@@ -134,18 +134,18 @@ def table(found: Row) -> str:
     """The Markdown under the picture."""
     rows, first = found["rows"], found["rows"][0]
     furthest = max(abs(row["drawn"] - row["integrated"]) for row in rows)
-    sizes = [row["effective"] for row in rows]
-    mixed = f"{100 * max(row['mixed'] for row in rows):.0f} %"
+    errors, sizes, mixed = ([row[name] for row in rows] for name in ("error", "effective", "mixed"))
     head = [
         "ball",
         "temperature",
         "step",
-        "drawn",
         "integrated",
         "one call",
+        "calls that pass",
         "effective size",
         "split R-hat",
         "covered",
+        f"mean of {first['calls']} calls",
     ]
     lines = measured.table(
         [
@@ -153,23 +153,26 @@ def table(found: Row) -> str:
                 NAMES[row["norm"]],
                 f"{row['temperature']:g}",
                 f"{row['step_size']:.2g}",
-                f"{row['drawn']:.3f}",
                 f"{row['integrated']:.3f}",
-                f"± {row['spread']:.3f}",
+                f"± {row['error']:.3f}",
+                f"{100 * row['mixed']:.0f} %",
                 f"{row['effective']:.0f}",
                 f"{row['rhat']:.2f}",
                 f"{100 * row['covered']:.0f} %",
+                f"{row['drawn']:.3f}",
             ]
             for row in rows
         ],
         head,
     )
     intro = (
-        f"Drawn and integrated mass differ by at most {furthest:.3f}. Drawn is the mean of {first['calls']} calls of "
-        f"{first['draws']} draws each, in {first['chains']} chains, with {found['burn_in']} steps dropped first and "
-        f"{found['thin']} steps a draw.\nChains mix slowly: the draws of a call are worth {min(sizes):.0f} to "
-        f"{max(sizes):.0f} independent ones, and at most {mixed} of a panel's calls have a split R-hat of "
-        f"{gibbs.MIXED} or less.\nThe mass of one call has the standard deviation in the table. "
+        f"The share of one call is typically off by {min(errors):.2f} to {max(errors):.2f} (root mean square over "
+        f"{first['calls']} calls of {first['draws']} draws each, in {first['chains']} chains, with {found['burn_in']} "
+        f"steps dropped first and {found['thin']} steps a draw).\n"
+        f"Chains mix slowly: only {100 * min(mixed):.0f} to {100 * max(mixed):.0f} % of the calls pass, with a split "
+        f"R-hat of {gibbs.MIXED} or less, and the draws of a call are worth {min(sizes):.0f} to {max(sizes):.0f} "
+        f"independent ones.\nThe mean of all {first['calls']} calls differs from the integrated mass by at most "
+        f"{furthest:.3f}.\nEffective size and split R-hat are medians of the calls. "
         "Covered: the calls whose interval has the integrated mass."
     )
     return "\n".join([intro, "", *lines, ""])

@@ -75,6 +75,22 @@ def test_masks_hide_gradients_and_keep_most_predictions(name):
         assert (leaf.grad.flatten(1).abs().amax(1) == 0).double().mean() > 0.9
 
 
+def test_lines_of_other_seeds_and_of_parts_are_not_of_the_row():
+    script = scripts.module("pages/write_attacks")
+    row = {"network": "a", "budget": 9, "seed": 0, "card_n": 50, "apgd_ce": 31, "autoattack": 30, "n": 10, "left": 1}
+    line = {"network": "a", "passes": 9, "seed": 0, "autoattack": 30, "n": 30, "broken": [4, 7]}
+    whole = line | {"autoattack_again": {"4": [], "7": [1, 5]}}
+
+    def cells(beyond):
+        return list(script.on_broken([row], beyond))[-1].strip("| ").split(" | ")
+
+    assert cells([whole]) == ["a", "50", "31", "30", "2", "1", "10", "1", "29"]
+    assert cells([line])[4:6] == ["2", "–"]
+    assert cells([line | {"broken": []}])[4:6] == ["0", "0"]
+    for other in (whole | {"seed": 1}, whole | {"n": 8}, whole | {"passes": 8}):
+        assert cells([other]) == ["a", "50", "31", "30", "–", "–", "10", "1", "at most 31"]
+
+
 def test_the_page_is_what_its_script_writes(tmp_path):
     done = scripts.run("pages/write_attacks", "--out", tmp_path / "attacks.md", "--no-pictures")
     assert done.returncode == 0, done.stderr

@@ -201,6 +201,16 @@ def first_result(**fields):
     return lambda report: report["results"][0].update(fields)
 
 
+def evidence_without_flags(of):
+    """Adversarial images were added to the card, and the flags of AutoAttack (3) or of these images (4) are missing."""
+
+    def change(report):
+        report["results"].insert(4, report["results"][3] | {"kind": "evidence", "attack": "adversaries by B"})
+        report["results"][of]["flags"] = ""
+
+    return change
+
+
 def fields(**fields):
     return lambda report: report.update(fields)
 
@@ -239,6 +249,8 @@ UNREADABLE = {
     "an attack of several lines": (altered(card(), first_result(attack="a\nb\x1b[1m")), r"0\.attack': .*'a\\nb\\x1b"),
     "a field of several lines": (altered(card(), fields(versions={"a\nb": 1})), r"versions\.a\\nb"),
     "accuracy above 1": (altered(card(), too_accurate), r"1\.accuracy"),
+    "evidence over no flags": (altered(card(), evidence_without_flags(3)), "AutoAttack has 0 flags, and 200 digits"),
+    "evidence without flags": (altered(card(), evidence_without_flags(4)), "adversaries by B has 0 flags, and 200"),
     "NaN": (altered(card(), not_a_number), r"1\.accuracy"),
     "not scored": (card(report=None), "was not scored"),
     "not scored, of version 1": (card().model_dump(mode="json") | {"report": {}}, "was not scored"),
