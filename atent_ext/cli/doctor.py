@@ -31,15 +31,10 @@ list of texts), use (what needs it), install (the command, or None if it is inst
 
 TIMEOUT = 180
 _EPS = 0.1
-# The child gets the caller's sys.path; Python would put the current folder in front. It ends at once: to take torch to
-# pieces would need another second.
-_CHILD = """
-import os, sys
-sys.path[:] = sys.argv[2:]
-from atent_ext.cli.doctor import answer
-answer(sys.argv[1])
-os._exit(0)
-"""
+# The child gets the caller's sys.path; Python would put the current folder in front. It ends without taking torch to
+# pieces, which needs another second.
+_CHILD = "import os, sys; sys.path[:] = sys.argv[2:]; from atent_ext.cli import doctor; doctor.answer(sys.argv[1]); "
+_CHILD += "os._exit(0)"
 
 
 @dataclass(frozen=True)
