@@ -18,13 +18,14 @@ from atent_ext.core.errors import BadInput, Code
 from atent_ext.core.losses import cross_entropy, is_soft, margin
 from atent_ext.core.model_state import evaluating
 from atent_ext.models import networks
+from atent_ext.models.contrast import Contrast, ContrastCNN
 
 Interval: TypeAlias = tuple[Tensor, Tensor]
 """Lower and upper bounds, elementwise, of one shape (N, ...)."""
 
 _LEAST, _MOST = 1e-37, 1e30
 """Below the first, products may be flushed to zero; above the second, sums may overflow in float32."""
-_CHAINS = (networks.DigitsCNN, networks.LeNet5V1, networks.SmallCNN)
+_CHAINS = (networks.DigitsCNN, networks.LeNet5V1, networks.SmallCNN, ContrastCNN)
 """Networks of ours that apply their children in order."""
 _SAMPLES = 2
 """Inputs on which a network with its own `forward` is compared with the chain of its children."""
@@ -71,11 +72,12 @@ def worst_cross_entropy(
     y: (N,), or soft labels (N, classes), for which the bounds of all classes are averaged. Raises BadInput as
     `worst_margins`.
     """
-    if not is_soft(y):
-        return cross_entropy(worst_margins(model, x, y, eps, box), y)
     ends = _last_features(model, x, eps, box)
+    if not is_soft(y):
+        validate.labels(y, len(x), len(ends.weight))
+        return ends.cross_entropy(y)
     classes = [torch.full((len(x),), label, device=x.device) for label in range(y.shape[1])]
-    bounds = torch.stack([cross_entropy(ends.margins(one), one) for one in classes], 1)
+    bounds = torch.stack([ends.cross_entropy(one) for one in classes], 1)
     return (y.to(bounds) * bounds).sum(1)
 
 
@@ -98,6 +100,11 @@ class _Ends:
         of_logit = torch.as_tensor(_error(_Product(self.weight, self.bias), self.low, self.high, self.rounding))
         errors = of_logit + of_logit.gather(1, y[:, None])
         return bounds + errors.scatter(1, y[:, None], 0.0)
+
+    def cross_entropy(self, y: Tensor) -> Tensor:
+        """Of the worst margins, (N,), also where autocast computes them in 16 bits."""
+        margins = self.margins(y)
+        return cross_entropy(margins if margins.dtype is torch.float64 else margins.float(), y)
 
 
 def _last_features(model: nn.Module, x: Tensor, eps: float, box: tuple[float, float], rounding: float = 0.0) -> _Ends:
@@ -234,6 +241,8 @@ def _error(layer: Any, low: Tensor, high: Tensor, rounding: float) -> Tensor | f
         terms = size[0].numel() // sums[0].numel()
     elif isinstance(layer, (nn.Tanh, nn.Sigmoid)):
         return 16 * rounding
+    elif isinstance(layer, Contrast):
+        return 8 * rounding * (size + layer.low) / (layer.high - layer.low)
     else:
         return 0.0  # they only choose or move values
     error = (terms + 4) * (rounding * sums + _LEAST)
@@ -305,7 +314,7 @@ _RULES: Mapping[type[nn.Module], Callable[[Any, Tensor, Tensor], Interval]] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv,
     nn.BatchNorm2d: _batch_norm,
-    **dict.fromkeys((nn.ReLU, nn.Tanh, nn.Sigmoid), _monotone),
+    **dict.fromkeys((nn.ReLU, nn.Tanh, nn.Sigmoid, Contrast), _monotone),
     **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten), _monotone),
     **dict.fromkeys((nn.Dropout, nn.Identity), _identity),
 }

@@ -63,6 +63,7 @@ MODELS: Mapping[str, str] = {
     "wrn-28-10": "atent_ext.models.libraries:wrn28_10",
     "wrn-34-10": "atent_ext.models.libraries:wrn34_10",
     "wrn-70-16": "atent_ext.models.libraries:wrn70_16",
+    "contrast-cnn": "atent_ext.models.contrast:ContrastCNN",
     "wrn-normfree": "atent_ext.models.normfree:NormFreeWideResNet",
     "vgg-11": "atent_ext.models.libraries:vgg11",
     "convnext": "atent_ext.models.libraries:convnext",

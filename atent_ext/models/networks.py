@@ -103,7 +103,7 @@ class SmallCNN(nn.Module):
         if not (number and 0 <= dropout < 1):
             message = f"dropout is {dropout!r}; it must be a probability in [0, 1)"
             raise BadInput(message, code="bad-value" if number else "bad-type", field="dropout")
-        _check_width(width)
+        check_width(width)
         few, many = 32 * width, 64 * width
         first, second = [*_conv(channels, few), *_conv(few, few)], [*_conv(few, many), *_conv(many, many)]
         self.features = nn.Sequential(*first, nn.MaxPool2d(2), *second, nn.MaxPool2d(2))
@@ -129,7 +129,7 @@ class ResNet20(nn.Module):
 
     def __init__(self, classes: int = 10, channels: int = 3, width: int = 1) -> None:
         super().__init__()
-        _check_width(width)
+        check_width(width)
         few, more, many = 16 * width, 32 * width, 64 * width
         stages = [(few, few, 1), (few, more, 2), (more, many, 2)]
         blocks = [block for before, after, stride in stages for block in _stage(before, after, stride)]
@@ -170,7 +170,8 @@ def _conv_norm(before: int, after: int, size: int, stride: int = 1) -> nn.Sequen
     return nn.Sequential(convolution, nn.BatchNorm2d(after))
 
 
-def _check_width(width: int) -> None:
+def check_width(width: int) -> None:
+    """Raise BadInput unless `width` is a whole number from 1 to 16."""
     # The limit keeps a submission of a few bytes from requesting all memory.
     whole = isinstance(width, int) and not isinstance(width, bool)
     if not (whole and 1 <= width <= 16):

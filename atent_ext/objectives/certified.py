@@ -6,7 +6,7 @@ Boxes are All You Need").
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -40,6 +40,8 @@ class Certified(Section):
 @dataclass(frozen=True)
 class WithCertified:
     """An objective with the certified part `part`, whose box is relative to the radius `eps` >= 0."""
+
+    bounds: ClassVar[bool] = True
 
     objective: Objective
     part: Certified

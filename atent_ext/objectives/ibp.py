@@ -22,24 +22,31 @@ class IBP:
 
     z_i is `intervals.worst_margins`: upper bounds of logit_k - logit_y with the last layer elided; the cross-entropy is
     invariant to the shift. f(x_i) is computed in the caller's mode, z_i always in eval mode (no dropout, running
-    statistics). eps: radius of the ball, >= 0, in units of x. kappa: in [0, 1], constant. box: (lowest, highest) value
-    of an input. Raises BadInput for other values and for networks that `intervals.sequence` refuses.
+    statistics). eps: radius of the ball, >= 0, in units of x. kappa: in [0, 1]. kappa_start: from which kappa changes
+    linearly while eps grows (section 3 of the paper: from 1 to 0.5), in [0, 1]; None keeps it constant. box: (lowest,
+    highest) value of an input. Raises BadInput for other values and for networks that `intervals.sequence` refuses.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    bounds: ClassVar[bool] = True
 
     norm: Literal["Linf"] = "Linf"
     eps: float
     kappa: float = 0.5
+    kappa_start: float | None = None
     box: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.norm != "Linf":
             raise BadInput(f"norm is {self.norm!r}; interval bounds are for 'Linf'", code="bad-value", field="norm")
         validate.number("eps", self.eps)
-        validate.number("kappa", self.kappa)
-        if not 0 <= self.kappa <= 1:
-            raise BadInput(f"kappa is {self.kappa}; it must lie in [0, 1]", code="bad-value", field="kappa")
+        for name in ("kappa", "kappa_start"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            validate.number(name, value)
+            if not 0 <= value <= 1:
+                raise BadInput(f"{name} is {value}; it must lie in [0, 1]", code="bad-value", field=name)
         validate.box(self.box)
 
     @property
@@ -48,9 +55,11 @@ class IBP:
         return 1
 
     def scaled(self, factor: float) -> Self:
-        """The same method with eps multiplied by `factor` >= 0, for an eps that grows during training."""
+        """The same with eps times `factor` >= 0, and kappa moved from `kappa_start` by that share, at most 1."""
         validate.number("factor", factor)
-        return replace(self, eps=self.eps * factor)
+        start = self.kappa if self.kappa_start is None else self.kappa_start
+        kappa = start + min(factor, 1.0) * (self.kappa - start)
+        return replace(self, eps=self.eps * factor, kappa=kappa, kappa_start=None)
 
     def __call__(
         self,

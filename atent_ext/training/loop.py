@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from atent_ext.attacks.accuracy import predict, robust_flags
 from atent_ext.attacks.langevin import pgd
 from atent_ext.attacks.spec import Setting
+from atent_ext.certification.intervals import certified_linf
 from atent_ext.core import processes, seeds, validate
 from atent_ext.core.errors import BadInput, NonFiniteLoss
 from atent_ext.core.model_state import seeded
@@ -202,7 +203,7 @@ class _Trainer:
         return NonFiniteLoss(message, field="optimizer.lr")
 
     def validate(self) -> Metrics:
-        """Clean and robust accuracy on the held-out images."""
+        """Clean and robust accuracy on the held-out images, and the proven share if it selects the epoch."""
         threat, steps = self.recipe.threat, self.recipe.validation.steps
         kernel = pgd(norm(threat.norm), threat.eps, steps)
         setting = Setting(threat, seed=self.recipe.seed)
@@ -213,7 +214,11 @@ class _Trainer:
             raise self.non_finite(f"the network's outputs are not finite after {place}")
         clean = logits.argmax(1) == self.held_out.labels
         robust = robust_flags(self.validated, self.held_out, kernel, setting)
-        return {"clean": float(clean.double().mean()), "robust": float(robust.double().mean())}
+        metrics = {"clean": float(clean.double().mean()), "robust": float(robust.double().mean())}
+        if self.recipe.validation.select == "proven":
+            images, labels = (part.to(self.accelerator.device) for part in (self.held_out.images, self.held_out.labels))
+            metrics["proven"] = float(certified_linf(self.validated, images, labels, threat.eps).double().mean())
+        return metrics
 
     def is_best(self, metrics: Metrics) -> bool:
         select = self.recipe.validation.select

@@ -32,12 +32,12 @@ class Validation(Section):
     """How the epoch to keep is selected: on `count` images held out of the TRAINING set, never on test images.
 
     steps: of the PGD attack that measures robust accuracy, with step size 2.5 eps / steps. select: keep the epoch with
-    the best robust accuracy, with the best clean accuracy, or the last.
+    the best robust accuracy, the best clean accuracy, the largest share that interval bounds prove robust, or the last.
     """
 
     count: Count
     steps: Count = 10
-    select: Literal["robust", "clean", "last"] = "robust"
+    select: Literal["robust", "clean", "proven", "last"] = "robust"
 
 
 class Extra(Section):
@@ -155,9 +155,10 @@ class Recipe(Growing):
         if self.threat.norm == "L1":
             message = "threat.norm is L1, which is for evaluation alone; train in Linf or L2"
             raise BadInput(message, code="unsupported", field="threat.norm")
-        if self.certified and self.threat.norm != "Linf":
-            message = f"certified is given, whose interval bounds are for Linf, and threat.norm is {self.threat.norm}"
-            raise BadInput(f"{message}; remove it", code="conflict", field="certified")
+        bounds = {"certified": self.certified, "validation.select": self.validation.select == "proven"}
+        for field in (field for field, given in bounds.items() if given and self.threat.norm != "Linf"):
+            message = f"{field} needs interval bounds, which are for Linf, and threat.norm is {self.threat.norm}"
+            raise BadInput(f"{message}; remove it", code="conflict", field=field)
         if self.extra and not self.extra.source.startswith("npz:"):
             message = f"extra.source is {self.extra.source!r}; write npz:FILE"
             raise BadInput(message, code="bad-value", field="extra.source")

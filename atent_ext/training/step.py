@@ -106,14 +106,19 @@ class Stepper:
                 generator.set_state(start)
             generator.total, generator.rows = part.total, part.rows
             terms = objective(self.called, part.images, part.labels, part.index, generator=generator)
-            loss = self._backpropagate(objective.terms, terms, part.weight, position + 1 == len(parts))
+            bounds = getattr(objective, "bounds", False)
+            loss = self._backpropagate(objective.terms, terms, part.weight, position + 1 == len(parts), bounds)
             total += len(part.rows) / len(batch.rows) * loss
         if not math.isfinite(total):
             raise NonFiniteLoss(f"the loss is {total}")
         return total
 
-    def _backpropagate(self, count: int, terms: Iterator[Tensor], weight: float, last_part: bool) -> float:
+    def _backpropagate(
+        self, count: int, terms: Iterator[Tensor], weight: float, last_part: bool, bounds: bool
+    ) -> float:
         """Back-propagate each of `count` terms, times `weight`, before the next; return the sum of the terms.
+
+        bounds: whether the objective uses interval bounds, which are then computed in the recipe's precision.
 
         Processes exchange gradients for the last term of the last part only; the other passes run without it.
         """
@@ -121,7 +126,8 @@ class Stepper:
         for position in range(count):
             last = last_part and position == count - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                term = next(terms)
+                with self.accelerator.autocast() if bounds else nullcontext():  # they do not call the model
+                    term = next(terms)
                 self.accelerator.backward(weight * term)
             loss = loss + term.detach()  # in the wider dtype of the two
         return float(loss)

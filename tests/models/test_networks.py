@@ -27,6 +27,7 @@ NETWORKS = {
     "wrn-28-10": (36_479_194, 32, 3),  # published with wide residual networks
     "wrn-70-16": (266_796_506, 32, 3),  # published with Gowal et al. 2020
     "wrn-normfree": (692_128, 32, 3),
+    "contrast-cnn": (32 * (16 + 1) + 64 * (32 * 16 + 1) + 100 * (64 * 7 * 7 + 1) + 10 * 101, 28, 1),
     "convnext": (27_827_818, 32, 3),
     "vit": (21_669_514, 224, 3),
     "vgg-11": (128_807_306, 32, 3),  # torchvision's 132,863,336 with 10 classes instead of 1000

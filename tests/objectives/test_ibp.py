@@ -15,6 +15,7 @@ from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import seeded
 from atent_ext.core.norms import LINF
 from atent_ext.data import datasets
+from atent_ext.models.contrast import ContrastCNN
 from atent_ext.models.networks import DigitsCNN, LeNet5V1, ResNet20, SmallCNN
 from atent_ext.objectives import IBP
 from atent_ext.training import recipes
@@ -45,11 +46,18 @@ def small_cnn():
     return network
 
 
+def contrast_cnn():
+    network = ContrastCNN()
+    nn.init.normal_(network[-1].weight, std=10)  # its own start is too small to see
+    return network
+
+
 NETWORKS = {
     "many-layers": (many_layers, (1, 8, 8)),
     "digits-cnn": (DigitsCNN, (1, 8, 8)),
     "lenet5-v1": (LeNet5V1, (1, 28, 28)),
     "small-cnn": (small_cnn, (1, 28, 28)),
+    "contrast-cnn": (contrast_cnn, (1, 28, 28)),
 }
 
 
@@ -307,12 +315,20 @@ def test_only_eps_is_scaled():
     assert (objective.terms, objective.norm, IBP(eps=0.2).kappa, IBP(eps=0.2).box) == (1, "Linf", 0.5, BOX)
 
 
+def test_kappa_falls_while_eps_grows():
+    objective = IBP(eps=0.2, kappa=0.25, kappa_start=1.0)
+    kappas = {share: objective.scaled(share).kappa for share in (0.0, 0.2, 1.0, 1.5)}
+    assert kappas == pytest.approx({0.0: 1.0, 0.2: 0.85, 1.0: 0.25, 1.5: 0.25})
+    assert objective.scaled(0.5).scaled(0.5).kappa == objective.scaled(0.5).kappa  # the share is taken once
+
+
 @pytest.mark.parametrize(
     ("fields", "wrong", "words"),
     [
         ({"eps": -0.1}, "eps", "eps is -0.1"),
         ({"eps": 0.1, "kappa": 1.5}, "kappa", r"kappa is 1.5; it must lie in \[0, 1\]"),
         ({"eps": 0.1, "kappa": float("nan")}, "kappa", "kappa is nan"),
+        ({"eps": 0.1, "kappa_start": -1.0}, "kappa_start", "kappa_start is -1.0"),
         ({"eps": 0.1, "box": (1.0, 0.0)}, "box", "box is .1.0, 0.0.; its first value must be below its second"),
         ({"eps": 0.1, "norm": "L2"}, "norm", "norm is 'L2'; interval bounds are for 'Linf'"),
     ],

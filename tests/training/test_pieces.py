@@ -7,11 +7,14 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from training_runs import STEPS, metrics, recipe, refusal
 
 from atent_ext.attacks.langevin import last_iterate
+from atent_ext.certification import intervals
+from atent_ext.certification.intervals import certified_linf
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import evaluating, seeded
@@ -354,3 +357,41 @@ def test_a_network_without_batchnorm_learns(tmp_path, tiny):
         assert metrics(folder)[-1]["loss"] < 0.8 * metrics(folder)[0]["loss"]
         network = folder.load_model(tiny)
         assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+
+
+# ---- interval bounds
+
+
+def test_the_epoch_of_the_largest_proven_share_is_kept(tmp_path, tiny, monkeypatch):
+    shares = iter([0.25, 0.75, 0.5])
+    monkeypatch.setattr(loop, "certified_linf", lambda model, x, y, eps: torch.arange(len(x)) < next(shares) * len(x))
+    folder = loop.fit(recipe("sgd", CONVOLUTIONS, "validation.select=proven"), tiny, tmp_path)
+    assert [(line["proven"], line["selected"]) for line in metrics(folder)] == [
+        (0.25, True),
+        (0.75, True),
+        (0.5, False),
+    ]
+
+
+def test_the_proven_share_is_that_of_the_held_out_images(tmp_path, tiny):
+    chosen = recipe("sgd", CONVOLUTIONS, "validation.select=proven", "epochs=1", "threat.eps=0.01")
+    folder = loop.fit(chosen, tiny, tmp_path)
+    _, held_out = datasets.hold_out(tiny.train, chosen.validation.count, chosen.seed)
+    flags = certified_linf(folder.load_model(tiny), held_out.images, held_out.labels, 0.01)
+    assert metrics(folder)[-1]["proven"] == pytest.approx(float(flags.double().mean()))
+
+
+def test_proven_shares_are_for_linf():
+    refusal("conflict", "validation.select", recipe, "sgd", "threat={norm: L2, eps: 1}", "validation.select=proven")
+
+
+def test_bounds_are_computed_in_the_precision_of_the_recipe(tmp_path, tiny, monkeypatch):
+    kinds = []
+    multiply = intervals._apply
+    monkeypatch.setattr(intervals, "_apply", lambda *a: kinds.append(multiply(*a).dtype) or multiply(*a))
+    certified = ("certified={weight: 0.5}", "epochs=1")
+    for name, precision in (("a", "no"), ("b", "bf16")):
+        AcceleratorState._reset_state(True)
+        loop.fit(recipe("sgd", CONVOLUTIONS, *certified, f"mixed_precision='{precision}'"), tiny, tmp_path / name)
+    assert set(kinds[: len(kinds) // 2]) == {torch.float32}
+    assert set(kinds[len(kinds) // 2 :]) == {torch.bfloat16}
