@@ -2,11 +2,13 @@
 
     python eval/benchmarks/fast.py --data-root DATA
     python eval/benchmarks/fast.py --network mnist-linf-mart --data-root DATA
+    python eval/benchmarks/fast.py --network mnist-linf-mart --n 500 --data-root DATA
 
 Every network whose weights are here or in an installed package is measured twice.
 
 pairs: both attack the first 100 images (a ResNet-18: 16) in one batch, with seed 0. A pass is one forward of one image,
 counted by `core.passes.Counted`. Seconds are those of the processor, on one thread; other work changes them little.
+longer: pairs of another number of images, by --n, in batches of 100; they are no part of the bias.
 cards: `fast` attacks the images that AutoAttack broke when the network's card was made, of up to 1,000. What it
 leaves of them bounds how many it leaves more than AutoAttack; the images that AutoAttack left are not attacked.
 
@@ -23,6 +25,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,16 +98,16 @@ def loaded(name: str, root: Path) -> Subject:
     return subject(name, root)
 
 
-def measure(name: str, protocol: Protocol, root: Path) -> Row:
-    """A pair's row: one network under one protocol."""
-    n = 16 if name == CIFAR else 100
+def measure(name: str, protocol: Protocol, root: Path, n: int | None = None) -> Row:
+    """A pair's row: one network under one protocol, on `n` images [default: 100, a ResNet-18: 16]."""
+    n = n or (16 if name == CIFAR else 100)
     chosen = loaded(name, root)
     split = chosen.test.take(n)
     counted = Counted(prepare(chosen.model, split.images, "channels-last").model, backward=True)
     began = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        outcomes = run_protocol(counted, split, protocol, Setting(chosen.threat, 0, n))
+        outcomes = run_protocol(counted, split, protocol, Setting(chosen.threat, 0, min(n, 100)))
     return {
         **about(name, chosen, protocol, n),
         "clean": int(outcomes[0].flags.sum()),
@@ -169,12 +172,11 @@ def keep(
     path: Path, part: str, name: str, protocol: Protocol, measured: Callable[[str, Protocol, Path], Row], root: Path
 ) -> None:
     """Measure a row unless it is there, and write it at once, instead of one of other attacks."""
-    rows = read(path)
     attacks = protocol.model_dump(mode="json")["attacks"]
-    if any(row["network"] == name and row["attacks"] == attacks for row in rows[part]):
+    if any(row["network"] == name and row["attacks"] == attacks for row in read(path).get(part, [])):
         return
     row = measured(name, protocol, root)
-    rows = read(path)
+    rows = {part: [], **read(path)}
     rows[part] = [one for one in rows[part] if (one["network"], one["protocol"]) != (name, protocol.name)] + [row]
     files.write(path, json.dumps(rows, indent=1) + "\n")
     print(part, name, protocol.name, {key: row[key] for key in ("left", "left_after")}, row.get("seconds"), flush=True)
@@ -224,18 +226,23 @@ def summary(rows: dict[str, list[Row]], protocol: Protocol) -> Row | None:
 def main(
     network: Annotated[list[str] | None, typer.Option()] = None,
     only: Annotated[str | None, typer.Option(help="autoattack, fast or cards [default: all]")] = None,
+    n: Annotated[int | None, typer.Option(min=1, help="Longer pairs, of so many images, and nothing else.")] = None,
     data_root: Annotated[Path | None, typer.Option()] = None,
     out: Annotated[Path, typer.Option()] = RESULTS,
 ) -> None:
     torch.set_num_threads(1)
     root, fast = data_root or Path(os.environ.get("ATENT_DATA", ".")), load_protocol("fast")
+    pair = partial(measure, n=n)
+    part = "longer" if n else "pairs"
     for name in network or names():
-        if only in (None, "cards") and name != CIFAR:  # of which AutoAttack breaks 796 images, all of them at once
+        if (
+            not n and only in (None, "cards") and name != CIFAR
+        ):  # of which AutoAttack breaks 796 images, all of them at once
             keep(out, "cards", name, fast, measure_card, root)
         if only in (None, "fast"):
-            keep(out, "pairs", name, fast, measure, root)
+            keep(out, part, name, fast, pair, root)
         if only in (None, "autoattack"):
-            keep(out, "pairs", name, AUTOATTACK, measure, root)
+            keep(out, part, name, AUTOATTACK, pair, root)
     if (known := summary(read(out), fast)) is not None:
         files.write(registry.folder("protocol") / "fast.json", json.dumps(known, indent=1) + "\n")
         print({key: value for key, value in known.items() if key != "stages"})

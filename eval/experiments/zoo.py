@@ -1,4 +1,4 @@
-"""Train and score the entries of eval/experiments/zoo.yaml one by one; finished ones are skipped.
+"""Train and score the entries of eval/experiments/zoo.yaml one by one, seed after seed; finished ones are skipped.
 
 python eval/experiments/zoo.py linf-wide-long-eps-0.36 mnist-linf-atent-48 --out zoo        (no name: all)
 """
@@ -158,9 +158,11 @@ def main(
         if name not in there:
             message = f"{name} is no entry of {file.name}; it has: {', '.join(there)}"
             raise BadInput(message, code="unknown-name", field="names")
-    for (group, name), entry in known.items():
-        if not names or name in names:
-            for seed, stem in enumerate(entry.files(name)):
+    chosen = {place: entry for place, entry in known.items() if not names or place[1] in names}
+    for seed in range(max(entry.seeds for entry in chosen.values())):
+        for (group, name), entry in chosen.items():
+            if seed < entry.seeds:
+                stem = entry.files(name)[seed]
                 score(group, stem, entry.n, train(entry.load(seed), known, runner), runner, batch, speed)
 
 

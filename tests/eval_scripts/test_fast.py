@@ -17,6 +17,7 @@ def test_rows_and_what_is_said_of_them():
     row = fast.measure(NETWORK, plan, None)
     assert row["left"] == row["flags"].count("1") == row["left_after"]["pgd"] <= row["left_after"]["fgsm"]
     assert 0 < row["backward"] < row["passes"]
+    assert fast.measure(NETWORK, plan, None, 5)["flags"] == row["flags"][:5]
     cheap = {"protocol": "autoattack", "attacks": [], "left": row["left"] - 1, "passes": 100 * row["passes"]}
     rows = {"pairs": [row, row | cheap | {"seconds": 4 * row["seconds"] + 1}], "cards": []}
     said = fast.summary(rows, plan)
