@@ -235,9 +235,7 @@ def main(
     pair = partial(measure, n=n)
     part = "longer" if n else "pairs"
     for name in network or names():
-        if (
-            not n and only in (None, "cards") and name != CIFAR
-        ):  # of which AutoAttack breaks 796 images, all of them at once
+        if not n and only in (None, "cards") and name != CIFAR:  # AutoAttack breaks all 796 images of that one
             keep(out, "cards", name, fast, measure_card, root)
         if only in (None, "fast"):
             keep(out, part, name, fast, pair, root)
