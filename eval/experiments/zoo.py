@@ -147,6 +147,7 @@ def main(
     names: Annotated[list[str] | None, typer.Argument(help="Entries [default: all].")] = None,
     file: Annotated[Path, typer.Option(help="The entries.")] = ZOO,
     out: Annotated[Path, typer.Option(help="Folder of runs, submissions, cards and reports.")] = Path("zoo"),
+    seeds: Annotated[int | None, typer.Option(min=1, help="At most so many seeds [default: all].")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch and a chunk of the scores.")] = 250,
     speed: Annotated[str, typer.Option(help="Of the scores: plain, channels-last, ...")] = "channels-last",
 ) -> None:
@@ -159,7 +160,7 @@ def main(
             message = f"{name} is no entry of {file.name}; it has: {', '.join(there)}"
             raise BadInput(message, code="unknown-name", field="names")
     chosen = {place: entry for place, entry in known.items() if not names or place[1] in names}
-    for seed in range(max(entry.seeds for entry in chosen.values())):
+    for seed in range(min(max(entry.seeds for entry in chosen.values()), seeds or sys.maxsize)):
         for (group, name), entry in chosen.items():
             if seed < entry.seeds:
                 stem = entry.files(name)[seed]
