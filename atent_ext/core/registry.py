@@ -41,6 +41,7 @@ ATTACKS: Mapping[str, str] = {
     "pgd": "atent_ext.attacks.specs.gradient:PGDSpec",
     "atent": "atent_ext.attacks.specs.gradient:ATENTSpec",
     "entropy": "atent_ext.attacks.specs.entropy:EntropySpec",
+    "bpda": "atent_ext.attacks.specs.bpda:BPDASpec",
     "malt": "atent_ext.attacks.specs.malt:MALTSpec",
     "square": "atent_ext.attacks.specs.square:SquareSpec",
     "cascade": "atent_ext.attacks.specs.cascade:CascadeSpec",

@@ -1,0 +1,29 @@
+"""BPDA (Athalye et al. 2018): annealed ATENT whose gradients pass layers that saturate as if they were the identity."""
+
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from atent_ext.attacks.spec import Note, Outcome, Setting
+from atent_ext.attacks.specs.gradient import ATENTSpec
+from atent_ext.attacks.straight import straight_through
+from atent_ext.core.schema import Count
+from atent_ext.data.datasets import Split
+
+
+class BPDASpec(ATENTSpec):
+    """`atent` with gradients straight through the layers of `straight.SATURATING`; without such layers, `atent`."""
+
+    attack: Literal["bpda"] = "bpda"  # type: ignore[assignment]
+    steps: Count = 100
+    restarts: Count = Field(default=3)
+
+    def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
+        """Attack all images with `restarts` chains each; a note says how many layers were passed."""
+        with straight_through(model) as layers:
+            outcome = super().run(model, split, setting)
+        note = Note(kind="other", text=f"gradients passed {layers} layers that saturate as if they were the identity")
+        name = outcome.attack.replace("annealed ATENT", "ATENT").replace("ATENT", "BPDA", 1)
+        return replace(outcome, attack=name, notes=(*outcome.notes, note))
