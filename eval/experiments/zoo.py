@@ -32,7 +32,7 @@ Group = Literal["models", "search", "ablation", "cifar10"]
 class Entry(BaseModel):
     """A training: a recipe, what is set in it, how many seeds (0, 1, ...), and how many images it is scored on.
 
-    against: the entries of the file that docs/log/zoo.md compares it with.
+    against: the entries of the file that docs/log/zoo.md compares it with. protocol: that of one of the models.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +41,7 @@ class Entry(BaseModel):
     seeds: int = Field(default=1, ge=1)
     n: int = Field(default=500, ge=1)
     against: tuple[str, ...] = ()
+    protocol: str = "zoo"
 
     def load(self, seed: int = 0) -> recipes.Recipe:
         return recipes.load(self.recipe, [*self.set, f"seed={seed}"])
@@ -104,27 +105,27 @@ def _bases(recipe: recipes.Recipe, known: Known) -> list[recipes.Recipe]:
     return [base for base in (entry.load() for entry in known.values()) if digest(base) == run]
 
 
-def score(group: Group, name: str, n: int, run: RunFolder, runner: Runner, batch: int, speed: str) -> None:
+def score(group: Group, name: str, entry: Entry, run: RunFolder, runner: Runner, batch: int, speed: str) -> None:
     """Score a run as its group is scored, unless its report is there: the models by `atent verify`.
 
     Raises BadInput for a report of other weights, images or settings.
     """
     if group == "models":
-        return _verify(name, n, run, runner.out, batch, speed)
+        return _verify(name, entry, run, runner.out, batch, speed)
     subject = runner.subject(run, held_out=group == "search")
     protocol = load_protocol("autoattack")
-    runner.score(subject, protocol, f"{group}/{name}", n=n, batch_size=batch, chunk=batch, speed=speed)
+    runner.score(subject, protocol, f"{group}/{name}", n=entry.n, batch_size=batch, chunk=batch, speed=speed)
 
 
-def _verify(name: str, n: int, run: RunFolder, out: Path, batch: int, speed: str) -> None:
+def _verify(name: str, entry: Entry, run: RunFolder, out: Path, batch: int, speed: str) -> None:
     target = out / "models" / f"{name}.card.json"
     if target.is_file():
-        return _check(target, n, run)
+        return _check(target, entry.n, run)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = out / "submissions" / name
     shutil.rmtree(folder, ignore_errors=True)  # it may be of an earlier training, or incomplete
     write_submission(run.path, folder, authors="The atent-ext authors", license="MIT", name=name)
-    command = ["verify", str(folder), "--protocol", "zoo", "--n", str(n), "--out", str(target)]
+    command = ["verify", str(folder), "--protocol", entry.protocol, "--n", str(entry.n), "--out", str(target)]
     command += ["--batch-size", str(batch), "--chunk", str(batch), "--speed", speed]
     process = subprocess.run([sys.executable, "-m", "atent_ext", *command])
     if process.returncode:  # it has printed why
@@ -164,7 +165,7 @@ def main(
         for (group, name), entry in chosen.items():
             if seed < entry.seeds:
                 stem = entry.files(name)[seed]
-                score(group, stem, entry.n, train(entry.load(seed), known, runner), runner, batch, speed)
+                score(group, stem, entry, train(entry.load(seed), known, runner), runner, batch, speed)
 
 
 if __name__ == "__main__":

@@ -183,4 +183,12 @@ def test_the_zoo_is_trained_and_scored_by_its_entries(zoo, tmp_path, monkeypatch
     assert done.stderr.startswith("atent: three is no entry of zoo.yaml; it has: mnist-linf-atent, ")
     for group, name in (("models", "one"), ("search", "two")):
         with pytest.raises(BadInput):
-            zoo.score(group, name, 5, zoo.RunFolder(run), zoo.Runner(tmp_path / "zoo"), 250, "channels-last")
+            zoo.score(
+                group,
+                name,
+                zoo.Entry(recipe="digits-linf-sgd", n=5),
+                zoo.RunFolder(run),
+                zoo.Runner(tmp_path / "zoo"),
+                250,
+                "channels-last",
+            )
