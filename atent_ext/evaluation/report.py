@@ -245,9 +245,14 @@ class Report(About):
     def notes(self) -> tuple[str, ...]:
         """The texts of all notes, without duplicates."""
         texts = dict.fromkeys(note.text for result in self.results for note in result.notes)
-        proven = max(result.proven for result in self.results)
-        bounds = f"interval bounds prove {proven} of {self.n} images robust; no attack ran the network on them"
-        return (*([self.drawn.note(self.n, self.total)] if self.drawn else []), *([bounds] if proven else []), *texts)
+        bounds = f"interval bounds prove {self.proven} of {self.n} images robust; no attack ran the network on them"
+        drawn = [self.drawn.note(self.n, self.total)] if self.drawn else []
+        return (*drawn, *([bounds] if self.proven else []), *texts)
+
+    @property
+    def proven(self) -> int:
+        """How many images are proven robust, so that no attack ran the network on them."""
+        return max(result.proven for result in self.results)
 
     @property
     def passes(self) -> int | None:

@@ -131,8 +131,9 @@ class Entry:
 
     @property
     def badges(self) -> tuple[Badge, ...]:
-        """Labels for signs of masking, failed checks, verdicts on claims, and unusual settings."""
-        return (*_masking(self.masking), *_failures(self.card), *_verdicts(self.card.verdicts), *_unusual(self))
+        """Labels for signs of masking, failed checks, verdicts on claims, proven images, and unusual settings."""
+        verdicts = _verdicts(self.card.verdicts)
+        return (*_masking(self.masking), *_failures(self.card), *verdicts, *_proven(self.report), *_unusual(self))
 
 
 @dataclass(frozen=True)
@@ -279,6 +280,13 @@ def _comparison(verdict: Verdict) -> str:
     claim = verdict.claim
     by = f" under {claim.attack}" if claim.attack else ""
     return f"{claim.what}: {claim.percent:g} % claimed{by}, {verdict.measured:.1f} % measured ({verdict.attack})"
+
+
+def _proven(report: Report) -> Iterable[Badge]:
+    if report.proven:
+        share = 100 * report.proven / report.n
+        detail = f"interval bounds prove {report.proven} of {report.n} images robust; only the others were attacked"
+        yield Badge(f"{share:.1f} % proven", "good", detail)
 
 
 def _unusual(entry: Entry) -> Iterable[Badge]:

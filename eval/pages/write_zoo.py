@@ -44,6 +44,12 @@ def training(name: str, entry: Entry) -> list[str]:
     return [precision(entry), robust, f"{sum(epoch['seconds'] for epoch in epochs):.0f}"]
 
 
+def proven(report: Report) -> str:
+    """The share of images that interval bounds prove robust; "" if there are none."""
+    count = max(one.get("proven", 0) for one in report["results"])
+    return f"{100 * count / report['n']:.2f}" if count else ""
+
+
 def trained(row: list[str]) -> bool:
     return bool(row[-1])
 
@@ -127,10 +133,17 @@ def models(scored: Reports, known: Entries, searched: Entries) -> Iterator[str]:
         yield f"## {where}\n"
         yield from table(
             [
-                [name, what(known[name]), *training(name, known[name]), *(cell(one, attack) for attack in ATTACKS)]
+                [
+                    name,
+                    what(known[name]),
+                    *training(name, known[name]),
+                    *(cell(one, attack) for attack in ATTACKS),
+                    cell(one, "worst case"),
+                    proven(one),
+                ]
                 for name, (one,) in here.items()
             ],
-            ["model", WHAT, *TRAINING, *ATTACKS],
+            ["model", WHAT, *TRAINING, *ATTACKS, "worst case", "proven"],
         )
         yield ""
         yield from against(here, known)

@@ -181,12 +181,13 @@ def test_the_zoo_is_trained_and_scored_by_its_entries(zoo, tmp_path, monkeypatch
     done = scripts.run("experiments/zoo", "three")
     assert done.returncode == 2
     assert done.stderr.startswith("atent: three is no entry of zoo.yaml; it has: mnist-linf-atent, ")
+    entry = zoo.Entry(recipe="digits-linf-sgd", n=5)
     for group, name in (("models", "one"), ("search", "two")):
         with pytest.raises(BadInput):
             zoo.score(
                 group,
                 name,
-                zoo.Entry(recipe="digits-linf-sgd", n=5),
+                entry,
                 zoo.RunFolder(run),
                 zoo.Runner(tmp_path / "zoo"),
                 250,

@@ -112,6 +112,11 @@ def without_autoattack(report):
     del report["results"][3]
 
 
+def partly_proven(report):
+    for result in report["results"][1:]:
+        result["proven"] = 50
+
+
 def other_images(report):
     report |= {"data": "cifar10 (test.npz)", "data_note": "512 images."}
 
@@ -136,6 +141,7 @@ BADGES = {
     "changed": (altered(card(claims=[]), changed_autoattack), ["AutoAttack changed"], False),
     "changed, of version 1": (altered(card(claims=[]), changed_autoattack_of_version_1), ["AutoAttack changed"], False),
     "of version 1": (altered(card(claims=[]), of_version_1), [], False),
+    "partly proven": (altered(card(claims=[]), partly_proven), ["25.0 % proven"], False),
     "no AutoAttack": (altered(card(claims=[]), without_autoattack), ["no AutoAttack"], True),
     "other images": (altered(card(claims=[]), other_images), ["other test images"], False),
 }
