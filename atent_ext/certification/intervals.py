@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from atent_ext.core import validate
 from atent_ext.core.errors import BadInput, Code
 from atent_ext.core.losses import cross_entropy, is_soft, margin
-from atent_ext.core.model_state import evaluating
+from atent_ext.core.model_state import evaluating, full_precision
 from atent_ext.models import networks
 from atent_ext.models.contrast import Contrast, ContrastCNN
 
@@ -192,7 +192,7 @@ def exact(model: nn.Module) -> bool:
 
 
 def _agree(layers: list[nn.Module], model: nn.Module, sample: Tensor) -> bool:
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), full_precision(model), torch.no_grad():
         expected = validate.logits(model(sample.clone()), len(sample))
         try:
             actual = reduce(lambda features, layer: layer(features), layers, sample.clone())

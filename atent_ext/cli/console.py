@@ -66,9 +66,10 @@ class TrainingBar:
     def epoch(self, metrics: Metrics) -> None:
         """Print the epoch's line above the bar."""
         kept = ", kept" if metrics["selected"] else ""
+        proven = f", proven {metrics['proven']:.1%}" if "proven" in metrics else ""
         self.progress.console.print(
             f"{self.name} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}, validation clean "
-            f"{metrics['clean']:.1%}, robust {metrics['robust']:.1%}, {metrics['seconds']:.0f} s{kept}",
+            f"{metrics['clean']:.1%}, robust {metrics['robust']:.1%}{proven}, {metrics['seconds']:.0f} s{kept}",
             highlight=False,
             soft_wrap=True,
         )

@@ -71,6 +71,21 @@ def frozen(model: object) -> Iterator[None]:
 
 
 @contextmanager
+def full_precision(model: object) -> Iterator[None]:
+    """Compute in the precision of the weights in the block: without autocast, also the one that Accelerate wraps."""
+    wrapped = [module for module in _all_modules(model) if "_original_forward" in vars(module)]
+    before = [module.forward for module in wrapped]
+    try:
+        for module in wrapped:
+            setattr(module, "forward", module._original_forward)  # noqa: B010 -- mypy takes it for a submodule
+        with torch.autocast(device_of(model).type, enabled=False):
+            yield
+    finally:
+        for module, forward in zip(wrapped, before, strict=True):
+            module.forward = forward
+
+
+@contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's global random state for the block and restore it afterwards.
 

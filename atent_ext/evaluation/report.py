@@ -245,13 +245,14 @@ class Report(About):
     def notes(self) -> tuple[str, ...]:
         """The texts of all notes, without duplicates."""
         texts = dict.fromkeys(note.text for result in self.results for note in result.notes)
-        bounds = f"interval bounds prove {self.proven} of {self.n} images robust; no attack ran the network on them"
+        bounds = f"interval bounds prove {self.proven} of {self.n} images robust"
+        bounds += "; attacks that treat images singly left them out"
         drawn = [self.drawn.note(self.n, self.total)] if self.drawn else []
         return (*drawn, *([bounds] if self.proven else []), *texts)
 
     @property
     def proven(self) -> int:
-        """How many images are proven robust, so that no attack ran the network on them."""
+        """How many images interval bounds prove robust; attacks that treat images singly left them out."""
         return max(result.proven for result in self.results)
 
     @property

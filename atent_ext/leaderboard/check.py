@@ -153,6 +153,8 @@ def _counts(result: Result, report: Report) -> Iterator[str]:
         yield f"flags need {result.n} digits 0 or 1, and have {len(result.flags)}; score it anew"
     if result.correct != right:
         yield f"correct is {result.correct}, and {right} flags are 1; score it anew"
+    if result.proven > right:
+        yield f"proven is {result.proven}, and {right} flags are 1; score it anew"
     if not math.isclose(result.accuracy, right / result.n, abs_tol=1e-9):
         yield f"accuracy is {result.accuracy:g}, and the flags say {right / result.n:g}; score it anew"
     expected, actual = _interval(result, report), result.interval95

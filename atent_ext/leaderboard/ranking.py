@@ -285,7 +285,7 @@ def _comparison(verdict: Verdict) -> str:
 def _proven(report: Report) -> Iterable[Badge]:
     if report.proven:
         share = 100 * report.proven / report.n
-        detail = f"interval bounds prove {report.proven} of {report.n} images robust; only the others were attacked"
+        detail = f"interval bounds prove {report.proven} of {report.n} images robust"
         yield Badge(f"{share:.1f} % proven", "good", detail)
 
 

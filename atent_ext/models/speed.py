@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from atent_ext.core.errors import BadInput
 from atent_ext.core.model_state import device_of, evaluating, frozen, seeded
 from atent_ext.core.types import Model
+from atent_ext.models.contrast import Contrast
 
 Speed = Literal["plain", "channels-last", "compile", "graphs", "auto"]
 ViewSpeed = Literal["plain", "channels-last"]
@@ -168,6 +169,8 @@ def _folded(model: nn.Module, images: Tensor) -> tuple[nn.Module | None, tuple[s
     norms = _norms(model)
     if not norms:
         return None, ()
+    if any(isinstance(module, Contrast) for module in model.modules()):
+        return None, ("BatchNorm not folded: tracing would lose the contrast layer, which attacks look for",)
     try:
         from torch.fx.experimental.optimization import fuse
 

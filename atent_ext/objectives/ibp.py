@@ -23,7 +23,8 @@ class IBP:
     z_i is `intervals.worst_margins`: upper bounds of logit_k - logit_y with the last layer elided; the cross-entropy is
     invariant to the shift. f(x_i) is computed in the caller's mode, z_i always in eval mode (no dropout, running
     statistics). eps: radius of the ball, >= 0, in units of x. kappa: in [0, 1]. kappa_start: from which kappa changes
-    linearly while eps grows (section 3 of the paper: from 1 to 0.5), in [0, 1]; None keeps it constant. box: (lowest,
+    linearly while eps grows (section 3 of the paper: from 1 to 0.5), in [0, 1]; None keeps it constant, and so does an
+    eps that does not grow. box: (lowest,
     highest) value of an input. Raises BadInput for other values and for networks that `intervals.sequence` refuses.
     """
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from atent_ext.attacks.accuracy import predict, robust_flags
 from atent_ext.attacks.langevin import pgd
 from atent_ext.attacks.spec import Setting
-from atent_ext.certification.intervals import certified_linf
+from atent_ext.certification.intervals import certified_linf, sequence
 from atent_ext.core import processes, seeds, validate
 from atent_ext.core.errors import BadInput, NonFiniteLoss
 from atent_ext.core.model_state import seeded
@@ -76,6 +76,7 @@ def fit(
             with data.explaining():
                 initialise(model, recipe)
         weights.check_saved(model)
+        _check_bounds(recipe, model, images.held_out.images)
         if resume and recipe.speed == "auto" and folder.exists():  # the setting that it chose when it started
             recipe = recipe.model_copy(update={"speed": folder.recipe().speed})
         trainer = _Trainer(recipe, model, images, folder)
@@ -222,6 +223,8 @@ class _Trainer:
 
     def is_best(self, metrics: Metrics) -> bool:
         select = self.recipe.validation.select
+        if select == "proven":  # nothing is proven for a while; an epoch later is better then
+            return all(metrics[select] >= earlier[select] for earlier in self.history)
         return select == "last" or all(metrics[select] > earlier[select] for earlier in self.history)
 
     def save(self) -> None:
@@ -267,6 +270,20 @@ class _Trainer:
             raise BadInput(message, code="other-content", field="resume") from error
         if self.accelerator.is_main_process:
             self.folder.write_metrics(self.history)
+
+
+def _check_bounds(recipe: Recipe, model: nn.Module, images: Tensor) -> None:
+    """Raise BadInput if the recipe needs interval bounds and the network has none."""
+    needed = {
+        "validation.select": recipe.validation.select == "proven",
+        "certified": recipe.certified is not None,
+        "objective.name": getattr(recipe.build_objective(), "bounds", False),
+    }
+    for field in (field for field, is_needed in needed.items() if is_needed):
+        try:
+            sequence(model, images[:2])
+        except BadInput as error:
+            raise BadInput(f"{field} needs interval bounds, but {error}", code=error.code, field=field) from None
 
 
 def _accelerator(recipe: Recipe, folder: RunFolder) -> Accelerator:

@@ -146,6 +146,9 @@ class Recipe(Growing):
                     code="conflict",
                     field=f"objective.{field}",
                 )
+        if getattr(objective, "kappa_start", None) is not None and not self.eps_ramp:
+            message = "objective.kappa_start is where kappa begins while eps grows, and eps_ramp is 0; give it a share"
+            raise BadInput(message, code="unused", field="objective.kappa_start")
         if self.optimizer.name == "entropy-sgd" and self.mixed_precision == "fp16":
             message = "mixed_precision is 'fp16', whose scaled steps Entropy-SGD cannot take; choose bf16 or no"
             raise BadInput(message, code="conflict", field="mixed_precision")

@@ -106,7 +106,7 @@ class Stepper:
                 generator.set_state(start)
             generator.total, generator.rows = part.total, part.rows
             terms = objective(self.called, part.images, part.labels, part.index, generator=generator)
-            bounds = getattr(objective, "bounds", False)
+            bounds = getattr(objective, "bounds", False) and self.recipe.mixed_precision == "bf16"
             loss = self._backpropagate(objective.terms, terms, part.weight, position + 1 == len(parts), bounds)
             total += len(part.rows) / len(batch.rows) * loss
         if not math.isfinite(total):
@@ -118,7 +118,7 @@ class Stepper:
     ) -> float:
         """Back-propagate each of `count` terms, times `weight`, before the next; return the sum of the terms.
 
-        bounds: whether the objective uses interval bounds, which are then computed in the recipe's precision.
+        bounds: whether interval bounds are computed in bfloat16; float16 would overflow.
 
         Processes exchange gradients for the last term of the last part only; the other passes run without it.
         """
@@ -126,7 +126,7 @@ class Stepper:
         for position in range(count):
             last = last_part and position == count - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                with self.accelerator.autocast() if bounds else nullcontext():  # they do not call the model
+                with self.accelerator.autocast() if bounds else nullcontext():  # bounds go around the model's forward
                     term = next(terms)
                 self.accelerator.backward(weight * term)
             loss = loss + term.detach()  # in the wider dtype of the two

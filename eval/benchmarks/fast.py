@@ -169,11 +169,18 @@ def read(path: Path) -> dict[str, list[Row]]:
 
 
 def keep(
-    path: Path, part: str, name: str, protocol: Protocol, measured: Callable[[str, Protocol, Path], Row], root: Path
+    path: Path,
+    part: str,
+    name: str,
+    protocol: Protocol,
+    measured: Callable[[str, Protocol, Path], Row],
+    root: Path,
+    n: int | None = None,
 ) -> None:
-    """Measure a row unless it is there, and write it at once, instead of one of other attacks."""
+    """Measure a row unless it is there, and write it at once, instead of one of other attacks or of another `n`."""
     attacks = protocol.model_dump(mode="json")["attacks"]
-    if any(row["network"] == name and row["attacks"] == attacks for row in read(path).get(part, [])):
+    known = [row for row in read(path).get(part, []) if (row["network"], row["attacks"]) == (name, attacks)]
+    if any(n in (None, row["n"]) for row in known):
         return
     row = measured(name, protocol, root)
     rows = {part: [], **read(path)}
@@ -232,15 +239,17 @@ def main(
 ) -> None:
     torch.set_num_threads(1)
     root, fast = data_root or Path(os.environ.get("ATENT_DATA", ".")), load_protocol("fast")
+    if n and only == "cards":
+        raise SystemExit("--n is for pairs; leave out --only cards")
     pair = partial(measure, n=n)
     part = "longer" if n else "pairs"
     for name in network or names():
         if not n and only in (None, "cards") and name != CIFAR:  # AutoAttack breaks all 796 images of that one
             keep(out, "cards", name, fast, measure_card, root)
         if only in (None, "fast"):
-            keep(out, part, name, fast, pair, root)
+            keep(out, part, name, fast, pair, root, n)
         if only in (None, "autoattack"):
-            keep(out, part, name, AUTOATTACK, pair, root)
+            keep(out, part, name, AUTOATTACK, pair, root, n)
     if (known := summary(read(out), fast)) is not None:
         files.write(registry.folder("protocol") / "fast.json", json.dumps(known, indent=1) + "\n")
         print({key: value for key, value in known.items() if key != "stages"})

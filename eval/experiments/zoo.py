@@ -120,7 +120,7 @@ def score(group: Group, name: str, entry: Entry, run: RunFolder, runner: Runner,
 def _verify(name: str, entry: Entry, run: RunFolder, out: Path, batch: int, speed: str) -> None:
     target = out / "models" / f"{name}.card.json"
     if target.is_file():
-        return _check(target, entry.n, run)
+        return _check(target, entry, run)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = out / "submissions" / name
     shutil.rmtree(folder, ignore_errors=True)  # it may be of an earlier training, or incomplete
@@ -132,11 +132,11 @@ def _verify(name: str, entry: Entry, run: RunFolder, out: Path, batch: int, spee
         raise typer.Exit(process.returncode)
 
 
-def _check(target: Path, n: int, run: RunFolder) -> None:
+def _check(target: Path, entry: Entry, run: RunFolder) -> None:
     report = read_card(target).report
     weights = hashlib.sha256(run.weights.read_bytes()).hexdigest()
-    if report is None or report.weights_sha256 != weights or report.n != n:
-        message = f"{target} is not of {n} images and the weights in {run.path}; move it away"
+    if report is None or report.weights_sha256 != weights or (report.n, report.protocol) != (entry.n, entry.protocol):
+        message = f"{target} is not of {entry.n} images, {entry.protocol} and the weights in {run.path}; move it away"
         raise BadInput(message, code="other-content", field="out")
 
 

@@ -21,7 +21,7 @@ training has seed {seed} unless a row says otherwise. One seed says nothing abou
 precision of the training. It is that of the epoch that was chosen by it, and so slightly too high. "seconds" is the
 time of the training, of its last stage where it had several, validation included, on the machine that also scored the
 model. "worst case" counts an image if every attack on the card leaves it. "proven" is the share that interval bounds
-prove robust; attacks ran on the other images alone.
+prove robust.
 
 **Choices.** The number at the end of a name counts the passes of its training over the images, a forward pass alone
 as a third. The recipes below each table say how long they train. `mnist-linf-atent` has the best of the radii that

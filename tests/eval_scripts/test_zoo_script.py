@@ -91,7 +91,9 @@ def test_the_tables_say_what_the_reports_hold(page):
     found = {"base": scored("00000011", notes=["weak"]), "other": scored("11111111"), "absent": []}
     lines = list(page.models(found, {"base": base, "other": alone, "absent": alone}, {}))
     assert lines[0] == "## digits, Linf eps 0.15\n"
-    assert lines[3] == "| base | digits-linf-atent | float32 |  |  | 100.0 (50.0-100.0) |  |  |  | 25.0 (7.1-59.1) |  |  |"
+    assert (
+        lines[3] == "| base | digits-linf-atent | float32 |  |  | 100.0 (50.0-100.0) |  |  |  | 25.0 (7.1-59.1) |  |  |"
+    )
     assert [page.proven({"n": 8, "results": [{}, {"proven": count}]}) for count in (0, 6)] == ["", "75.00"]
     assert lines[5:7] == ["", f"- other is better than base: {SIX_MORE}."]
     assert lines[8] == "- base, AutoAttack: weak"

@@ -56,7 +56,8 @@ def test_weights_start_as_the_paper_says():
     [
         ({"low": 0.7, "high": 0.7}, "low"),
         ({"low": -0.1}, "low"),
-        ({"high": 1.5}, "low"),
+        ({"high": 1.5}, "high"),
+        ({"low": 0.0, "high": 1e-46}, "low"),
         ({"high": float("nan")}, "high"),
         ({"hidden": 5000}, "hidden"),
         ({"width": 17}, "width"),

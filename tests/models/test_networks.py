@@ -27,7 +27,7 @@ NETWORKS = {
     "wrn-28-10": (36_479_194, 32, 3),  # published with wide residual networks
     "wrn-70-16": (266_796_506, 32, 3),  # published with Gowal et al. 2020
     "wrn-normfree": (692_128, 32, 3),
-    "contrast-cnn": (32 * (16 + 1) + 64 * (32 * 16 + 1) + 100 * (64 * 7 * 7 + 1) + 10 * 101, 28, 1),
+    "contrast-cnn": (465_290, 28, 1),
     "convnext": (27_827_818, 32, 3),
     "vit": (21_669_514, 224, 3),
     "vgg-11": (128_807_306, 32, 3),  # torchvision's 132,863,336 with 10 classes instead of 1000
@@ -101,6 +101,11 @@ def test_normfree_count_by_formula():
 
     stages = [block(before, after) + block(after, after) for before, after in ((16, 32), (32, 64), (64, 128))]
     assert NETWORKS["wrn-normfree"][0] == scaled(3, 16, 3) + sum(stages) + fc(128, 10)
+
+
+def test_contrast_cnn_count_by_formula():
+    layers = (conv(1, 32, 7), conv(32, 64, 5), fc(64 * 5 * 5, 256), fc(256, 10))
+    assert NETWORKS["contrast-cnn"][0] == sum(layers)
 
 
 def test_resnet20_count_by_formula():

@@ -1,9 +1,8 @@
 """BPDA (Athalye et al. 2018): annealed ATENT whose gradients pass layers that saturate as if they were the identity."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
 from torch import nn
 
 from atent_ext.attacks.spec import Note, Outcome, Setting
@@ -18,12 +17,13 @@ class BPDASpec(ATENTSpec):
 
     attack: Literal["bpda"] = "bpda"  # type: ignore[assignment]
     steps: Count = 100
-    restarts: Count = Field(default=3)
+    restarts: Count = 3
+    title: ClassVar[str] = "BPDA"
 
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
-        """Attack all images with `restarts` chains each; a note says how many layers were passed."""
+        """Attack all images with `restarts` chains each; a note says how many layers gradients passed."""
         with straight_through(model) as layers:
             outcome = super().run(model, split, setting)
-        note = Note(kind="other", text=f"gradients passed {layers} layers that saturate as if they were the identity")
-        name = outcome.attack.replace("annealed ATENT", "ATENT").replace("ATENT", "BPDA", 1)
-        return replace(outcome, attack=name, notes=(*outcome.notes, note))
+        found = Note(kind="other", text=f"layers that saturate, which gradients passed as the identity: {layers}")
+        none = Note(kind="warning", text="no layer that saturates was found; this is annealed ATENT under another name")
+        return replace(outcome, notes=(*outcome.notes, found if layers else none))

@@ -134,6 +134,8 @@ class ATENTSpec(_Restarted):
     project: Literal["last", "every"] = "every"
     schedule: Schedule | None = None
     losses: Annotated[tuple[LossName, ...], Field(min_length=1)] = uphill.IN_TURN
+    title: ClassVar[str] = "ATENT"
+    """What the display name calls it."""
 
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
         """Attack all images with `restarts` chains each."""
@@ -152,5 +154,5 @@ class ATENTSpec(_Restarted):
         more: dict[str, Any] = {"noise": kernel.noise, "project": kernel.project}
         if kernel.schedule != "constant":
             more |= {"schedule": kernel.schedule, "losses": list(self.losses)}
-        name = "ATENT" if kernel.schedule == "constant" else "annealed ATENT"
+        name = self.title if kernel.schedule == "constant" else f"annealed {self.title}"
         return self.outcome(name, kernel, model, split, setting, self.restarts, self.keep, losses, **more)
