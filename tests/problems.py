@@ -69,6 +69,22 @@ def tiny_net(classes: int = 10, channels: int = 1) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(32, classes))
 
 
+class _OwnForward(nn.Module):
+    def __init__(self, layers: nn.Sequential) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+def own_forward(classes: int = 10, channels: int = 1) -> nn.Module:
+    """A chain of layers by a `forward` of its own, which interval bounds have to compare with the chain."""
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, 32), nn.ReLU(), nn.Linear(32, classes))
+    return _OwnForward(layers)
+
+
 def tiny_with_statistics(seed: int) -> nn.Module:
     """`tiny_net` whose buffers differ from those of another seed, too, as after a training."""
     with torch.random.fork_rng():

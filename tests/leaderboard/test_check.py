@@ -89,6 +89,10 @@ CHANGES = {
         lambda held: first(held, "AutoAttack").update(correct=3),
         "AutoAttack: correct is 3, and 100 flags are 1",
     ),
+    "proven": (
+        lambda held: first(held, "AutoAttack").update(proven=101),
+        "AutoAttack: proven is 101, and 100 flags are 1",
+    ),
     "accuracy": (
         lambda held: first(held, "AutoAttack").update(accuracy=0.9),
         "AutoAttack: accuracy is 0.9, and the flags say 0.5",

@@ -345,11 +345,12 @@ def test_a_bad_value_is_refused_by_name(fields, wrong, words):
         ("objective.steps=3", "unknown field 'objective.steps'; did you mean 'objective.eps'"),
         ("objective.norm=L2", "objective.norm is 'L2'"),
         ("objective.kappa=2", "kappa is 2.0"),
+        (["objective.kappa_start=1", "eps_ramp=0"], "objective.kappa_start is where kappa begins while eps grows"),
     ],
 )
 def test_a_recipe_refuses_unknown_fields_and_bad_values(override, words):
     with pytest.raises(BadInput, match=words):
-        recipes.load("digits-linf-ibp", [override])
+        recipes.load("digits-linf-ibp", [override] if isinstance(override, str) else override)
 
 
 # ---- training

@@ -15,6 +15,7 @@ from training_runs import STEPS, metrics, recipe, refusal
 from atent_ext.attacks.langevin import last_iterate
 from atent_ext.certification import intervals
 from atent_ext.certification.intervals import certified_linf
+from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import evaluating, seeded
@@ -395,3 +396,28 @@ def test_bounds_are_computed_in_the_precision_of_the_recipe(tmp_path, tiny, monk
         loop.fit(recipe("sgd", CONVOLUTIONS, *certified, f"mixed_precision='{precision}'"), tiny, tmp_path / name)
     assert set(kinds[: len(kinds) // 2]) == {torch.float32}
     assert set(kinds[len(kinds) // 2 :]) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("settings", [(), ("awp={gamma: 0.01}",)], ids=["plain", "awp"])
+def test_mixed_precision_does_not_hide_that_a_network_is_a_chain(tmp_path, tiny, monkeypatch, settings):
+    monkeypatch.setitem(registry.MODELS, "own-forward", "problems:own_forward")
+    bounds = ("model.name=own-forward", "certified={weight: 0.5}", "validation.select=proven", "mixed_precision=bf16")
+    folder = loop.fit(recipe("sgd", *bounds, *settings, "epochs=2", "optimizer.lr=0.5"), tiny, tmp_path)
+    assert metrics(folder)[-1]["loss"] < metrics(folder)[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "field"),
+    [("validation.select=proven", "validation.select"), ("certified={weight: 0.5}", "certified")],
+)
+def test_a_network_without_bounds_is_refused_before_anything_is_written(tmp_path, tiny, setting, field):
+    chosen = recipe("sgd", "model.name=resnet-20", setting)
+    message = refusal("unsupported", field, loop.fit, chosen, tiny, tmp_path / "run")
+    assert message.startswith(f"{field} needs interval bounds, but ResNet20 does not apply its children in order")
+    assert not (tmp_path / "run").exists()
+
+
+def test_while_nothing_is_proven_the_last_epoch_is_kept(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(loop, "certified_linf", lambda model, x, y, eps: torch.zeros(len(x), dtype=torch.bool))
+    folder = loop.fit(recipe("sgd", CONVOLUTIONS, "validation.select=proven"), tiny, tmp_path)
+    assert all(line["selected"] for line in metrics(folder))
