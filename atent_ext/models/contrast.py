@@ -55,10 +55,10 @@ class Contrast(nn.Module):
 class ContrastCNN(nn.Sequential):
     """For 28×28 images: `Contrast`, conv 32 (7×7) and 64 (5×5) of stride 2, fc 256, with ReLU.
 
-    It has 465,290 weights. They are drawn with deviation sqrt(2 pi) / fan-in, for which interval widths neither grow nor
-    vanish from layer to layer (Shi et al. 2021, "Fast certified robust training with short warmup"). low, high: where
-    the first layer saturates. width: factor on the channels of the convolutions, 1 to 16. hidden: units of the fully
-    connected layer, at most 4096. Raises BadInput for other values.
+    It has 465,290 weights. They are drawn with deviation sqrt(2 pi) / fan-in, for which interval widths neither grow
+    nor vanish from layer to layer (Shi et al. 2021, "Fast certified robust training with short warmup"). low, high:
+    where the first layer saturates. width: factor on the channels of the convolutions, 1 to 16. hidden: units of the
+    fully connected layer, at most 4096. Raises BadInput for other values.
     """
 
     def __init__(
