@@ -14,6 +14,7 @@ LIMITS = {
     "mnist, Linf": """
 **Limits.** One training each. `mnist-linf-atent` has the best of the radii that were tried; for PGD-AT one was tried.
 A model that was scored on fewer images is compared on those. ATENT's inner loop leaves dropout on, PGD-AT's does not.
+`mnist-linf-ibp` is another network, trained on interval bounds: its line compares no methods.
 """,
     "mnist, L2": """
 **Limits.** One training each. `mnist-l2-atent` is the result of a long search, with another network and budget than its
