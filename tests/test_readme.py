@@ -31,6 +31,7 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 TWO = "torchrun --nproc-per-node 2 -m"
 QUICK = "--set epochs=1 --set objective.steps=1 --set validation.count=100"
 RUN = "atent train mnist-linf-atent-fast --set epochs=2 --seed 1"
+IBP = "atent train mnist-linf-ibp --set epochs=14"
 SHARED_RUN = f"{TWO} atent_ext train mnist-linf-pgd-at-fast"
 PROGRAM = "atent export runs/mnist-linf-atent-fast --to pt2 --out model.pt2"
 CARD = "atent verify mine --n 500"
@@ -46,6 +47,8 @@ SMALLER = {
     RUN: QUICK,
     "atent train mnist-linf-atent-fast --resume": "",
     "atent eval runs/mnist-linf-atent-fast --n 500": "--n 4",
+    IBP: "--set epochs=1 --set validation.count=100 --set \"mixed_precision='no'\"",
+    "atent eval runs/mnist-linf-ibp --n 1000": "--n 4 --protocol quick",
     "atent eval runs/mnist-linf-atent-fast --threat Linf:0.3 --threat L2:2 --n 500": "--n 4 --protocol quick",
     SHARED_RUN: QUICK,
     f"{TWO} -- atent_ext eval runs/mnist-linf-pgd-at-fast --n 1000": "--n 4 --chunk 2 --protocol quick",
@@ -84,6 +87,7 @@ NEEDS = {
     "runs/mnist-linf-atent-fast": RUN,
     "mnist-linf-atent-fast --resume": RUN,
     "runs/mnist-linf-pgd-at-fast": SHARED_RUN,
+    "runs/mnist-linf-ibp": IBP,
     "eval model.pt2": PROGRAM,
     "verify mine": SUBMISSION,
     "verify ours": OWN,
