@@ -1,4 +1,4 @@
-"""Training curves from the metrics of a run folder: loss, clean and robust validation accuracy (v2 Fig. 3)."""
+"""Training curves from the metrics of a run folder: loss, clean, robust and proven validation accuracy (v2 Fig. 3)."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from atent_ext.figures import plots
 from atent_ext.training.run_folder import RunFolder
 
 History = Sequence[dict[str, Any]]
-"""One dict per epoch: epoch (from 1), loss, clean and robust in [0, 1], lr, selected."""
+"""One dict per epoch: epoch (from 1), loss, clean and robust in [0, 1], lr, selected, and proven in [0, 1] or None."""
 
 _FIELDS = ("epoch", "loss", "clean", "robust", "lr", "selected")
 
@@ -33,7 +33,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 def _epoch(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         epoch: dict[str, Any] = json.loads(line)
-        return {name: epoch[name] for name in _FIELDS}
+        return {**{name: epoch[name] for name in _FIELDS}, "proven": epoch.get("proven")}
     except (ValueError, TypeError, KeyError) as error:
         message = f"{path}, line {number}, is no epoch of {', '.join(_FIELDS)}: {error!r}"
         raise BadInput(message, code="unreadable", field="folder") from error
@@ -76,7 +76,9 @@ def chart(runs: Sequence[tuple[str, History]]) -> Any:
         grid[0][column].set_title(_heading(name, history), fontsize=9, pad=24)
     grid[0][0].set_ylabel("validation accuracy (%)")
     grid[1][0].set_ylabel("training loss")
-    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    pairs = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in grid[0]]
+    named = {label: handle for column in pairs for handle, label in column}
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -90,14 +92,17 @@ def _accuracy(axes: Any, history: History) -> None:
     size = {"markersize": 3, "color": "black"}
     axes.plot(epochs, [100 * e["clean"] for e in history], "o-", label="clean", fillstyle="none", **size)
     axes.plot(epochs, [100 * e["robust"] for e in history], "s--", label="robust (PGD)", **size)
+    proven: list[Any] = [epoch.get("proven") for epoch in history]
+    if None not in proven:
+        axes.plot(epochs, [100 * share for share in proven], "v:", label="proven (interval bounds)", **size)
     axes.set(ylim=(0, 101))
     axes.grid(alpha=0.3)
     _mark(axes, history)
     kept = selected(history)
     if kept:
-        heights = [100 * kept["clean"], 100 * kept["robust"]]
+        heights = [100 * kept[name] for name in ("clean", "robust", "proven") if kept.get(name) is not None]
         style = {"markersize": 9, "markerfacecolor": "white", "markeredgecolor": "black", "linestyle": "none"}
-        axes.plot([kept["epoch"]] * 2, heights, "*", label="selected epoch", **style)
+        axes.plot([kept["epoch"]] * len(heights), heights, "*", label="selected epoch", **style)
     for position, (epoch, rate) in enumerate(decays(history)):
         place = {"xytext": (0, 2 + 9 * (position % 2)), "textcoords": "offset points", "ha": "center", "fontsize": 7}
         axes.annotate(f"lr {rate:.2g}", (epoch - 0.5, 1), xycoords=("data", "axes fraction"), **place)

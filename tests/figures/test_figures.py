@@ -128,6 +128,20 @@ def test_the_chart_marks_decays_and_the_selected_epoch():
     assert not [line for line in other.lines if line.get_gid()]
 
 
+def test_the_chart_has_the_proven_share_of_runs_that_measured_it(tmp_path):
+    proven = [{**epoch, "proven": epoch["robust"] / 2} for epoch in epochs([0.1, 0.1, 0.1], (3,))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in proven))
+    assert history.read(tmp_path) == proven
+    figure = history.chart([("without", epochs([0.1])), ("with", history.read(tmp_path))])
+    without, axes = figure.axes[:2]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines["proven (interval bounds)"].get_ydata()) == pytest.approx([0, 2.5, 5])
+    assert list(lines["selected epoch"].get_ydata()) == pytest.approx([20, 10, 5])
+    assert "proven (interval bounds)" not in {line.get_label() for line in without.lines}
+    (legend,) = figure.legends
+    assert sorted(text.get_text() for text in legend.get_texts()) == sorted(name for name in lines if name[0] != "_")
+
+
 @pytest.mark.parametrize("line", ["{", "[1]", '{"epoch": 1}'])
 def test_broken_metrics_are_named(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(epochs([0.1])[0]) + "\n" + line + "\n")
