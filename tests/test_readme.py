@@ -31,7 +31,7 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 TWO = "torchrun --nproc-per-node 2 -m"
 QUICK = "--set epochs=1 --set objective.steps=1 --set validation.count=100"
 RUN = "atent train mnist-linf-atent-fast --set epochs=2 --seed 1"
-IBP = "atent train mnist-linf-ibp --set epochs=14"
+IBP = "atent train mnist-linf-ibp --set epochs=12 --set eps_ramp=0.3"
 SHARED_RUN = f"{TWO} atent_ext train mnist-linf-pgd-at-fast"
 PROGRAM = "atent export runs/mnist-linf-atent-fast --to pt2 --out model.pt2"
 CARD = "atent verify mine --n 500"
