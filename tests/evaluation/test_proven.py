@@ -28,6 +28,7 @@ PLAN = Protocol(
         attack_spec("pgd", steps=5, restarts=2, keep="success"),
         attack_spec("atent", steps=5, restarts=2),
         attack_spec("autoattack", version="standard"),
+        attack_spec("square", queries=60),
     ),
 )
 

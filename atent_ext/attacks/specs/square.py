@@ -1,6 +1,6 @@
 """Square (Andriushchenko et al. 2020), AutoAttack's attack without gradients, with a budget that can be chosen."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ class SquareSpec(AttackSpec):
     """Square with at most `queries` queries per image; AutoAttack uses 5,000."""
 
     attack: Literal["square"] = "square"
+    by_image: ClassVar[bool] = True
     queries: Count = 1000
 
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:
