@@ -1,7 +1,7 @@
 """Images that are proven robust take no passes: a network whose answers around them are known.
 
-Attacks that treat every image of a batch by itself find the same adversaries of the other images: the batch, and so
-every random draw, stays as it is.
+Attacks that treat every image of a batch by itself find the same adversaries of the other images, up to the rounding of
+smaller batches: the batch, and so every random draw, stays as it is.
 """
 
 import torch

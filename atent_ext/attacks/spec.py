@@ -88,7 +88,7 @@ class AttackSpec(Section, ABC):
 
     attack: str
     by_image: ClassVar[bool] = False
-    """Whether what it does to an image does not depend on the logits of the others in its batch."""
+    """Whether what it does to an image does not depend on the logits of those in its batch that it cannot break."""
 
     @abstractmethod
     def run(self, model: nn.Module, split: Split, setting: Setting) -> Outcome:

@@ -78,7 +78,9 @@ def chart(runs: Sequence[tuple[str, History]]) -> Any:
     grid[1][0].set_ylabel("training loss")
     pairs = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in grid[0]]
     named = {label: handle for column in pairs for handle, label in column}
-    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(
+        list(named.values()), list(named), loc="outside lower center", ncols=2 * min(len(runs), 2), frameon=False
+    )
     return figure
 
 

@@ -8,6 +8,9 @@ import pytest
 import scripts
 from commands import atent
 
+from atent_ext.attacks.spec import Outcome
+from atent_ext.evaluation.report import result_of
+from atent_ext.evaluation.run import worst_of
 from atent_ext.submissions import cards
 
 NETWORK = "quickstart-digits-linf-sgd"
@@ -22,19 +25,25 @@ def rescore():
 
 @pytest.fixture
 def registry(rescore, tmp_path):
-    """A registry with one network."""
-    path = rescore.find(NETWORK)
+    """A registry with one network, whose card is of 40 images; evidence breaks image 34, which PGD leaves."""
+    (path,) = rescore.REGISTRY.glob(f"cards/*/*/{NETWORK}.json")
     copy = tmp_path / "registry" / path.relative_to(rescore.REGISTRY)
+    (tmp_path / "registry" / "weights").mkdir(parents=True)
+    shutil.copy(rescore.REGISTRY / "weights" / f"{NETWORK}.safetensors", tmp_path / "registry" / "weights")
+    card = cards.read_card(path)
+    outcomes = {one.attack: (one, one.robust()[:40]) for one in card.report.results if one.kind != "worst_case"}
+    outcomes[EVIDENCE][1][34] = False
+    results = [
+        result_of(Outcome(one.kind, one.attack, one.settings, flags, one.seconds)) for one, flags in outcomes.values()
+    ]
+    report = card.report.model_copy(update={"n": 40, "results": (*results, worst_of(results))})
     copy.parent.mkdir(parents=True)
-    shutil.copyfile(path, copy)
-    (tmp_path / "registry" / "weights").mkdir()
-    weights = rescore.weights_of(path, rescore.REGISTRY / "weights")
-    shutil.copyfile(weights, tmp_path / "registry" / "weights" / weights.name)
+    cards.write_card(card.model_copy(update={"report": report}), copy)
     return tmp_path / "registry"
 
 
 @pytest.mark.integration
-def test_a_card_is_replaced_by_one_of_other_images_and_keeps_its_evidence(rescore, registry, tmp_path, monkeypatch):
+def test_a_card_is_replaced_by_one_of_more_images_and_keeps_its_evidence(rescore, registry, tmp_path, monkeypatch):
     commands = []
 
     def here(command):
@@ -44,26 +53,39 @@ def test_a_card_is_replaced_by_one_of_other_images_and_keeps_its_evidence(rescor
         return atent(*command[3:])
 
     monkeypatch.setattr(rescore, "subprocess", SimpleNamespace(run=here))
-    before = cards.read_card(rescore.find(NETWORK, registry))
-    ask = ("experiments/rescore", NETWORK, "--protocol", "quick", "--out", tmp_path / "out", "--registry", registry)
-    for n in (40, 40, 30):  # the first card is of another protocol; then enough images are there
-        done = scripts.run(*ask, "--n", n)
+    (path,) = registry.glob("cards/*/*/*.json")
+    before = cards.read_card(path)
+    (old,) = before.report.evidence
+    ask = ("experiments/rescore", NETWORK, "--out", tmp_path / "out", "--registry", registry, "--n")
+    for _ in range(2):  # the second time enough images are there
+        done = scripts.run(*ask, 60, "--protocol", "quick")
         assert done.returncode == 0, done.stderr
     assert len(commands) == 1
-    card = cards.read_card(rescore.find(NETWORK, registry))
-    assert (card.report.n, card.report.protocol, card.submission) == (40, "quick", before.submission)
+    card = cards.read_card(path)
+    assert (card.report.n, card.report.protocol, card.submission) == (60, "quick", before.submission)
     assert card.weights == before.weights
     (kept,) = card.report.evidence
-    (old,) = before.report.evidence
-    assert (kept.attack, kept.flags) == (EVIDENCE, old.flags[:40])
-    assert card.report.of_kind("clean").flags == before.report.of_kind("clean").flags[:40]
-    assert rescore.find(NETWORK, registry).with_suffix(".png").stat().st_size > 1000
+    clean = card.report.of_kind("clean").flags
+    assert clean[:40] == before.report.of_kind("clean").flags
+    assert (kept.attack, kept.flags) == (EVIDENCE, old.flags + clean[40:])
+    assert (card.report.result("PGD-20").flags[34], card.report.worst.flags[34]) == ("1", "0")
+    assert path.with_suffix(".png").stat().st_size > 1000
+    fewer = scripts.run(*ask, 50)
+    assert (fewer.returncode, fewer.stderr) == (
+        2,
+        f"atent: n is 50, and the card of {NETWORK} has 60 images; ask for as many at least\n",
+    )
+    assert len(commands) == 1
 
 
 def test_what_cannot_be_scored_is_refused_before_anything_runs(registry):
-    unknown = scripts.run("experiments/rescore", NETWORK, "none", "--registry", registry)
+    ask = ("experiments/rescore", NETWORK, "--registry", registry)
+    unknown = scripts.run(*ask, "none")
     assert (unknown.returncode, unknown.stderr.split(";")[0]) == (2, "atent: the registry has no card none")
-    (registry / "weights" / f"{NETWORK}.safetensors").write_bytes(b"other")
-    other = scripts.run("experiments/rescore", NETWORK, "--registry", registry)
+    weights = registry / "weights" / f"{NETWORK}.safetensors"
+    weights.write_bytes(b"other")
+    other = scripts.run(*ask)
     assert other.returncode == 2
-    assert f"{NETWORK}.safetensors" in other.stderr
+    assert weights.name in other.stderr
+    weights.unlink()
+    assert scripts.run(*ask).stderr.startswith(f"atent: the registry has no weights of {NETWORK}; put {weights.name} ")

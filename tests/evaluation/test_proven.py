@@ -48,7 +48,7 @@ def short(monkeypatch):
     count = autoattack._count_images
 
     def shortened(attacker, *others):
-        attacker.square.n_queries = 100
+        attacker.square.n_queries = min(attacker.square.n_queries, 100)
         attacker.apgd.n_iter = attacker.apgd_targeted.n_iter = attacker.fab.n_iter = 10
         return count(attacker, *others)
 

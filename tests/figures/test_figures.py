@@ -142,6 +142,16 @@ def test_the_chart_has_the_proven_share_of_runs_that_measured_it(tmp_path):
     assert sorted(text.get_text() for text in legend.get_texts()) == sorted(name for name in lines if name[0] != "_")
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_legend_lies_inside_the_figure(count):
+    proven = [{**epoch, "proven": epoch["robust"] / 2} for epoch in epochs([0.1, 0.1], (2,))]
+    figure = history.chart([("run", proven)] * count)
+    figure.canvas.draw()
+    extent = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= extent.x0
+    assert extent.x1 <= figure.bbox.x1
+
+
 @pytest.mark.parametrize("line", ["{", "[1]", '{"epoch": 1}'])
 def test_broken_metrics_are_named(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(epochs([0.1])[0]) + "\n" + line + "\n")
