@@ -25,7 +25,7 @@ MAY_HOLD = re.compile(
 )
 
 
-ELSEWHERE = {f"mnist-linf-{name}" for name in ("atent-48", "entropy-sgd", "ibp", "mma", "sgd")}
+ELSEWHERE = {f"mnist-linf-{name}" for name in ("atent-48", "entropy-sgd", "mma", "sgd")}
 """Weights that stay in the repository, since nobody is sent to them."""
 
 
