@@ -8,13 +8,12 @@ write_results.py, write_anytime.py and write_attacks.py of eval/pages.
 """
 
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from zoo import verify
 
 from atent_ext.cli import exit
 from atent_ext.core.errors import BadInput
@@ -69,11 +68,7 @@ class Job:
         folder.mkdir(parents=True, exist_ok=True)
         files.write(folder / self.card.weights["file"], self.weights)
         cards.write_submission(self.card.submission, folder / "card.yaml")
-        command = ["verify", str(folder), "--n", str(self.n), "--protocol", self.protocol, "--out", str(target)]
-        command += ["--batch-size", str(batch), "--chunk", str(batch)]
-        process = subprocess.run([sys.executable, "-m", "atent_ext", *command])
-        if process.returncode:  # it has printed why
-            raise typer.Exit(process.returncode)
+        verify(folder, target, self.protocol, self.n, batch)
         return target
 
     def replace(self, target: Path) -> None:

@@ -125,7 +125,12 @@ def _verify(name: str, entry: Entry, run: RunFolder, out: Path, batch: int, spee
     folder = out / "submissions" / name
     shutil.rmtree(folder, ignore_errors=True)  # it may be of an earlier training, or incomplete
     write_submission(run.path, folder, authors="The atent-ext authors", license="MIT", name=name)
-    command = ["verify", str(folder), "--protocol", entry.protocol, "--n", str(entry.n), "--out", str(target)]
+    verify(folder, target, entry.protocol, entry.n, batch, speed)
+
+
+def verify(folder: Path, target: Path, protocol: str, n: int, batch: int, speed: str = "channels-last") -> None:
+    """Run `atent verify` in a process of its own; it resumes, and leaves a finished card as it is."""
+    command = ["verify", str(folder), "--protocol", protocol, "--n", str(n), "--out", str(target)]
     command += ["--batch-size", str(batch), "--chunk", str(batch), "--speed", speed]
     process = subprocess.run([sys.executable, "-m", "atent_ext", *command])
     if process.returncode:  # it has printed why

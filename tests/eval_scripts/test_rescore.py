@@ -43,7 +43,7 @@ def registry(rescore, tmp_path):
 
 
 @pytest.mark.integration
-def test_a_card_is_replaced_by_one_of_more_images_and_keeps_its_evidence(rescore, registry, tmp_path, monkeypatch):
+def test_a_card_is_replaced_by_one_of_more_images_and_keeps_its_evidence(registry, tmp_path, monkeypatch):
     commands = []
 
     def here(command):
@@ -52,7 +52,7 @@ def test_a_card_is_replaced_by_one_of_more_images_and_keeps_its_evidence(rescore
         commands.append(command)
         return atent(*command[3:])
 
-    monkeypatch.setattr(rescore, "subprocess", SimpleNamespace(run=here))
+    monkeypatch.setattr(scripts.module("experiments/zoo"), "subprocess", SimpleNamespace(run=here))
     (path,) = registry.glob("cards/*/*/*.json")
     before = cards.read_card(path)
     (old,) = before.report.evidence
