@@ -106,7 +106,7 @@ def _export_program(
     from atent_ext import subjects
     from atent_ext.models import programs
 
-    programs.check_path(out, overwrite)
+    programs.check(out, overwrite)
     loaded = subjects.load(subject, **source, arguments=subjects.parse_arguments(model_arg or ()))
     print_weights_notes(loaded.about.weights_notes)
     program = programs.export(loaded.model, loaded.test[:4].images, out, overwrite=overwrite)

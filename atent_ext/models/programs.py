@@ -16,6 +16,8 @@ _MOST = 2**16
 """Images of one batch of the program, at most."""
 _TOLERANCE = 1e-5
 """Largest difference between the logits of network and program, relative to the largest logit (or 1)."""
+_OLDEST = "2.9"
+"""The torch that writes the format that is read here."""
 
 
 def export(network: nn.Module, images: Tensor, path: Path, *, overwrite: bool = False) -> Program:
@@ -23,11 +25,11 @@ def export(network: nn.Module, images: Tensor, path: Path, *, overwrite: bool = 
 
     images (N, ...), N >= 2: examples, which are not stored. The program holds no stack traces, no paths and no sample
     inputs. It is read as `untrusted_program.read` reads it, and its logits are compared with the network's before the
-    file is kept. The network is not changed. Raises BadInput for a path that exists (unless `overwrite`) or does not
-    end in .pt2, for a network that torch.export or the reader does not take (the message has the reason), and for one
-    whose logits differ.
+    file is kept. The network is not changed. Raises BadInput under a torch below 2.9, for a path that exists (unless
+    `overwrite`) or does not end in .pt2, for a network that torch.export or the reader does not take (the message has
+    the reason), and for one whose logits differ.
     """
-    check_path(path, overwrite)
+    check(path, overwrite)
     images = images[:4].detach().to(device_of(network))
     with kept(network), warnings.catch_warnings(), seeded(0):
         warnings.simplefilter("ignore")  # torch.export warns about what its users cannot change
@@ -39,8 +41,12 @@ def export(network: nn.Module, images: Tensor, path: Path, *, overwrite: bool = 
     return program
 
 
-def check_path(path: Path, overwrite: bool = False) -> None:
-    """Raise BadInput for a path that `export` does not write to; call this before long work."""
+def check(path: Path, overwrite: bool = False) -> None:
+    """Raise BadInput for a torch and for a path with which `export` does not write; call this before long work."""
+    if torch.__version__ < _OLDEST:
+        message = f"torch {torch.__version__} writes programs in a format that is not read here; "
+        message += f"install torch {_OLDEST} or newer to export"
+        raise BadInput(message, code="unsupported", field="torch")
     if path.suffix != ".pt2":
         raise BadInput(f"{path} does not end in .pt2, by which programs are known", code="bad-value", field="out")
     files.replaceable(path)

@@ -7,7 +7,7 @@
 # tests need are new in both. -p: the interpreter (python3); -d: where the environment is made (a temporary folder);
 # -k: keep the one that is there. Prints a row of docs/versions.md and ends with pytest's exit code.
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(cd "$(dirname "$0")/../.." && pwd)
 usage() { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 python=python3 folder="" keep=""

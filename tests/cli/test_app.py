@@ -292,7 +292,8 @@ def test_a_process_refuses_bad_input_the_same_way():
 def test_an_unknown_option_is_refused_without_a_traceback():
     unknown = atent("train", "--fast")
     assert unknown.returncode == 2
-    assert "No such option: --fast" in unknown.stderr
+    assert "No such option" in unknown.stderr
+    assert "--fast" in unknown.stderr
     assert "Traceback" not in unknown.stderr
 
 

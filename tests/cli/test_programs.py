@@ -23,7 +23,7 @@ SCORED = ("--protocol", "quick", "--n", "16", "--speed", "plain")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, writes_programs):
     """A weights file of digits-cnn, and the program that `atent export` made of it."""
     folder = tmp_path_factory.mktemp("programs")
     weights.save_weights(digits_cnn(), folder / "weights.safetensors")

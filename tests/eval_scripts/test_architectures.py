@@ -18,6 +18,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(gallery, "draw", lambda *_, **__: None)
 
 
+@pytest.mark.usefixtures("writes_programs")
 @pytest.mark.parametrize("name", script.SMALL)
 def test_a_network_has_the_same_logits_and_flags_by_every_route(name):
     result = script.checked(name)

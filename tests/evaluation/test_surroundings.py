@@ -64,6 +64,7 @@ def scored(subject):
     return scoring.score(subject, load_protocol("quick"), n=N, seed=0, speed="plain")
 
 
+@pytest.mark.usefixtures("writes_programs")
 @pytest.mark.parametrize("name", CASES)
 def test_every_route_gives_the_same_flags(name, file, tmp_path):
     arguments, options, note = CASES[name]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from atent_ext.core.errors import BadInput
 from atent_ext.models import Normalised, programs
@@ -35,7 +36,7 @@ class Counting(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported(tmp_path_factory, writes_programs):
     path = tmp_path_factory.mktemp("program") / "m.pt2"
     torch.manual_seed(0)
     network = Normalised(SmallCNN(classes=4, channels=1), [0.5], [0.25]).eval()
@@ -78,6 +79,7 @@ def test_torch_reads_the_file_as_well(exported):
     assert torch.equal(torch.export.load(path).module()(x), network(x))
 
 
+@pytest.mark.usefixtures("writes_programs")
 @pytest.mark.parametrize(
     ("network", "what"),
     [(Branching(), "cannot be exported"), (Counting(), "the program's logits differ")],
@@ -102,8 +104,17 @@ def test_a_program_replaces_a_file_only_if_told(exported, tmp_path):
     assert (error.value.code, error.value.field) == ("bad-value", "out")
 
 
+@pytest.mark.usefixtures("writes_programs")
 def test_a_network_keeps_its_mode(tmp_path):
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Dropout(0.5)).train()
     program = programs.export(network, torch.rand(2, 2, 2), tmp_path / "m.pt2")
     assert network.training
     assert program.random == ()
+
+
+def test_an_older_torch_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.8.1+cpu"))
+    with pytest.raises(BadInput, match=r"2\.8\.1") as error:
+        programs.export(Counting(), torch.rand(2, 2, 2), tmp_path / "m.pt2")
+    assert (error.value.code, error.value.field) == ("unsupported", "torch")
+    assert list(tmp_path.iterdir()) == []

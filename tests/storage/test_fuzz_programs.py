@@ -5,7 +5,7 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory):
+def bases(tmp_path_factory, writes_programs):
     return fuzzing_programs.drafted(), fuzzing_programs.exported(tmp_path_factory.mktemp("base"))
 
 

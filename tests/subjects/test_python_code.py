@@ -119,6 +119,7 @@ def test_code_that_makes_no_network_is_refused(file, reference, arguments, code,
     assert (error.value.code, error.value.field) == (code, field)
 
 
+@pytest.mark.usefixtures("writes_programs")
 def test_the_commands_take_code(file, tmp_path):
     weights.save_weights(subjects.load(f"{file}:Net", **DATA).model, tmp_path / "w.safetensors")
     source = (f"{file}:Net", "--weights", tmp_path / "w.safetensors", "--model-arg", "width=7", "--dataset", "digits")

@@ -70,6 +70,7 @@ def test_a_weights_file_keeps_its_architecture_its_hash_and_its_claims(file, tmp
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.usefixtures("writes_programs")
 def test_a_network_of_code_becomes_a_program_and_its_data_stays_off_the_board(file, tmp_path, quick):
     images = datasets.load("digits").test.images[:20]
     np.savez(tmp_path / "own.npz", x_test=images.numpy(), y_test=np.arange(20) % 2)
@@ -121,6 +122,7 @@ def test_a_model_of_the_zoo_and_what_is_refused(file, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.usefixtures("writes_programs")
 @pytest.mark.parametrize("shape", [(6,), (2, 30)])
 def test_features_and_sequences_go_from_source_to_card(shape, tmp_path):
     """From code to a program, a card and a report, all of the same flags."""

@@ -23,6 +23,8 @@ def log(request, monkeypatch):
         def __init__(self, *arguments, **options):
             super().__init__()
             self.starts.append((arguments, options))
+            if not hasattr(GeneralTracker, "start"):  # older versions of accelerate start it here
+                self.start()
 
         @property
         def tracker(self):
