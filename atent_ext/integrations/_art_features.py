@@ -106,11 +106,11 @@ def _broadcast(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _mask(mask: np.ndarray | None, x: Tensor) -> Tensor:
-    given = np.asarray(True if mask is None else mask)
+    given = np.True_ if mask is None else np.asarray(mask)
     if given.dtype.kind not in "bfiu":
         message = f"mask is an array of {given.dtype}; booleans or numbers are needed"
         raise BadInput(message, code="bad-type", field="mask")
-    return _broadcast("mask", torch.as_tensor(given) != 0, tuple(x.shape))
+    return _broadcast("mask", torch.as_tensor(np.asarray(given != 0)), tuple(x.shape))
 
 
 def _of_examples(eps: Tensor) -> Tensor:

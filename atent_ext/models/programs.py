@@ -17,7 +17,7 @@ _MOST = 2**16
 _TOLERANCE = 1e-5
 """Largest difference between the logits of network and program, relative to the largest logit (or 1)."""
 _OLDEST = "2.9"
-"""The torch that writes the format that is read here."""
+"""The oldest torch that writes the format that is read here."""
 
 
 def export(network: nn.Module, images: Tensor, path: Path, *, overwrite: bool = False) -> Program:
@@ -42,16 +42,21 @@ def export(network: nn.Module, images: Tensor, path: Path, *, overwrite: bool = 
 
 
 def check(path: Path, overwrite: bool = False) -> None:
-    """Raise BadInput for a torch and for a path with which `export` does not write; call this before long work."""
-    if torch.__version__ < _OLDEST:
-        message = f"torch {torch.__version__} writes programs in a format that is not read here; "
-        message += f"install torch {_OLDEST} or newer to export"
-        raise BadInput(message, code="unsupported", field="torch")
+    """Raise BadInput if `export` cannot write to this path or under this torch; call this before long work."""
+    check_torch()
     if path.suffix != ".pt2":
         raise BadInput(f"{path} does not end in .pt2, by which programs are known", code="bad-value", field="out")
     files.replaceable(path)
     if path.exists() and not overwrite:
         raise BadInput(f"{path} exists; give --overwrite to replace it", code="exists", field="out")
+
+
+def check_torch() -> None:
+    """Raise BadInput under a torch that writes programs in the older format, which is not read here."""
+    if torch.__version__ < f"{_OLDEST}.dev0":  # builds before a release count as of it
+        message = f"torch {torch.__version__} writes programs in a format that is not read here; "
+        message += f"install torch {_OLDEST} or newer"
+        raise BadInput(message, code="unsupported", field="torch")
 
 
 def _content(network: nn.Module, images: Tensor) -> bytes:

@@ -45,8 +45,11 @@ def new(
         return folder.new(Path(reference), out, name=name, report=report, **written)
     folder.check(written, name)
     folder.check_new(out)
+    kept = _kept(reference, given)
+    if kept is None:
+        programs.check_torch()  # before the code runs
     loaded = resolve.load(reference, **given)
-    content, file, fields = _weights(reference, loaded, given)
+    content, file, fields = _program(loaded, given) if kept is None else (_bytes(kept[0]), *kept[1:])
     claims = [] if report is None else folder.claims(report, loaded.threat, lambda found: _same(found, loaded))
     data = dataset_name or _name(str(given.get("dataset") or loaded.about.data))
     own: dict[str, Any] = {"name": name or _name(loaded.about.name), "dataset": data, "threat": loaded.threat}
@@ -54,23 +57,33 @@ def new(
     return out
 
 
-def _weights(reference: str, loaded: Subject, given: Mapping[str, Any]) -> tuple[bytes, str, dict[str, Any]]:
-    """The bytes of the weights, their file name, and the fields of the card that say how to read them."""
+def _kept(reference: str, given: Mapping[str, Any]) -> tuple[Path, str, dict[str, Any]] | None:
+    """The file to copy, its name in the submission, and the fields of the card that say how to read it.
+
+    None for a network that becomes a program.
+    """
     around: Around = given.get("around") or Around()
-    before = {} if around.resize is None else {"resize": around.resize}
     stated = {**around.stated, "weights_key": given.get("weights_key")}
     path, model = Path(reference), given.get("model")
     ours = given.get("dataset") in registry.entries("data set")
     if ours and model in registry.entries("model") and path.is_file() and around.output is None:
         network = Network(name=str(model), arguments=dict(given.get("arguments") or {}))
-        return _bytes(path), f"model{_suffix(path)}", {**stated, "architecture": network}
+        return path, f"model{_suffix(path)}", {**stated, "architecture": network}
     if path.suffix == SUFFIX and path.is_file() and (ours or around.resize_inside is None):
-        return _bytes(path), f"model{SUFFIX}", stated
+        return path, f"model{SUFFIX}", stated
     known = reference.removeprefix("zoo:")
     if model is None and known in zoo.names() and not path.exists():
-        submission = zoo.find(known)[0][0].submission
-        kept = {key: getattr(submission, key) for key in ("architecture", "normalisation", "weights_key", "training")}
-        return _bytes(zoo.find(known)[1]), "model.safetensors", kept
+        (card, *_), weights = zoo.find(known)
+        submission = card.submission
+        fields = {key: getattr(submission, key) for key in ("architecture", "normalisation", "weights_key", "training")}
+        return weights, "model.safetensors", fields
+    return None
+
+
+def _program(loaded: Subject, given: Mapping[str, Any]) -> tuple[bytes, str, dict[str, Any]]:
+    """The network as a program, its file name, and the fields of the card that say how to read it."""
+    around: Around = given.get("around") or Around()
+    before = {} if around.resize is None else {"resize": around.resize}
     with TemporaryDirectory() as temporary:
         made = Path(temporary, f"model{SUFFIX}")
         programs.export(loaded.model, loaded.test.take(min(4, len(loaded.test))).images, made)

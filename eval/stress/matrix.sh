@@ -57,7 +57,7 @@ status=0
     "${quiet[@]}" --junit-xml="$venv/report.xml" "$@") || status=$?
 
 "$venv/bin/python" - "$combination" "$venv/report.xml" <<'ROW'
-import platform, sys
+import datetime, platform, sys
 import xml.etree.ElementTree as tree
 
 import torch, torchvision
@@ -65,6 +65,6 @@ import torch, torchvision
 suite = tree.parse(sys.argv[2]).getroot()[0]
 total, failed, errors, skipped = (int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped"))
 versions = [platform.python_version(), torch.__version__, torchvision.__version__]
-print("|", " | ".join([sys.argv[1], *versions, str(total), str(total - failed - errors - skipped), str(failed + errors), str(skipped)]), "|")
+print("|", " | ".join([str(datetime.date.today()), sys.argv[1], *versions, str(total), str(total - failed - errors - skipped), str(failed + errors), str(skipped)]), "|")
 ROW
 exit "$status"

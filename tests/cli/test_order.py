@@ -3,7 +3,9 @@
 import importlib.util
 
 import pytest
+import torch
 from commands import atent, refused
+from torch.torch_version import TorchVersion
 
 from atent_ext.core.errors import BadInput
 from atent_ext.experiments import quickstart
@@ -76,6 +78,17 @@ def test_so_do_those_of_robustbench(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     refused(atent(*arguments), words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_torch_is_refused_before_the_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.8.1+cpu"))
+    (tmp_path / "own.py").write_text("import pathlib\npathlib.Path('ran').touch()")
+    source = ("own.py:make", "--dataset", "digits")
+    refused(atent("export", *source, "--to", "pt2", "--out", "m.pt2"), "torch 2.8.1")
+    written = ("--authors", "A", "--license", "MIT", "--out", "sent")
+    refused(atent("submission", "new", *source, "--eps", "0.1", *written), "torch 2.8.1")
+    assert [path.name for path in tmp_path.iterdir()] == ["own.py"]
 
 
 def test_the_quickstart_reads_all_its_recipes_before_it_trains_one(tmp_path, monkeypatch):

@@ -147,6 +147,7 @@ LOW, HIGH = np.array([-1.0, -4.0, -4.0, -2.0, -4.0]), np.array([4.0, 0.5, 4.0, 3
 PER_FEATURE = np.array([0.1, 0.2, 0.3, 0.4, 0.0])
 SEPARATE = 0.1 * (1 + np.arange(6.0)[:, None])
 MASKS = {"none": None, "of features": np.array([1, 1, 0, 1, 0]), "of all": np.arange(30).reshape(6, 5) % 3 > 0}
+MASKS |= {"flipped": MASKS["of features"][::-1], "read-only": np.broadcast_to(np.array([1, 0, 1, 1, 1]), (6, 5))}
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
