@@ -11,17 +11,20 @@ def script():
 
 
 def tensors(measured):
+    """Number and bytes, first and last. There may be fewer at last: torch 2.4 frees late what earlier tests compiled."""
     return [(measurement["tensors"], measurement["tensor_bytes"]) for measurement in measured]
 
 
 def test_fifty_training_steps_leave_no_tensor_behind(script):
     first, last = tensors(script.training(20, 50, parts=1, images=10))
-    assert last == first
+    assert last[0] <= first[0]
+    assert last[1] <= first[1]
 
 
 def test_twenty_attack_calls_leave_no_tensor_behind(script):
     first, last = tensors(script.attacks(2, 20, parts=1, images=10))
-    assert last == first
+    assert last[0] <= first[0]
+    assert last[1] <= first[1]
 
 
 def test_what_is_kept_is_counted(script):
