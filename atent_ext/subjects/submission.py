@@ -16,6 +16,7 @@ from atent_ext.models import programs
 from atent_ext.storage import untrusted, untrusted_program
 from atent_ext.subjects import resolve, zoo
 from atent_ext.subjects.exported_program import SUFFIX
+from atent_ext.subjects.python_code import is_code
 from atent_ext.submissions import folder
 from atent_ext.submissions.cards import PROGRAM
 
@@ -46,7 +47,7 @@ def new(
     folder.check(written, name)
     folder.check_new(out)
     kept = _kept(reference, given)
-    if kept is None:
+    if kept is None and (is_code(reference) or is_code(str(given.get("model")))):
         programs.check_torch()  # before the code runs
     loaded = resolve.load(reference, **given)
     content, file, fields = _program(loaded, given) if kept is None else (_bytes(kept[0]), *kept[1:])

@@ -88,6 +88,9 @@ def test_an_old_torch_is_refused_before_the_code_runs(tmp_path, monkeypatch):
     refused(atent("export", *source, "--to", "pt2", "--out", "m.pt2"), "torch 2.8.1")
     written = ("--authors", "A", "--license", "MIT", "--out", "sent")
     refused(atent("submission", "new", *source, "--eps", "0.1", *written), "torch 2.8.1")
+    refused(
+        atent("submission", "new", NOWHERE, "--model", "digits-cnn", *source[1:], "--eps", "0.1", *written), NOWHERE
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["own.py"]
 
 

@@ -11,7 +11,7 @@ def script():
 
 
 def tensors(measured):
-    """Number and bytes, first and last. The last may be fewer: torch 2.4 frees late what earlier tests compiled."""
+    """Number and bytes, first and last. The last may be fewer, as was seen under torch 2.4."""
     return [(measurement["tensors"], measurement["tensor_bytes"]) for measurement in measured]
 
 
