@@ -4,6 +4,10 @@ import pytest
 import scripts
 import torch
 
+pytestmark = pytest.mark.skipif(
+    torch.__version__ < "2.5", reason="under torch 2.4 tensors of earlier tests are freed late, amid the counting"
+)
+
 
 @pytest.fixture
 def script():
@@ -11,20 +15,17 @@ def script():
 
 
 def tensors(measured):
-    """Number and bytes, first and last. The last may be fewer, as was seen under torch 2.4."""
     return [(measurement["tensors"], measurement["tensor_bytes"]) for measurement in measured]
 
 
 def test_fifty_training_steps_leave_no_tensor_behind(script):
     first, last = tensors(script.training(20, 50, parts=1, images=10))
-    assert last[0] <= first[0]
-    assert last[1] <= first[1]
+    assert last == first
 
 
 def test_twenty_attack_calls_leave_no_tensor_behind(script):
     first, last = tensors(script.attacks(2, 20, parts=1, images=10))
-    assert last[0] <= first[0]
-    assert last[1] <= first[1]
+    assert last == first
 
 
 def test_what_is_kept_is_counted(script):
