@@ -1,6 +1,7 @@
 """The command line, run as a user runs it."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -292,8 +293,7 @@ def test_a_process_refuses_bad_input_the_same_way():
 def test_an_unknown_option_is_refused_without_a_traceback():
     unknown = atent("train", "--fast")
     assert unknown.returncode == 2
-    assert "No such option" in unknown.stderr
-    assert "--fast" in unknown.stderr
+    assert re.search("No such option:? '?--fast", unknown.stderr)  # versions of typer differ in the marks
     assert "Traceback" not in unknown.stderr
 
 
