@@ -263,8 +263,8 @@ class L2ATENTAttack(_ATENTAttack):
 
     gamma: strength of the pull towards x; None is 0, but the paper's 0.05 for a constant step size. project: at "every"
     step, at the "last" step, or None for the paper's unprojected sampler, whose samples may lie outside the eps ball.
-    start: "ball" (the default: normal, projected), "uniform", "corner", "blocks", "near", "clean".
-    The other arguments are those of `LinfATENTAttack`.
+    eps_iter: None starts at 2 eps. start: "ball" (the default: normal, projected), "uniform", "corner", "blocks",
+    "near", "clean". The other arguments are those of `LinfATENTAttack`.
     """
 
     norm = L2

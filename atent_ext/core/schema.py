@@ -137,21 +137,21 @@ NORMALISATIONS = {
 """Mean and standard deviation of the pixels of training sets, as they are usually written. Reports have the numbers."""
 
 
-def normalisation(text: str) -> Normalisation | Literal["none"]:
-    """Parse `none`, a name in `NORMALISATIONS`, or what a card writes: `{mean: [0.5], std: [0.25]}`.
+def normalisation(given: str | Mapping[str, Any]) -> Normalisation | Literal["none"]:
+    """Parse `none`, a name in `NORMALISATIONS`, or mean and std, as a card writes them or as a mapping of numbers.
 
-    Raises BadInput otherwise.
+    A card writes `{mean: [0.5], std: [0.25]}`. Raises BadInput otherwise.
     """
-    if text == "none":
+    if given == "none":
         return "none"
-    if text in NORMALISATIONS:
-        return NORMALISATIONS[text]
+    if isinstance(given, str) and given in NORMALISATIONS:
+        return NORMALISATIONS[given]
     remedy = f"say none, {', '.join(NORMALISATIONS)}, or '{{mean: [0.5], std: [0.25]}}' with one value per channel"
     try:
-        return Normalisation.model_validate(yaml.safe_load(text))
+        return Normalisation.model_validate(yaml.safe_load(given) if isinstance(given, str) else given)
     except (ValidationError, yaml.YAMLError) as error:
         reason = explain(error, Normalisation) if isinstance(error, ValidationError) else "it is not YAML"
-        message = f"normalisation is {text[:100]!r} ({reason}); {remedy}"
+        message = f"normalisation is {validate.shown(given)} ({reason}); {remedy}"
         raise BadInput(message, code="bad-value", field="normalisation") from None
 
 

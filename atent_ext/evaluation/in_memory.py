@@ -1,6 +1,6 @@
 """The public call `atent_ext.evaluate`: score a model in memory with the engine of `atent eval`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
@@ -47,7 +47,7 @@ class _Options(TypedDict, total=False):
     until_width: float | None
     classes: int | Sequence[str] | None
     name: str | None
-    normalisation: str | None
+    normalisation: str | Mapping[str, Any] | None
     output: str | int | None
     resize: str | int | None
     resize_inside: str | int | None
@@ -90,7 +90,7 @@ def evaluate(
     until_width: float | None = None,
     classes: int | Sequence[str] | None = None,
     name: str | None = None,
-    normalisation: str | None = None,
+    normalisation: str | Mapping[str, Any] | None = None,
     output: str | int | None = None,
     resize: str | int | None = None,
     resize_inside: str | int | None = None,
@@ -111,10 +111,10 @@ def evaluate(
     most so many) until the 95 % interval of the worst case on all images, which holds whenever one stops, is that many
     percentage points wide; with `out`, a call with a smaller width goes on from there. classes: the number of classes,
     or their names, checked against labels and logits. name: the name of the model in the report. normalisation: in
-    front of the model, if it has none of its own: "imagenet", or as in `schema.normalisation`. output: key, attribute
-    or position of the logits, where several results could be. resize: the images first, so that eps is of resized ones;
-    resize_inside: by the model; 224, or as in `around.parse`. progress: called while it runs, with the number of
-    finished chunks.
+    front of the model, if it has none of its own: "imagenet", {"mean": [0.5], "std": [0.25]} with a number per channel,
+    or text as in `schema.normalisation`. output: key, attribute or position of the logits, where several results could
+    be. resize: the images first, so that eps is of resized ones; resize_inside: by the model; 224, or as in
+    `around.parse`. progress: called while it runs, with the number of finished chunks.
 
     Images are float32 whatever the model computes in. The mode, requires_grad, gradients, device and dtype of the model
     are restored afterwards. Raises BadInput for a model that is no torch module, for results of which none or several

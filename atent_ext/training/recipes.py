@@ -223,6 +223,8 @@ def _never_reached(recipe: Recipe) -> Iterator[str]:
     late = [milestone for milestone in schedule.milestones if milestone >= epochs]
     if schedule.name == "multi-step" and late:
         yield f"schedule.milestones {late} lie beyond the {epochs} epochs: the learning rate is not lowered there"
+    if schedule.name == "multi-step" and not schedule.milestones:
+        yield "schedule.milestones is empty: the learning rate is never lowered; name the epochs at which it is"
 
 
 def parse(raw: Mapping[str, Any], source: str) -> Recipe:

@@ -39,13 +39,18 @@ much for the images that withstand; `atent_ext.attacks.uphill.divided(passes)` d
 score that you publish take AutoAttack: it also has an attack that needs no gradient.
 
 Cells: images left, and in brackets the passes that an image took in the mean. A pass is one forward of one image,
-counted by hooks; the budget bounds the passes of one image. Backward passes an image, and CPU seconds where they were
-measured, are those of the largest budget. `n` is the number of images; a dash was not measured.
+counted by hooks; the budget bounds the passes of one image. Backward passes per image, and CPU seconds where they were
+measured, are those of the largest budget. `n` is the number of images; a dash was not measured. "ATENT as printed" is
+`.paper()`; "PGD x R" and "split" divide the budget between R restarts and their steps.
+
+Six networks hide their gradients on purpose. A robust network for digits gets inputs rounded to 16 levels ("rounding"),
+a detached input ("detach"), noise of deviation 0.05 ("noise") or dropout of 0.1 ("dropout"); or it answers with 100,000
+times its logits ("scaled logits"), or with a softmax of 100 times them ("saturated softmax").
 """
 
 BROKEN = """## Beside AutoAttack
 
-Annealed ATENT with at most {budget:,} passes an image ({restarts} restarts of {steps} steps), on the images that
+Annealed ATENT with at most {budget:,} passes per image ({restarts} restarts of {steps} steps), on the images that
 AutoAttack broke when the network's card was made, and on those that it left (a dash: not attacked, they count as left,
 and the last column is an upper bound). "ATENT leaves in all" joins these two runs, each with its own draws.
 

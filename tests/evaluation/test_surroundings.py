@@ -135,6 +135,13 @@ def test_inputs_of_any_rank_are_attacked(shape):
     with torch.no_grad():
         right = int((network(x.double() - 0.1).argmax(1) == labels).sum())
     assert shifted.results[0].correct == right
+    numbers = {"mean": [0.1] * shape[0], "std": [1.0] * shape[0]}
+    same = atent_ext.evaluate(network, x, labels, norm="Linf", eps=0.02, normalisation=numbers, **QUICK)
+    assert (same.model, same.results[0].correct) == (shifted.model, right)
+    for wrong in ({"mean": [0.1]}, {"mean": 1, "std": "x"}, [0.1]):
+        with pytest.raises(BadInput) as error:
+            atent_ext.evaluate(network, x, labels, norm="Linf", eps=0.02, normalisation=wrong, **QUICK)
+        assert (error.value.code, error.value.field) == ("bad-value", "normalisation")
     with pytest.raises(BadInput) as error:
         atent_ext.evaluate(network, x, labels, norm="Linf", eps=0.02, resize=8, **QUICK)
     assert (error.value.code, error.value.field) == ("unsupported", "resize")

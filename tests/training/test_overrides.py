@@ -134,6 +134,8 @@ def test_milestones_that_are_never_reached_are_told():
     assert heard == ["schedule.milestones [75] lie beyond the 4 epochs: the learning rate is not lowered there"]
     assert told("cifar10-linf-atent", "epochs=4", "schedule={name: one-cycle}")[1] == []
     assert told("cifar10-linf-atent", "epochs=80")[1] == []
+    never = ["schedule.milestones is empty: the learning rate is never lowered; name the epochs at which it is"]
+    assert told("cifar10-linf-atent", "schedule={name: multi-step, factor: 0.5}")[1] == never
 
 
 # ---- files with a base
