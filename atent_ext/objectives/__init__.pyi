@@ -1,5 +1,6 @@
 from .atent import ATENT as ATENT
 from .atent import DESGD as DESGD
+from .base import SingleTerm as SingleTerm
 from .ibp import IBP as IBP
 from .mart import MART as MART
 from .mma import MMA as MMA

@@ -44,8 +44,9 @@ class ATENT(Adversarial):
     iterates with less than this share of the largest weight are dropped, and the other weights stay; 0 keeps all.
     direction, pull, project, start: as in `Langevin`; None takes the authors' (sign, coordinate, last, corner for ℓ∞;
     unit, authors, never, ball for ℓ2). inner_mode: "eval" costs one more forward pass per kept iterate if the model is
-    in train mode. starts: number of random x'_0, >= 1; each image's chain continues from the one with the largest loss.
-    Several starts cost a forward pass each; the authors use one. The other fields: see `Adversarial`.
+    in train mode; the terms, in the caller's mode, then move BatchNorm's statistics, which later steps use. starts:
+    number of random x'_0, >= 1; each image's chain continues from the one with the largest loss. Several starts cost a
+    forward pass each; the authors use one. The other fields: see `Adversarial`.
     """
 
     alpha: float = 0.9

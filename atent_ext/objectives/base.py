@@ -1,6 +1,7 @@
 """The common parts of the adversarial objectives: their fields, the checks of a batch, and the inner maximisation."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -39,6 +40,44 @@ def check_batch(x: Tensor, y: Tensor, box: tuple[float, float] = (-math.inf, mat
     if len(x) == 0:
         raise BadInput("the batch is empty; a loss needs at least one image", code="bad-shape", field="images")
     return y if y.is_floating_point() else y.long()
+
+
+Terms = Iterator[Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleTerm(ABC):
+    """A training method whose loss is one term: a subclass, a frozen dataclass, needs `loss` alone."""
+
+    # Recipes build objectives through pydantic, which by default ignores unknown fields.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    @abstractmethod
+    def loss(self, model: Model, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """The scalar loss of one batch, with its graph; see `core.types.Objective` for the arguments."""
+
+    @property
+    def terms(self) -> int:
+        """How many terms a call yields."""
+        return 1
+
+    def scaled(self, factor: float) -> Self:
+        """The same method with its fields eps and step_size, where it has them, multiplied by `factor` >= 0."""
+        validate.number("factor", factor)
+        grown = [name for name in ("eps", "step_size") if hasattr(self, name)]
+        return replace(self, **{name: getattr(self, name) * factor for name in grown}) if grown else self
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Terms:
+        """Yield the loss of one batch. Raises what `loss` raises."""
+        yield self.loss(model, x, y, generator=generator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +152,3 @@ class Regularized(Adversarial):
     def __post_init__(self) -> None:
         validate.number("beta", self.beta)
         super().__post_init__()
-
-
-Terms = Iterator[Tensor]

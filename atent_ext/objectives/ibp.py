@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, cast
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -13,11 +12,11 @@ from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.types import Model
-from atent_ext.objectives.base import Terms, check_batch
+from atent_ext.objectives.base import SingleTerm, check_batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class IBP:
+class IBP(SingleTerm):
     """kappa mean_i CE(f(x_i), y_i) + (1 - kappa) mean_i CE(z_i, y_i) with the worst-case logits z_i in the ℓ∞ ball.
 
     z_i is `intervals.worst_margins`: upper bounds of logit_k - logit_y with the last layer elided; the cross-entropy is
@@ -28,7 +27,6 @@ class IBP:
     highest) value of an input. Raises BadInput for other values and for networks that `intervals.sequence` refuses.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     bounds: ClassVar[bool] = True
 
     norm: Literal["Linf"] = "Linf"
@@ -50,11 +48,6 @@ class IBP:
                 raise BadInput(f"{name} is {value}; it must lie in [0, 1]", code="bad-value", field=name)
         validate.box(self.box)
 
-    @property
-    def terms(self) -> int:
-        """How many terms a call yields."""
-        return 1
-
     def scaled(self, factor: float) -> Self:
         """The same with eps times `factor` >= 0, and kappa moved from `kappa_start` by that share, at most 1."""
         validate.number("factor", factor)
@@ -62,17 +55,9 @@ class IBP:
         kappa = start + min(factor, 1.0) * (self.kappa - start)
         return replace(self, eps=self.eps * factor, kappa=kappa, kappa_start=None)
 
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        index: Tensor | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Terms:
-        """Yield the loss. Raises BadInput as `check_batch` does, and for a network without interval bounds."""
+    def loss(self, model: Model, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """The loss. Raises BadInput as `check_batch` does, and for a network without interval bounds."""
         y = check_batch(x, y, self.box)
         clean = cross_entropy(model(x), y).mean()  # first: it updates BatchNorm's running statistics in train mode
         worst = worst_cross_entropy(cast(nn.Module, model), x, y, self.eps, self.box)
-        yield self.kappa * clean + (1 - self.kappa) * worst.mean()
+        return self.kappa * clean + (1 - self.kappa) * worst.mean()

@@ -13,6 +13,7 @@ from atent_ext.attacks.moves import Schedule
 from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy, likeliest, soft_margin
+from atent_ext.core.model_state import frozen
 from atent_ext.core.norms import norm as norm_called
 from atent_ext.core.norms import per_example
 from atent_ext.core.types import Model
@@ -123,7 +124,7 @@ class MMA(Adversarial):
         """Yield the loss. Raises BadInput as `check_batch` does."""
         y = self.check(x, y)
         classes = likeliest(y)  # margins are those of a class
-        with model_mode(self.inner_mode, model), torch.no_grad():
+        with model_mode(self.inner_mode, model), frozen(model), torch.no_grad():  # as in `ATENT.losses`
             logits = validate.logits(model(x), len(x))
             validate.labels(classes, len(x), logits.shape[1])
             correct = soft_margin(logits, classes) < 0

@@ -17,7 +17,7 @@ from atent_ext.core.losses import cross_entropy, kl_divergence
 from atent_ext.core.model_state import frozen
 from atent_ext.core.norms import NormName, gaussian
 from atent_ext.core.types import Model
-from atent_ext.objectives.base import Adversarial, Terms, check_batch, model_mode
+from atent_ext.objectives.base import Adversarial, SingleTerm, check_batch, model_mode
 from atent_ext.objectives.standard import Standard
 
 
@@ -30,18 +30,10 @@ class GaussianNoise(Standard):
     def __post_init__(self) -> None:
         validate.number("sigma", self.sigma)
 
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        index: Tensor | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Terms:
-        """Yield the loss. Raises BadInput as `check_batch` does."""
+    def loss(self, model: Model, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """The loss. Raises BadInput as `check_batch` does."""
         y = check_batch(x, y)
-        yield cross_entropy(model(x + self.sigma * gaussian(x, generator)), y).mean()
+        return cross_entropy(model(x + self.sigma * gaussian(x, generator)), y).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,25 +46,17 @@ class SmoothTRADES(GaussianNoise):
         validate.number("beta", self.beta)
         super().__post_init__()
 
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        index: Tensor | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Terms:
-        """Yield the loss. Raises BadInput as `check_batch` does."""
+    def loss(self, model: Model, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """The loss. Raises BadInput as `check_batch` does."""
         y = check_batch(x, y)
         clean = validate.logits(model(x), len(x))
         noisy = model(x + self.sigma * gaussian(x, generator))
         divergence = kl_divergence(noisy, F.softmax(clean, -1))
-        yield cross_entropy(clean, y).mean() + self.beta * divergence.mean()
+        return cross_entropy(clean, y).mean() + self.beta * divergence.mean()
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmoothAdv(Adversarial):
+class SmoothAdv(Adversarial, SingleTerm):
     """mean_j CE(f(x' + n_j), y) over `draws` >= 1 noises n_j = sigma N (Salman et al. 2019, Algorithm 1).
 
     x' maximises the cross-entropy of the mean softmax over the same noises, -log mean_j softmax(f(x' + n_j))_y, by PGD
@@ -93,16 +77,8 @@ class SmoothAdv(Adversarial):
         """PGD from the clean image."""
         return replace(super().kernel, start="clean")
 
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        index: Tensor | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Terms:
-        """Yield the loss. Raises BadInput as `check_batch` does."""
+    def loss(self, model: Model, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """The loss. Raises BadInput as `check_batch` does."""
         y = self.check(x, y)
         noises = [self.sigma * gaussian(x, generator) for _ in range(self.draws)]
 
@@ -114,4 +90,4 @@ class SmoothAdv(Adversarial):
 
         with model_mode(self.inner_mode, model), frozen(model):
             x_adv = last_iterate(self.kernel, averaged, x, y, cross_entropy, generator)
-        yield torch.stack([cross_entropy(model(x_adv + noise), y).mean() for noise in noises]).mean()
+        return torch.stack([cross_entropy(model(x_adv + noise), y).mean() for noise in noises]).mean()

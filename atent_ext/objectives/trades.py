@@ -9,12 +9,13 @@ from torch import Tensor
 from atent_ext.attacks.langevin import Langevin
 from atent_ext.core import validate
 from atent_ext.core.losses import cross_entropy, kl_divergence
+from atent_ext.core.model_state import frozen
 from atent_ext.core.types import Model
-from atent_ext.objectives.base import Regularized, Terms, model_mode
+from atent_ext.objectives.base import Regularized, SingleTerm, model_mode
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRADES(Regularized):
+class TRADES(Regularized, SingleTerm):
     """mean_i CE(f(x_i), y_i) + beta * mean_i KL(f(x_i) ‖ f(x'_i)), where x' maximises that KL by PGD.
 
     The KL is summed over the classes, and its gradient flows through both arguments. The inner maximisation computes
@@ -31,20 +32,12 @@ class TRADES(Regularized):
         usual = super().kernel
         return usual if self.norm == "Linf" else replace(usual, direction="unit-or-random", box_first=True)
 
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        index: Tensor | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Terms:
-        """Yield the loss. Raises BadInput as `check_batch` does."""
+    def loss(self, model: Model, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """The loss. Raises BadInput as `check_batch` does."""
         y = self.check(x, y)
-        with model_mode(self.inner_mode, model), torch.no_grad():
+        with model_mode(self.inner_mode, model), frozen(model), torch.no_grad():  # as in `ATENT.losses`
             probabilities = F.softmax(validate.logits(model(x), len(x)), -1)
         x_adv = self.adversary(model, x, probabilities, kl_divergence, generator)
         clean = validate.logits(model(x), len(x))
         divergence = kl_divergence(model(x_adv), F.softmax(clean, 1))
-        yield cross_entropy(clean, y).mean() + self.beta * divergence.mean()
+        return cross_entropy(clean, y).mean() + self.beta * divergence.mean()

@@ -93,6 +93,7 @@ class Batches:
         extra_share: float = 0.0,
     ) -> None:
         self.change = augmentation.change(augment)
+        _check_images(split, augment, targets.mix)
         if batch_size < processes:
             remedy = f"make it at least {processes}, or start fewer processes"
             message = f"batch_size is {batch_size}, to be shared out among {processes} processes; {remedy}"
@@ -162,6 +163,16 @@ class Batches:
         if self.resident:
             return self.images[on_device]
         return self.images[index].pin_memory().to(self.device, non_blocking=True)
+
+
+def _check_images(split: Split, augment: str | tuple[str, ...], mix: Mix | None) -> None:
+    """Raise BadInput for inputs that are no images, (C, H, W), and a change or a mixture that needs images."""
+    changes = [name for name in ([augment] if isinstance(augment, str) else augment) if name != "none"]
+    needing = {"augment": ", ".join(changes), "mix": mix.name if mix and mix.name == "cutmix" else ""}
+    for field, name in needing.items():
+        if name and len(split.shape) != 3:
+            message = f"{field} is {name}, which needs images (C, H, W), and the inputs are {split.shape}; remove it"
+            raise BadInput(message, code="bad-shape", field=field)
 
 
 def share(total: int, process: int, processes: int) -> range:

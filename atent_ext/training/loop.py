@@ -18,7 +18,7 @@ from atent_ext.attacks.accuracy import predict, robust_flags
 from atent_ext.attacks.langevin import pgd
 from atent_ext.attacks.spec import Setting
 from atent_ext.certification.intervals import certified_linf, sequence
-from atent_ext.core import processes, seeds, validate
+from atent_ext.core import processes, seeds
 from atent_ext.core.errors import BadInput, NonFiniteLoss
 from atent_ext.core.model_state import seeded
 from atent_ext.core.norms import SharedGenerator, norm
@@ -67,8 +67,6 @@ def fit(
     not_both(resume, overwrite)
     folder = RunFolder(Path(out))
     recipe = tracking.chosen(recipe, folder, resume)
-    validate.images(data.train.images, 0.0, 1.0)
-    validate.labels(data.train.labels, len(data.train.images), len(data.classes))
     images = splits.split(recipe, data)
     with seeded(recipe.seed):
         model = build_model(recipe, data)

@@ -63,6 +63,11 @@ class AWP(Section):
     start: Share = 0.0
 
 
+def _no(given: Any) -> Any:
+    """YAML reads a plain `no` as false."""
+    return "no" if given is False else given
+
+
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -123,7 +128,7 @@ class Recipe(Growing):
     eps_ramp: Share = 0.0
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     swa: Annotated[float, Field(ge=0, lt=1)] | None = None
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_no)] = "no"
     speed: Speed = "channels-last"
     validation: Validation
     seed: Seed = 0
@@ -193,6 +198,10 @@ class Recipe(Growing):
             message = f"objective {name!r} is {kind!r}; a dataclass is needed, whose fields a recipe can set"
             raise BadInput(message, code="bad-type", field="objective.name")
         known = inspect.signature(kind).parameters
+        lacking = sorted({"__call__", "terms", "scaled"} - set(dir(kind)) - set(known))
+        if lacking:
+            message = f"objective {name!r} has no {' and no '.join(lacking)}; derive it from objectives.SingleTerm"
+            raise BadInput(message, code="bad-type", field="objective.name")
         for field in given.keys() - known.keys():  # the dataclass of another package may accept unknown fields
             raise registry.nearest("field", f"objective.{field}", [f"objective.{name}" for name in known])
         try:

@@ -29,6 +29,7 @@ from atent_ext.training.recipes import Recipe
 _log = logging.getLogger(__name__)
 # In the order of deletion. The state comes first: without the other files it would claim epochs that are gone.
 _RESULTS = ("state.pt", "metrics.jsonl", "weights.safetensors", "tracker.json")
+_MEASURED = ("eval-*.json", "union-*.json", "certify-*.json", "*.json.chunks", "*.json.parts")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class RunFolder:
             if not overwrite:
                 message = f"{path} is there already; name another --out, or give --overwrite to replace it"
                 raise BadInput(message, code="exists", field="out")
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         if overwrite:
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)  # otherwise both runs were in one curve
         files.write(self.path / "recipe.yaml", recipes.dump(recipe))
@@ -121,8 +122,8 @@ class RunFolder:
                 path.unlink()
 
     def _results(self) -> list[Path]:
-        """The files of a run, without its recipe."""
-        return [path for name in (*_RESULTS, "eval-*.json", "union-*.json") for path in sorted(self.path.glob(name))]
+        """The files of a run and of what was measured of it, without its recipe."""
+        return [path for name in (*_RESULTS, *_MEASURED) for path in sorted(self.path.glob(name))]
 
     def _check_same(self, old: Recipe, new: Recipe) -> None:
         """Raise BadInput if the run cannot be resumed by the recipe `new`."""

@@ -7,8 +7,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from atent_ext.attacks.accuracy import predict
+from atent_ext.core import validate
 from atent_ext.data import extra
 from atent_ext.data.datasets import DataSet, Split, digest, hold_out
+from atent_ext.data.splits import Stored
 from atent_ext.training.batches import Batches, Targets
 from atent_ext.training.recipes import Recipe
 from atent_ext.training.run_folder import RunFolder
@@ -44,9 +46,17 @@ class Splits:
 
 
 def split(recipe: Recipe, data: DataSet) -> Splits:
-    """Split the training images of `data` for a recipe. Raises BadInput for more images than there are."""
+    """Split the training images of `data` for a recipe. Images that lie in files are read only if they are needed.
+
+    Raises BadInput for images outside [0, 1], labels that do not fit, and more images than there are.
+    """
+    count = len(data.train) if isinstance(data.train, Stored) else len(data.train.images)
+    validate.labels(data.train.labels, count, len(data.classes))
     rest, held_out = hold_out(data.train, recipe.validation.count, recipe.seed)
-    return Splits(recipe, rest.take(recipe.examples), held_out, _extra(recipe, data), len(data.classes))
+    rest = rest.take(recipe.examples)
+    for part in (rest, held_out):
+        validate.images(part.images, 0.0, 1.0)
+    return Splits(recipe, rest, held_out, _extra(recipe, data), len(data.classes))
 
 
 def _extra(recipe: Recipe, data: DataSet) -> Split | None:

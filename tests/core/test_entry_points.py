@@ -230,6 +230,42 @@ def test_an_objective_that_is_no_dataclass_is_refused(monkeypatch, tmp_path):
     refused(atent(*best), "objective 'best'", "a dataclass is needed")
 
 
+METHOD = """
+    from dataclasses import dataclass
+    {imported}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Best{base}:
+        eps: float = 0.1
+
+        def loss(self, model, x, y, *, generator=None):
+            return model(x).square().mean()
+"""
+
+
+def trained_by_best(monkeypatch, tmp_path, **parts):
+    claim(tmp_path, "objectives", "best = rival_parts:Best")
+    write(tmp_path / "rival_parts.py", dedent(METHOD.format(**parts)))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "rival_parts", raising=False)
+    few = ["epochs=1", "validation.count=1300", "objective={name: best, eps: 0.2}"]
+    return atent("train", "digits-linf-sgd", *(part for one in few for part in ("--set", one)), "--out", tmp_path / "r")
+
+
+def test_a_method_of_one_term_needs_a_loss_alone(monkeypatch, tmp_path):
+    imported = "from atent_ext.objectives import SingleTerm"
+    done = trained_by_best(monkeypatch, tmp_path, imported=imported, base="(SingleTerm)")
+    assert done.returncode == 0, done.stderr
+    (line,) = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["loss"] > 0
+
+
+def test_a_method_that_cannot_be_called_is_refused_before_anything_is_written(monkeypatch, tmp_path):
+    done = trained_by_best(monkeypatch, tmp_path, imported="", base="")
+    refused(done, "objective 'best' has no __call__ and no scaled and no terms", "SingleTerm")
+    assert not (tmp_path / "r").exists()
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [

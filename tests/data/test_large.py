@@ -18,11 +18,12 @@ from atent_ext.core.errors import BadInput, MissingExtra
 from atent_ext.core.schema import Threat
 from atent_ext.data import datasets, image_files, imagenet
 from atent_ext.data.resizing import resized
-from atent_ext.data.splits import Split, Stored, digest
+from atent_ext.data.splits import DataSet, Split, Stored, digest
 from atent_ext.evaluation import scoring
 from atent_ext.evaluation.protocol import load_protocol
 from atent_ext.evaluation.report import About
 from atent_ext.subjects import base
+from atent_ext.training import recipes, splits
 
 COUNT, CLASSES = 70, ("ant", "bee", "cat")
 
@@ -413,3 +414,31 @@ def test_a_folder_of_many_sizes_is_read_resized(tmp_path):
     with pytest.raises(BadInput) as error:
         resized(whole, Resizing(size=8)).test[:]
     assert (error.value.code, error.value.field) == ("bad-shape", "resize")
+
+
+def test_training_on_some_images_reads_these_and_the_held_out_ones():
+    images, labels = torch.rand(60, 1, 2, 2), torch.arange(60) % 10
+    positions = []
+
+    def read(rows):
+        positions.extend(rows)
+        return images[rows.start : rows.stop]
+
+    recipe = recipes.load("digits-linf-sgd", ["examples=15", "validation.count=20"])
+    split = Stored(read, labels, (1, 2, 2))
+    chosen = splits.split(recipe, DataSet("own", tuple("abcdefghij"), split, split, "own"))
+    assert len(positions) == len(set(positions)) == 35
+    whole = splits.split(recipe, DataSet("own", tuple("abcdefghij"), Split(images, labels), split, "own"))
+    assert torch.equal(chosen.rest.images, whole.rest.images)
+    assert torch.equal(chosen.held_out.images, whole.held_out.images)
+    assert chosen.digest() == whole.digest()
+
+
+@pytest.mark.parametrize(("images", "labels"), [(2.0, 0), (0.5, 10)])
+def test_training_refuses_images_and_labels_that_do_not_fit(images, labels):
+    wrong = Split(torch.full((40, 1, 2, 2), images), torch.arange(40) % 10 + labels)
+    with pytest.raises(BadInput) as error:
+        splits.split(
+            recipes.load("digits-linf-sgd", ["validation.count=20"]), DataSet("own", ("a",) * 10, wrong, wrong, "")
+        )
+    assert error.value.field == ("images" if images > 1 else "labels")

@@ -38,6 +38,19 @@ def test_a_batch_must_have_an_example_for_each_process():
     assert len(Batches(split(10), 3, processes=3)) == 4
 
 
+FOR_IMAGES = [name for name in get_args(augment.Name) if name != "none"]
+
+
+@pytest.mark.parametrize(("field", "name"), [*(("augment", name) for name in FOR_IMAGES), ("mix", "cutmix")])
+def test_what_needs_images_refuses_features(field, name):
+    features = Split(torch.rand(10, 12), torch.arange(10) % 3)
+    given = {"augment": ("none", name)} if field == "augment" else {"targets": Targets(3, Mix(name=name))}
+    with pytest.raises(BadInput) as error:
+        Batches(features, 5, **given)
+    assert (error.value.code, error.value.field) == ("bad-shape", field)
+    assert len(list(Batches(features, 5, targets=Targets(3, Mix(name="mixup"))).epoch(0))) == 2
+
+
 # ---- the batches of an epoch
 
 

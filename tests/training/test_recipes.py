@@ -567,3 +567,13 @@ def test_an_error_gives_the_code_and_the_first_wrong_field(override, code, field
     with pytest.raises(BadInput) as error:
         recipes.load("digits-linf-atent", [override])
     assert (error.value.code, error.value.field) == (code, field)
+
+
+@pytest.mark.parametrize("written", ["no", "'no'", "false"])
+def test_the_precision_of_the_weights_is_no_in_any_spelling(written, tmp_path):
+    assert recipes.load("mnist-l2-atent-zoo", [f"mixed_precision={written}"]).mixed_precision == "no"
+    text = recipes.dump(recipes.load("mnist-l2-atent-zoo"))
+    assert "\nmixed_precision: bf16\n" in text
+    text = text.replace("mixed_precision: bf16", f"mixed_precision: {written}")
+    assert recipes.load(write(tmp_path, "top", text)).mixed_precision == "no"
+    assert "mixed_precision is True" in refusal("mnist-l2-atent-zoo", "mixed_precision=yes")

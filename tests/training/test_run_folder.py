@@ -200,8 +200,11 @@ def test_there_must_be_a_run_to_resume(folder):
 
 
 def test_overwriting_removes_the_run_and_nothing_else(claimed):
-    for name in ("state.pt", "weights.safetensors", "metrics.jsonl", "eval-quick.json", "thesis.tex"):
+    for name in ("state.pt", "weights.safetensors", "metrics.jsonl", "eval-quick.json", "certify-1.json", "thesis.tex"):
         (claimed.path / name).write_text("old")
+    for name in ("eval-quick.json.chunks", "union-quick.json.parts"):
+        (claimed.path / name).mkdir()
+        (claimed.path / name / "0.json").write_text("old")
     claim(claimed, recipe("epochs=7"), overwrite=True)
     assert sorted(path.name for path in visible(claimed.path)) == ["recipe.yaml", "thesis.tex"]
 

@@ -9,8 +9,9 @@ from atent_ext.integrations.robustbench import zoo
 from atent_ext.integrations.robustbench.source import Source
 from atent_ext.submissions.cards import Card
 
-_IMAGES = 10_000
-"""Number of images of RobustBench's leaderboards on CIFAR: the whole test split."""
+_IMAGES = {"imagenet": 5_000}
+"""Number of images of RobustBench's leaderboards; of the others, which are of CIFAR, the whole test split."""
+_ALL = 10_000
 
 _FORM = """\
 # [New Model] {name}
@@ -133,12 +134,12 @@ def remarks(card: Card) -> Iterator[str]:
     if usual is None:
         yield (
             f"RobustBench has no leaderboard for {place[0]} and {place[1]}; it has CIFAR-10, CIFAR-100 (Linf) and "
-            "ImageNet. This model can be loaded by RobustBench, but not listed."
+            "ImageNet (Linf). This model can be loaded by RobustBench, but not listed."
         )
     elif abs(usual - submission.threat.eps) > 1e-5:
         yield f"eps is {radius(submission.threat.eps)}; the leaderboard is for {radius(usual)}."
-    if autoattack(card).n < _IMAGES:
-        yield f"It was measured on {scored_images(card)}; a leaderboard takes all test images, {_IMAGES:,} for CIFAR."
+    if autoattack(card).n < (needed := _needed(card)):
+        yield f"It was measured on {scored_images(card)}; a leaderboard takes {needed:,}."
     if not submission.link:
         yield "The card has no link; a paper or a report is needed."
     for sign in card.signs:
@@ -151,6 +152,10 @@ def remarks(card: Card) -> Iterator[str]:
         if verdict.verdict == "overstated":
             claim = f"{verdict.claim.percent:g} % ({verdict.claim.what})"
             yield f"A claim is overstated: {claim}, measured {verdict.measured:.1f} %."
+
+
+def _needed(card: Card) -> int:
+    return _IMAGES.get(card.submission.dataset, _ALL)
 
 
 def _results(card: Card) -> tuple[Result, ...]:
@@ -173,7 +178,7 @@ def _lower(card: Card) -> Result | None:
 
 
 def _footnotes(card: Card) -> Iterator[str]:
-    if autoattack(card).n < _IMAGES:
+    if autoattack(card).n < _needed(card):
         yield f"Measured on {scored_images(card)}."
     if lower := _lower(card):
         yield f"External: an image counts only if it withstands each of {lower.over}."

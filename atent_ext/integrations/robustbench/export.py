@@ -18,7 +18,7 @@ from atent_ext.models.wrappers import Normalised
 from atent_ext.storage import files
 from atent_ext.training.run_folder import RunFolder, load_data
 
-MEMBERS = {"cifar10": "cifar_10", "cifar100": "cifar_100"}
+MEMBERS = {"cifar10": "cifar_10", "cifar100": "cifar_100", "imagenet": "imagenet"}
 """Our data sets that RobustBench has: name -> member of its enumeration."""
 
 _HEAD = """\
@@ -164,7 +164,7 @@ def _entry(model: _Model, network: nn.Module, file: Path) -> str:
     if isinstance(network, Normalised):
         scale = ", ".join(str(buffer.flatten().tolist()) for buffer in (network.mean, network.std))
         return head + _REGISTRATION.format(**fields | {"factory": f"lambda: models.Normalised(network(), {scale})"})
-    source = robustbench_source(model.network.name, classes)
+    source = robustbench_source(model.network.name, classes, model.network.arguments)
     if source is None or model.dataset not in MEMBERS:
         return head + _REGISTRATION.format(**fields)
     return head + _ENTRY.format(imported=source.imported, call=source.call, member=MEMBERS[model.dataset], **fields)

@@ -129,9 +129,12 @@ class {kind}({base}):
 '''
 
 
-def robustbench_source(name: str, classes: int) -> Source | None:
-    """The source of a network of the registry that RobustBench or torchvision defines; None for all others."""
-    entry = _ROBUSTBENCH.get(name)
+def robustbench_source(name: str, classes: int, arguments: Mapping[str, Any]) -> Source | None:
+    """The source of a network of the registry that RobustBench or torchvision defines; None for all others.
+
+    With `arguments` a network may be another class, which has no source here.
+    """
+    entry = None if arguments else _ROBUSTBENCH.get(name)
     return entry and replace(entry, arguments=f"{entry.arguments}, num_classes={classes}")
 
 
@@ -140,7 +143,7 @@ def source(name: str, classes: int, channels: int, arguments: Mapping[str, Any])
 
     Raises BadInput for an unknown name, and for another package's network that RobustBench does not have.
     """
-    known = robustbench_source(name, classes)
+    known = robustbench_source(name, classes, arguments)
     if known:
         return known
     kind, options = _REPLACEMENTS.get(name) or (registry.resolve("model", name), arguments)

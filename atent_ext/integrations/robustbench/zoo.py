@@ -18,6 +18,7 @@ LEADERBOARD_EPS: Mapping[tuple[str, str], float] = {
     ("cifar10", "Linf"): 8 / 255,
     ("cifar10", "L2"): 0.5,
     ("cifar100", "Linf"): 8 / 255,
+    ("imagenet", "Linf"): 4 / 255,
 }
 """eps of RobustBench's leaderboards, by data set and threat model."""
 

@@ -17,7 +17,7 @@ from atent_ext.core.errors import BadInput
 from atent_ext.data import datasets
 from atent_ext.integrations.robustbench import card as model_card
 from atent_ext.integrations.robustbench.bundle import bundle, check
-from atent_ext.integrations.robustbench.source import source
+from atent_ext.integrations.robustbench.source import robustbench_source, source
 from atent_ext.models import networks
 from atent_ext.submissions.cards import Card
 
@@ -436,3 +436,23 @@ def test_weights_of_another_card_and_a_folder_that_is_there(small, tmp_path):
     misnamed = card(small, architecture={"name": "resnet-20"})
     assert refusal(bundle, misnamed, small, tmp_path / "out").startswith(f"{small} does not fit")
     assert not (tmp_path / "out").exists()
+
+
+def test_arguments_that_change_the_class_are_not_lost(tmp_path):
+    path = saved(networks.build("wrn-28-10", classes=10, channels=3, activation="silu"), tmp_path / "m.safetensors")
+    silu = {"name": "wrn-34-10", "arguments": {"activation": "silu"}}
+    with pytest.raises(BadInput) as error:
+        bundle(card(path, architecture=silu, dataset="cifar10"), path, tmp_path / "out")
+    assert (error.value.code, error.value.field) == ("unsupported", "architecture.name")
+    assert not (tmp_path / "out").exists()
+    assert robustbench_source("wrn-34-10", 10, {}) is not None
+    assert robustbench_source("wrn-34-10", 10, {"activation": "silu"}) is None
+
+
+def test_a_card_of_the_imagenet_leaderboard_is_at_its_place(small):
+    given = {"dataset": "imagenet", "threat": {"norm": "Linf", "eps": 4 / 255}, "link": "https://example.org"}
+    whole = card(small, results=[row("clean", 4000, 5000), autoattack(2000, 5000)], **given)
+    assert list(model_card.remarks(whole)) == []
+    part = card(small, results=[row("clean", 800, 1000), autoattack(400, 1000)], **given)
+    (remark,) = model_card.remarks(part)
+    assert remark.endswith("a leaderboard takes 5,000.")
