@@ -16,35 +16,46 @@ from atent_ext.core.box import Box
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.model_state import device_of, evaluating, frozen
 from atent_ext.core.norms import Norm
+from atent_ext.core.outputs import HALF, answers
 from atent_ext.core.types import Loss, Radius
 from atent_ext.data.datasets import Split
 
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
-    """The logits (N, classes) of `images` (N, ...) in eval mode, computed in batches, on the CPU."""
+    """The logits (N, classes) of `images` (N, ...) in eval mode, in batches, on the CPU; float32 or float64."""
     device = device_of(model)
     with evaluating(model), torch.no_grad():
-        return torch.cat([_logits(model, batch.to(device)).float().cpu() for batch in torch.split(images, batch_size)])
+        parts = [_logits(model, batch.to(device)) for batch in torch.split(images, batch_size)]
+        return torch.cat([(part.float() if part.dtype in HALF else part).cpu() for part in parts])
 
 
 def votes(model: nn.Module, images: Tensor, draws: int = 1, batch_size: int = 250) -> Tensor:
-    """How often each class is predicted in `draws` passes, (N, classes). Random networks need more than one."""
+    """How often each class is predicted in `draws` passes, (N, classes). Random networks need more than one.
+
+    A pass whose logits are NaN predicts no class.
+    """
     if not len(images):
         return torch.zeros(0, 1)
     logits = [predict(model, images, batch_size) for _ in range(draws)]
     counts = torch.zeros_like(logits[0])
     for one in logits:
-        counts[torch.arange(len(one)), one.argmax(1)] += 1
+        answer = answers(one)
+        counts[(answer >= 0).nonzero().squeeze(1), answer[answer >= 0]] += 1
     return counts
 
 
+def elected(counts: Tensor) -> Tensor:
+    """The class of most of the `votes` of each image, (N,); -1 where no pass predicted one."""
+    return torch.where(counts.sum(1) > 0, counts.argmax(1), -1)
+
+
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    return validate.logits(model(x), len(x))
+    return validate.logits(model(x.clone()), len(x))  # it may work in place
 
 
 def clean_flags(model: nn.Module, split: Split, batch_size: int = 250) -> Tensor:
     """Which examples are predicted correctly, (N,) bool."""
-    return predict(model, split.images, batch_size).argmax(1) == split.labels
+    return answers(predict(model, split.images, batch_size)) == split.labels
 
 
 def robust_flags(
@@ -111,5 +122,4 @@ def flags_under(
 
 def _correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
-        prediction = _logits(model, x).argmax(1)
-    return prediction == y
+        return answers(_logits(model, x)) == y

@@ -140,14 +140,17 @@ class _Images:
         self.dtype = x.dtype if own == x.dtype or self._takes(x) else own
 
     def __call__(self, images: Tensor) -> Tensor:
-        logits = self.model(images.reshape(len(images), *self.inner).to(self.dtype))
-        return validate.logits(logits, len(images)).float()
+        logits = self.model(images.reshape(len(images), *self.inner).to(self.dtype, copy=True))
+        if bool(validate.logits(logits, len(images)).isnan().any()):  # argmax prefers NaN: it would look robust
+            message = "the network's logits are NaN under attack, so that AutoAttack cannot score it"
+            raise BadInput(message, code="broken-model", field="model")
+        return logits.float()
 
     def _takes(self, x: Tensor) -> bool:
         """Whether the model takes inputs of their own precision, which is not that of its weights."""
         try:
             with torch.no_grad():
-                self.model(x[:1].to(self.device))
+                self.model(x[:1].to(self.device, copy=True))
         except RuntimeError:
             return False
         return True

@@ -21,6 +21,7 @@ from atent_ext.core.box import Box
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy
 from atent_ext.core.norms import LINF, Norm
+from atent_ext.core.outputs import answers
 from atent_ext.core.statistics import interval
 from atent_ext.core.types import Loss, Model, Radius
 
@@ -34,7 +35,8 @@ MIXED = 1.05
 class Draws:
     """What chains of N images drew. losses: (chains, draws, N). adversarial: the same, bool: a wrong prediction.
 
-    points: (chains, draws, N, ...), or None where they were not kept. worst: the point of largest loss, (N, ...).
+    points: (chains, draws, N, ...), or None where they were not kept. worst: the point of largest loss among those that
+    are predicted wrongly, or among all where none is, (N, ...).
     """
 
     losses: Tensor
@@ -158,6 +160,7 @@ class _Record:
         self.wrong: list[Tensor] = []
         self.points: list[Tensor] = []
         self.highest = torch.full(labels.shape, -torch.inf)
+        self.fell = torch.zeros(labels.shape, dtype=torch.bool)
         self.worst = torch.empty(0)
 
     def visit(self, moving: Tensor, counts: bool) -> None:
@@ -168,17 +171,21 @@ class _Record:
             return
         losses = self.loss(logits, self.labels)
         self.losses.append(losses)
-        self.wrong.append(logits.argmax(1) != self.labels)
+        wrong = answers(logits) != self.labels
+        self.wrong.append(wrong)
         if self.keep_points:
             self.points.append(moving)
-        higher = losses > self.highest.to(losses)
+        fell = self.fell.to(wrong.device)
+        higher = (wrong & ~fell) | ((wrong == fell) & (losses > self.highest.to(losses)))
+        self.fell = fell | wrong
         self.highest = torch.where(higher, losses, self.highest.to(losses))
         wide = higher.reshape(-1, *[1] * (moving.dim() - 1))
         self.worst = torch.where(wide, moving, self.worst) if self.worst.shape == moving.shape else moving
 
     def draws(self) -> Draws:
         """By chain, draw and image."""
-        each = self.highest.reshape(self.chains, -1).argmax(0)
+        highest, fell = self.highest.reshape(self.chains, -1), self.fell.reshape(self.chains, -1)
+        each = torch.where(fell.any(0) & ~fell, -torch.inf, highest).argmax(0)
         by_chain = self.worst.reshape(self.chains, len(each), *self.worst.shape[1:])
         worst = by_chain[each, torch.arange(len(each), device=each.device)]
         points = self._stacked(self.points) if self.keep_points else None

@@ -163,7 +163,7 @@ def scored_gradient(model: Model, loss: Loss, moving: Tensor, target: Tensor) ->
     """
     with torch.inference_mode(False), torch.enable_grad(), frozen(model):
         leaf = _recordable(moving.detach()).requires_grad_()
-        logits = validate.logits(model(leaf), len(leaf))
+        logits = validate.logits(model(leaf.clone()), len(leaf))  # it may work in place
         total = loss(logits, _recordable(target)).sum()
         gradient = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
         if gradient is None:

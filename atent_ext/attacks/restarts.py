@@ -20,19 +20,31 @@ from atent_ext.core import validate
 from atent_ext.core.box import Box, inside, rows_of
 from atent_ext.core.losses import dlr, toward
 from atent_ext.core.norms import Ball
+from atent_ext.core.outputs import answers
 from atent_ext.core.types import Loss, Model, Radius
 
 Keep = Literal["last", "success"]
-_ROUNDING = 1e-5
-"""Tolerance for float32 rounding of distances (half precision adds its own). Adversaries beyond it do not count."""
+_ROUNDING, _STEPS = 1e-5, 4 * torch.finfo(torch.float32).eps
+"""Tolerance for float32 rounding of distances: of images in [0, 1], and of larger values relative to them.
+
+Half precision adds its own. Adversaries beyond it do not count."""
 
 
 def allowed(norm: Ball, eps: Radius, x: Tensor, adversary: Tensor, box: Box = (0.0, 1.0)) -> Tensor:
     """Which adversaries (N, ...) lie in the eps ball around x and in the box, up to rounding: (N,) bool."""
-    rounding = _ROUNDING + (torch.finfo(x.dtype).eps if x.dtype in (torch.float16, torch.bfloat16) else 0.0)
+    largest = _largest(x, box)
+    half = torch.finfo(x.dtype).eps if x.dtype in (torch.float16, torch.bfloat16) else 0.0
+    rounding = max(_ROUNDING, _STEPS * largest) + half * largest
     return inside(adversary, box, rounding).flatten(1).all(1) & (
         norm.size(adversary - x) <= eps + rounding * _sum(norm, x)
     )
+
+
+def _largest(x: Tensor, box: Box) -> float:
+    """The largest absolute value of the box, or of the examples where it has no end; at least 1."""
+    sides = [float(torch.as_tensor(side).abs().max()) for side in box if torch.as_tensor(side).numel()]
+    most = max(sides, default=1.0)
+    return max(1.0, most if math.isfinite(most) else float(x.abs().max()) if x.numel() else 1.0)
 
 
 def _sum(norm: Ball, x: Tensor) -> float:
@@ -172,7 +184,7 @@ class _Search:
     def record(self, rows: Tensor, point: Tensor, logits: Tensor) -> None:
         """Keep those points (n, ...) of the examples `rows` (n,) that are their first success."""
         validate.logits(logits, len(rows))
-        hit = (logits.argmax(1) == self.y[rows]) == self.kernel.targeted
+        hit = (answers(logits) == self.y[rows]) == self.kernel.targeted
         eps = (
             self.kernel.eps[rows] if isinstance(self.kernel.eps, Tensor) and self.kernel.eps.dim() else self.kernel.eps
         )

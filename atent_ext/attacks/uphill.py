@@ -48,7 +48,7 @@ class GradientVanished(UserWarning):
     def __init__(self, count: int, total: int) -> None:
         super().__init__(
             f"the input gradient vanished for {count} of {total} images, a sign of masked gradients; from there the "
-            "attack climbed a loss that does not depend on the scale of the logits, or went in random directions"
+            "attack climbed a loss that does not vanish where a softmax saturates, or went in random directions"
         )
         self.count, self.total = count, total
 

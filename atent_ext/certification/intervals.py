@@ -115,6 +115,9 @@ def _last_features(model: nn.Module, x: Tensor, eps: float, box: tuple[float, fl
     low, high = _through(layers, (x - eps).clamp(*box), (x + eps).clamp(*box), rounding)
     weight = head.weight if isinstance(head, nn.Linear) else torch.eye(low.shape[1]).to(low)
     bias = head.bias if isinstance(head, nn.Linear) and head.bias is not None else weight.new_zeros(len(weight))
+    if len(weight) < 2:
+        message = "the network has one logit, of which no class follows; return one of each class"
+        raise BadInput(message, code="bad-shape", field="model")
     return _Ends(low, high, weight, bias, rounding if head is not None else 0.0)
 
 
@@ -163,6 +166,7 @@ def _children(module: nn.Module) -> list[nn.Module]:
 
 def _leaves(module: nn.Module) -> Iterator[nn.Module]:
     children = _children(module)
+    _check_untouched(module)
     if type(module) in _RULES:
         yield module
     elif children or isinstance(module, nn.Sequential):
@@ -171,6 +175,15 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
     else:
         known = ", ".join(sorted(kind.__name__ for kind in _RULES))
         message = f"the layer {module} has no interval bounds; build the network of {known}"
+        raise BadInput(message, code="unsupported", field="model")
+
+
+def _check_untouched(module: nn.Module) -> None:
+    """Raise BadInput for hooks and for a `forward` that was set on the module itself, but for that of Accelerate."""
+    replaced = "forward" in vars(module) and "_original_forward" not in vars(module)
+    if replaced or module._forward_hooks or module._forward_pre_hooks:
+        what = "a forward of its own" if replaced else "hooks"
+        message = f"the {type(module).__name__} has {what}, which interval bounds do not see; remove it"
         raise BadInput(message, code="unsupported", field="model")
 
 

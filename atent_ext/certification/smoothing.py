@@ -180,6 +180,9 @@ def _counts(model: nn.Module, x: Tensor, smoothing: Smoothing, draws: int, gener
     for size in _sizes(draws, smoothing.batch_size):
         noise = torch.randn((size, *x.shape), generator=generator, device=x.device, dtype=x.dtype)
         logits = validate.logits(model(x + smoothing.sigma * noise), size)
+        if logits.shape[1] < 2:
+            message = "the model has one logit, of which no class follows; return one of each class"
+            raise BadInput(message, code="bad-shape", field="model")
         if not bool(torch.isfinite(logits).all()):  # argmax prefers NaN: a broken model would look robust
             message = "the model's outputs are not finite under noise; it cannot be certified, train it again"
             raise BadInput(message, code="broken-model", field="model")

@@ -59,12 +59,14 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """`margin` over the difference between the largest and the third largest logit (Croce & Hein 2020, DLR).
 
-    With two classes, over the difference of the two. It does not depend on the scale of the logits, so that its
-    gradient does not vanish where a softmax saturates.
+    It does not depend on the scale of the logits, so that its gradient does not vanish where a softmax saturates. With
+    two classes there is no third, and it is `margin`, whose gradient does not vanish there either.
     """
     validate.logits(logits, len(y))
+    if logits.shape[1] < 3:
+        return margin(logits, y)
     ordered = logits.sort(1, descending=True).values
-    return margin(logits, y) / (ordered[:, 0] - ordered[:, min(2, logits.shape[1] - 1)] + 1e-12)
+    return margin(logits, y) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
 
 
 def toward(logits: Tensor, label_and_target: Tensor) -> Tensor:

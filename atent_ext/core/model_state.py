@@ -1,10 +1,12 @@
 """Context managers that restore a model's mode, requires_grad and gradients and the random state, also on errors."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import TypeVar, overload
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -87,13 +89,20 @@ def full_precision(model: object) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global random state for the block and restore it afterwards.
+    """Seed the global random states of torch, NumPy and Python for the block, and restore them afterwards.
 
     Raises BadInput for an invalid seed.
     """
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 -- a network may use it
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         seeds.everywhere(seed)
-        yield
+        random.seed(int(seed))
+        np.random.seed(seeds.derived(seed, 32))  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
 
 
 @contextmanager

@@ -19,6 +19,11 @@ HALF = (torch.float16, torch.bfloat16)
 _FLOATS = (torch.float32, torch.float64, *HALF)
 
 
+def answers(logits: Tensor) -> Tensor:
+    """The predicted classes (N,) of logits (N, classes); -1, which no label is, where one is NaN: argmax prefers it."""
+    return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
+
+
 class Unclear(ValueError):
     """Nothing says which result is to be read as logits. The text begins with "returns"; code: as of `BadInput`."""
 
@@ -130,6 +135,8 @@ def adapted(network: nn.Module, images: Tensor, output: str | None = None) -> Fi
         raise BadInput(f"the network {error}", code=error.code, field=field) from None
     place = places[chosen.name]
     notes = notes_on("network", len(results), chosen, dtype)
+    if chosen.one and bool(((results[chosen.name] >= 0) & (results[chosen.name] <= 1)).all()):
+        notes += (f"the outputs for {len(images)} images lie in [0, 1]: if they are probabilities, return logits",)
     own = None if dtype is torch.float32 else dtype
     fits = own is None and place is None and not chosen.one
     made = network if fits else Adapted(network, own, place, chosen.one).train(network.training)
@@ -161,7 +168,7 @@ def _run(network: nn.Module, images: Tensor) -> tuple[torch.dtype, Any]:
     for dtype in dict.fromkeys([*kinds[:1], torch.float32, *kinds]):
         try:
             with evaluating(network), seeded(0), torch.no_grad():
-                return dtype, network(images.to(dtype))
+                return dtype, network(images.to(dtype, copy=True))  # it may work in place
         except BadInput:
             raise
         except Exception as error:  # it is anybody's network, which may assert the shape of its images

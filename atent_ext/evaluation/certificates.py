@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 from pydantic import ConfigDict, Field, JsonValue, ValidationError
+from torch import Tensor
 
 from atent_ext.certification.smoothing import Certificate, Smoothing, certified_accuracy, certify_all
 from atent_ext.core import validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.schema import explain
+from atent_ext.data.splits import digest
 from atent_ext.evaluation.report import About
 from atent_ext.evaluation.scoring import Subject
 from atent_ext.storage import files, locks
@@ -23,7 +25,9 @@ _SHARES = 17
 class Certified(About):
     """Certificates of the test images 0, skip, 2 skip, ...
 
-    certified_accuracy: ℓ2 radius -> share in [0, 1] of the first `images` of them. certificates: may hold more images.
+    content_sha256: a hash of all weights and buffers, the number of test images, and the first one with its label; None
+    in files of before. certified_accuracy: ℓ2 radius -> share in [0, 1] of the first `images` of them. certificates:
+    may hold more images.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -31,6 +35,7 @@ class Certified(About):
     smoothing: dict[str, JsonValue]
     seed: int
     skip: int = 1
+    content_sha256: str | None = None
     images: int = 0
     certified_accuracy: dict[str, float] = Field(default_factory=dict)
     certificates: tuple[Certificate, ...] = ()
@@ -57,7 +62,8 @@ def certify(
     validate.seed(seed)
     split = subject.test.take(_last(len(subject.test), images, skip))
     setting = {key: value for key, value in asdict(smoothing).items() if key != "batch_size"}
-    empty = Certified(**subject.about.model_dump(), smoothing=setting, seed=seed, skip=skip)
+    about = subject.about.model_dump()
+    empty = Certified(**about, smoothing=setting, seed=seed, skip=skip, content_sha256=_content(subject))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     files.replaceable(path)
     files.folder(path.parent)
@@ -83,6 +89,12 @@ def certify(
     return reported(certificates)
 
 
+def _content(subject: Subject) -> str:
+    tensors = [*subject.model.state_dict().values(), *subject.model.buffers()]
+    first, count = subject.test[:1], torch.tensor(len(subject.test))
+    return digest(count, first.images, first.labels, *(value for value in tensors if isinstance(value, Tensor)))
+
+
 def _last(count: int, images: int, skip: int) -> int:
     """How many test images the certified ones reach over. Raises BadInput if there are not so many."""
     validate.steps("images", images)
@@ -106,9 +118,9 @@ def _certified(path: Path, current: Certified) -> list[Certificate]:
         reason = " ".join(text.split())
         message = f"{path} is no report of `atent certify` ({reason[:200]}); name another file"
         raise BadInput(message, code="unreadable", field="path") from None
-    for key in ("weights_sha256", "model", "data", "smoothing", "seed", "skip"):
+    for key in ("weights_sha256", "model", "data", "smoothing", "seed", "skip", "content_sha256"):
         was, now = getattr(old, key), getattr(current, key)
-        if was != now:
+        if was != now and (key, was) != ("content_sha256", None):
             message = f"{path} holds another {key}: {was!r}, not {now!r}; name another file"
             raise BadInput(message, code="other-content", field=key)
     return list(old.certificates)

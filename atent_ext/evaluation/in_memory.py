@@ -27,6 +27,7 @@ from atent_ext.evaluation.report import About, Report
 from atent_ext.evaluation.scoring import Subject, score
 from atent_ext.evaluation.threats import ThreatLike
 from atent_ext.evaluation.union import UnionReport
+from atent_ext.models.structure import structure
 from atent_ext.models.wrappers import Surrounded, described, surrounded
 
 Array = Tensor | np.ndarray
@@ -144,7 +145,8 @@ def evaluate(
         kind, resized = type(model).__name__, "" if around.resize is None else f", {around.resize}"
         about = About(
             name=name or kind,
-            model=described(kind, around.normalisation, None, placed.output, around.resize_inside),
+            model=described(kind, around.normalisation, None, placed.output, around.resize_inside)
+            + f", structure {structure(model)}",
             data=f"{len(test)} images in memory{resized}",
         )
         subject = Subject(placed.network, test, chosen[0], about, notes=placed.notes)
@@ -260,7 +262,7 @@ def _threat(norm: str, eps: float, test: Split) -> Threat:
 
 def _check_logits(model: nn.Module, test: Split, device: torch.device, classes: int | Sequence[str] | None) -> None:
     with model_state.evaluating(model), model_state.seeded(0), torch.no_grad():
-        output = model(test.images[:2].to(device))
+        output = model(test.images[:2].to(device, copy=True))
     logits = validate.logits(output, min(2, len(test)))
     count = int(logits.shape[1])
     expected = count if classes is None else classes if isinstance(classes, int) else len(classes)

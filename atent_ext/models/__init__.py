@@ -3,6 +3,7 @@
 networks   architectures of the registry
 libraries  those of other libraries
 contrast   a network whose first layer saturates, for interval bounds
+structure  a hash of what the state dict does not say of a network
 normfree   wide residual networks without BatchNorm
 weights    saving and loading the weights of a network: the one reader of files
 programs   networks as exported programs (.pt2)

@@ -8,6 +8,7 @@ simpler setting is used and a note says why. auto: times some of the settings on
 
 import copy
 import logging
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -190,15 +192,17 @@ def _norms(model: nn.Module) -> int:
 
 
 def _draws(model: nn.Module, images: Tensor) -> bool:
-    """Whether a forward pass draws random numbers from torch."""
+    """Whether a forward pass draws random numbers from torch, NumPy or Python."""
 
-    def state() -> Tensor:
-        return torch.cuda.get_rng_state(images.device).cpu() if images.is_cuda else torch.get_rng_state()
+    def state() -> list[object]:
+        states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(images.device)] if images.is_cuda else [])]
+        name, keys, *rest = np.random.get_state()  # noqa: NPY002 -- a network may use it
+        return [random.getstate(), name, list(keys), rest, *(one.tolist() for one in states)]
 
     with seeded(0), evaluating(model), torch.no_grad():
-        before = torch.get_rng_state(), state()
-        model(images)
-        return not all(map(torch.equal, before, (torch.get_rng_state(), state())))
+        before = state()
+        model(images.clone())
+        return before != state()
 
 
 def _problem(model: nn.Module, images: Tensor, speed: str) -> str | None:
@@ -240,7 +244,7 @@ def _probe(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
     """
     with evaluating(model), frozen(model), seeded(0), torch.enable_grad():
         leaf = images.detach().clone().requires_grad_()
-        logits = model(leaf).float()
+        logits = model(leaf.clone()).float()
         score = (logits * torch.arange(1.0, logits.shape[1] + 1, device=logits.device)).sum()
         return logits.detach(), torch.autograd.grad(score, leaf)[0]
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atent_ext.attacks.accuracy import votes
+from atent_ext.attacks.accuracy import elected, votes
 from atent_ext.attacks.restarts import allowed
 from atent_ext.attacks.spec import Note, Outcome
 from atent_ext.core.errors import BadInput
@@ -153,7 +153,7 @@ def check(model: nn.Module, found: Adversaries, test: Split, threat: Threat, bat
     def correct(images: Tensor) -> Tensor:
         """Which of those that are left are classified correctly, (k,) bool."""
         rows, right = left.nonzero().flatten(), torch.zeros_like(left)
-        right[rows] = votes(model, images[rows], draws, batch_size).argmax(1) == labels[rows]
+        right[rows] = elected(votes(model, images[rows], draws, batch_size)) == labels[rows]
         return right
 
     with seeded(0):

@@ -1,12 +1,10 @@
 """Outputs and input gradients of fresh copies of a network, with seeded random numbers; used by the checks."""
 
 import copy
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,20 +31,6 @@ def untouched(network: nn.Module) -> Iterator[None]:
                 buffer.copy_(old)
 
 
-@contextmanager
-def _drawing(seed: int) -> Iterator[None]:
-    """Seed every global random generator (Python, NumPy, torch) for the block, and restore its state afterwards."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 -- a network may use it
-    try:
-        with model_state.seeded(seed):
-            random.seed(seed)
-            np.random.seed(seeds.derived(seed, 32))  # noqa: NPY002
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
-
-
 @dataclass(frozen=True)
 class Probe:
     """A network with images (N, ...) in [0, 1], labels (N,) and a seed for what it draws."""
@@ -68,13 +52,13 @@ class Probe:
 
     def answer(self, network: nn.Module, images: Tensor, other_seed: int = 0) -> Tensor:
         """Logits (N, classes) of `network`, without gradients; what it draws is seeded with seed + other_seed."""
-        with _drawing(seeds.derived(self.seed + other_seed)), torch.no_grad():
+        with model_state.seeded(seeds.derived(self.seed + other_seed)), torch.no_grad():
             logits: Tensor = network(images)
         return logits
 
     def gradient(self, loss: Loss) -> Tensor:
         """The gradient of a loss with respect to the images, (N, ...)."""
-        with _drawing(self.seed):
+        with model_state.seeded(self.seed):
             return scored_gradient(self.fresh(), loss, self.images, self.labels)[0]
 
     def margins(self, images: Tensor) -> Tensor:

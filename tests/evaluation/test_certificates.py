@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from atent_ext.certification.smoothing import Certificate, Smoothing, certified_
 from atent_ext.core import registry
 from atent_ext.core.errors import BadInput
 from atent_ext.data import datasets
+from atent_ext.data.splits import Split
 from atent_ext.evaluation import certificates
 from atent_ext.evaluation.certificates import Certified
 from atent_ext.storage import locks
@@ -122,3 +124,19 @@ def test_the_command_refuses_what_it_cannot_certify(run):
     refused(atent("certify", run, *DRAWS, "--skip", 2, "--max", 9, "--images", 6), "leave 5", "--images is 6")
     refused(atent("certify", run, *DRAWS, "--model", "digits-cnn"), "drop --model and --dataset")
     refused(atent("certify", run / "weights.safetensors", *DRAWS), "--model, --dataset")
+
+
+def test_other_weights_or_another_first_image_are_another_certification(run, tmp_path):
+    smoothing, path = Smoothing(sigma=0.25, n0=20, n=200), tmp_path / "c.json"
+    certificates.certify(run_folder.from_run(run), smoothing, path, 2, 3, lambda count: None)
+    other, moved = run_folder.from_run(run), run_folder.from_run(run)
+    with torch.no_grad():
+        next(other.model.parameters()).add_(0.01)
+    moved = replace(moved, test=Split(moved.test.images.flip(0), moved.test.labels))
+    for subject in (other, moved):
+        with pytest.raises(BadInput) as error:
+            certificates.certify(subject, smoothing, path, 2, 3, lambda count: None)
+        assert (error.value.code, error.value.field) == ("other-content", "content_sha256")
+    before = json.loads(path.read_text()) | {"content_sha256": None}  # a file of before has no such field
+    path.write_text(json.dumps(before))
+    assert certificates.certify(run_folder.from_run(run), smoothing, path, 2, 3, lambda count: None).content_sha256

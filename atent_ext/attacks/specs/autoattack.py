@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from atent_ext.attacks import autoattack
-from atent_ext.attacks.accuracy import clean_flags, votes
+from atent_ext.attacks.accuracy import clean_flags, elected, votes
 from atent_ext.attacks.restarts import allowed
 from atent_ext.attacks.spec import AttackSpec, Note, Outcome, Passes, Setting
 from atent_ext.core.norms import ball
@@ -55,7 +55,7 @@ class AutoAttackSpec(AttackSpec):
             settings["draws"] = DRAWS
             counted = torch.where(_wide(inside, split.images), result.adversaries, split.images)
             both = {"clean_majority": split.images, "majority": counted}
-            chosen = {key: votes(model, x, DRAWS, setting.batch_size).argmax(1) for key, x in both.items()}
+            chosen = {key: elected(votes(model, x, DRAWS, setting.batch_size)) for key, x in both.items()}
             per_image = {key: (classes == split.labels).double().tolist() for key, classes in chosen.items()}
         after = result.robust_after
         return Outcome("autoattack", name, settings, flags, notes=notes, robust_after=after, per_image=per_image)
