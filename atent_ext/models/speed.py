@@ -244,7 +244,7 @@ def _probe(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
     """
     with evaluating(model), frozen(model), seeded(0), torch.enable_grad():
         leaf = images.detach().clone().requires_grad_()
-        logits = model(leaf.clone()).float()
+        logits = model(leaf).float()
         score = (logits * torch.arange(1.0, logits.shape[1] + 1, device=logits.device)).sum()
         return logits.detach(), torch.autograd.grad(score, leaf)[0]
 

@@ -56,7 +56,7 @@ def test_the_logits_are_found_or_named(value, output, name):
     assert (fitted.notes == ()) is (name is None)
 
 
-@pytest.mark.parametrize("logit", [torch.rand(3, 1), torch.rand(3)])
+@pytest.mark.parametrize("logit", [torch.tensor([[-0.5], [0.5], [2.0]]), torch.tensor([-0.5, 0.5, 2.0])])
 @pytest.mark.parametrize("wrap", [lambda z: z, lambda z: (z, HIDDEN), lambda z: {"logits": z, "features": FEATURES}])
 def test_one_logit_is_read_as_two(logit, wrap):
     fitted = outputs.adapted(Returns(wrap(logit)), X)
