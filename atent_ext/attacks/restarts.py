@@ -18,7 +18,7 @@ from atent_ext.attacks.moves import Generator
 from atent_ext.attacks.uphill import Climb, Flats, Target
 from atent_ext.core import validate
 from atent_ext.core.box import Box, inside, rows_of
-from atent_ext.core.losses import dlr, toward
+from atent_ext.core.losses import cross_entropy, dlr, toward
 from atent_ext.core.norms import Ball
 from atent_ext.core.outputs import answers
 from atent_ext.core.types import Loss, Model, Radius
@@ -78,8 +78,9 @@ def adversaries(
 
     loss: one loss, or several that the restarts take in turn; a `Target` needs an untargeted kernel, and the first
     costs one more pass of the images that are left. rescue: where the input gradient is exactly 0, step in a random
-    direction and climb `losses.dlr` from then on, and warn with `GradientVanished`. keep: "last" returns the last
-    iterate of the first restart that succeeds, else of the last restart. "success" also checks every intermediate
+    direction and climb `losses.dlr` from then on, and warn with `GradientVanished`; climb it also where the
+    cross-entropy was 0 once, since the gradient of the label's logit is rounded away there. keep: "last" returns the
+    last iterate of the first restart that succeeds, else of the last restart. "success" also checks every intermediate
     iterate and returns the first that succeeds, else the last iterate of the last restart. An iterate succeeds if it
     lies in ball and box and the prediction is not y (for a targeted kernel: is y). early_stop: examples with an
     adversary are skipped from then on; the others form batches of `batch_size` (None: one batch). Raises BadInput if
@@ -113,12 +114,13 @@ class _Search:
     target: Tensor = field(init=False)  # what the loss takes beside the logits: y, or label and target (N, 2)
     ranking: Tensor | None = None  # (N, classes - 1): the wrong classes, nearest first
     flats: Flats = field(init=False)
+    rounded: Tensor = field(init=False)  # (N,) bool: had a cross-entropy of 0, whose gradient lacks the label's part
     done: Tensor = field(init=False)  # (N,) bool: has an adversary
     best: Tensor = field(init=False)  # (N, ...): that adversary, or the last iterate of the last restart
 
     def __post_init__(self) -> None:
         self.done = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
-        self.flats = Flats(len(self.x), self.x.device)
+        self.flats, self.rounded = Flats(len(self.x), self.x.device), torch.zeros_like(self.done)
         self.best = self.x
 
     @torch.no_grad()
@@ -165,13 +167,15 @@ class _Search:
         for rows in self.rows():
             point = moving[rows]
             total[rows], logits = scored_gradient(self.model, self.loss_of(rows), point, self.target[rows])
+            if self.rescue and self.loss is cross_entropy:
+                self.rounded[rows] |= cross_entropy(logits, self.target[rows]) == 0
             if self.every_iterate:
                 self.record(rows, point, logits)
         return self.flats.leave(total, attacked) if self.rescue else total
 
     def loss_of(self, rows: Tensor) -> Loss:
-        """The loss of the examples `rows`: `dlr` for those whose gradient vanished once."""
-        gone = self.flats.vanished[rows]
+        """The loss of the examples `rows`: `dlr` for those whose gradient vanished once, or was rounded."""
+        gone = (self.flats.vanished | self.rounded)[rows]
         if self.loss is toward or not bool(gone.any()):
             return self.loss
         return lambda logits, y: torch.where(gone, dlr(logits, y), self.loss(logits, y))

@@ -110,12 +110,15 @@ def kept(model: object) -> Iterator[None]:
     """Restore modes, `requires_grad` and gradients after a block in which another library uses the model."""
     modes = [(module, module.training) for module in _modules(model)]
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
-    states = [(p, p.requires_grad, None if p.grad is None else p.grad.clone()) for p in parameters]
+    states = [(p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in parameters]
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for parameter, trainable, gradient in states:
+        for parameter, trainable, gradient, values in states:
             parameter.requires_grad_(trainable)
-            parameter.grad = gradient
+            parameter.grad = gradient  # the same tensor: it may be a view of a buffer of all gradients
+            if gradient is not None and values is not None:
+                with torch.no_grad():
+                    gradient.copy_(values)

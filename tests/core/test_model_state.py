@@ -196,3 +196,16 @@ def test_a_model_without_tensors_has_the_default_device():
 def test_the_device_is_that_of_the_parameters():
     assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
     assert device_of(nn.ReLU()) == device_of(torch.relu) == torch.device("cpu")
+
+
+def test_gradients_stay_views_of_a_buffer():
+    model, flat = nn.Linear(3, 2), torch.arange(8.0)
+    model.weight.grad, model.bias.grad = flat[:6].view(2, 3), flat[6:]
+    with kept(model):
+        model.weight.grad.zero_()
+        model.bias.grad = None
+        model(torch.ones(1, 3)).sum().backward()
+    assert torch.equal(flat, torch.arange(8.0))
+    assert model.weight.grad.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
+    model.bias.grad.add_(1)
+    assert flat[6:].tolist() == [7.0, 8.0]

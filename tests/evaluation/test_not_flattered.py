@@ -45,7 +45,7 @@ def own(*attacks):
 # ---- two classes
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("scale", [1.0, 12.0, 50.0, 1e4])
 def test_two_classes_are_attacked_as_well_at_every_scale(scale):
     centres, x, y = prototypes(2)
     network = nearest(centres, scale)
