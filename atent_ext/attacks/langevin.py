@@ -163,7 +163,7 @@ def scored_gradient(model: Model, loss: Loss, moving: Tensor, target: Tensor) ->
     """
     with torch.inference_mode(False), torch.enable_grad(), frozen(model):
         leaf = _recordable(moving.detach()).requires_grad_()
-        logits = validate.logits(_answer(model, leaf), len(leaf))
+        logits = validate.logits(answer(model, leaf), len(leaf))
         total = loss(logits, _recordable(target)).sum()
         gradient = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
         if gradient is None:
@@ -175,12 +175,12 @@ def scored_gradient(model: Model, loss: Loss, moving: Tensor, target: Tensor) ->
         return gradient, logits.detach()
 
 
-def _answer(model: Model, leaf: Tensor) -> Tensor:
+def answer(model: Model, leaf: Tensor) -> Tensor:
     """The logits at a leaf; a model that works in place, which autograd refuses on a leaf, gets a copy."""
     try:
         return model(leaf)
     except RuntimeError as error:
-        if "in-place" not in str(error):
+        if "a leaf Variable that requires grad" not in str(error):
             raise
         return model(leaf.clone())
 

@@ -32,19 +32,18 @@ Half precision adds its own. Adversaries beyond it do not count."""
 
 def allowed(norm: Ball, eps: Radius, x: Tensor, adversary: Tensor, box: Box = (0.0, 1.0)) -> Tensor:
     """Which adversaries (N, ...) lie in the eps ball around x and in the box, up to rounding: (N,) bool."""
-    largest = _largest(x, box)
     half = torch.finfo(x.dtype).eps if x.dtype in (torch.float16, torch.bfloat16) else 0.0
-    rounding = max(_ROUNDING, _STEPS * largest) + half * largest
-    return inside(adversary, box, rounding).flatten(1).all(1) & (
-        norm.size(adversary - x) <= eps + rounding * _sum(norm, x)
-    )
+    rounding: float | Tensor = _ROUNDING + half
+    slack, difference = rounding, adversary - x
+    if _wide(box):
+        own = (_STEPS + half) * x.abs()
+        slack, difference = rounding + own, difference.sign() * (difference.abs() - own).clamp_min(0)
+    return inside(adversary, box, slack).flatten(1).all(1) & (norm.size(difference) <= eps + rounding * _sum(norm, x))
 
 
-def _largest(x: Tensor, box: Box) -> float:
-    """The largest absolute value of the box, or of the examples where it has no end; at least 1."""
-    sides = [float(torch.as_tensor(side).abs().max()) for side in box if torch.as_tensor(side).numel()]
-    most = max(sides, default=1.0)
-    return max(1.0, most if math.isfinite(most) else float(x.abs().max()) if x.numel() else 1.0)
+def _wide(box: Box) -> bool:
+    """Whether values may lie outside [-1, 1], where floats are coarser."""
+    return any(isinstance(side, Tensor) or abs(side) > 1 for side in box)
 
 
 def _sum(norm: Ball, x: Tensor) -> float:

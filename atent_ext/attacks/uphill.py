@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from atent_ext.attacks.langevin import answer
 from atent_ext.core import seeds, validate
 from atent_ext.core.errors import BadInput
 from atent_ext.core.losses import cross_entropy, dlr, margin
@@ -89,7 +90,7 @@ def nearest(model: Model, x: Tensor, y: Tensor, ball: Norm, among: int = 9) -> T
     """
     with torch.enable_grad():
         point = x.detach().requires_grad_()
-        logits = model(point)
+        logits = answer(model, point)
         classes = ranked(logits.detach(), y)[:, :among]
         gaps = logits.gather(1, y[:, None]) - logits.gather(1, classes)
         slopes = [torch.autograd.grad(gap.sum(), point, retain_graph=True)[0].flatten(1) for gap in gaps.unbind(1)]

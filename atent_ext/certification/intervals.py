@@ -179,12 +179,20 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _check_untouched(module: nn.Module) -> None:
-    """Raise BadInput for hooks and for a `forward` that was set on the module itself, but for that of Accelerate."""
-    replaced = "forward" in vars(module) and "_original_forward" not in vars(module)
-    if replaced or module._forward_hooks or module._forward_pre_hooks:
-        what = "a forward of its own" if replaced else "hooks"
+    """Raise BadInput for hooks and a `forward` set on the module itself, but for Accelerate's and torch.compile's."""
+    own = vars(module).get("forward")
+    known = own is None or "_orig_mod" in module._modules or _of_accelerate(module, own)
+    if not known or module._forward_hooks or module._forward_pre_hooks:
+        what = "hooks" if known else "a forward of its own"
         message = f"the {type(module).__name__} has {what}, which interval bounds do not see; remove it"
+        message += " (those of weight_norm and pruning by remove_weight_norm and prune.remove)" if known else ""
         raise BadInput(message, code="unsupported", field="model")
+
+
+def _of_accelerate(module: nn.Module, forward: object) -> bool:
+    """Whether Accelerate set this `forward`, which converts the outputs of the module's own one."""
+    function = getattr(forward, "__func__", forward)
+    return "_original_forward" in vars(module) and str(getattr(function, "__module__", "")).startswith("accelerate.")
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -27,7 +27,7 @@ from atent_ext.evaluation.report import About, Report
 from atent_ext.evaluation.scoring import Subject, score
 from atent_ext.evaluation.threats import ThreatLike
 from atent_ext.evaluation.union import UnionReport
-from atent_ext.models.structure import structure
+from atent_ext.models.structure import Structure
 from atent_ext.models.wrappers import Surrounded, described, surrounded
 
 Array = Tensor | np.ndarray
@@ -140,13 +140,14 @@ def evaluate(
     until = None if until_width is None else anytime.until_width(until_width)
     place = model_state.device_of(model) if device is None else _device(device)
     with _restored(model):
+        structure = Structure(model)
         placed = _surrounded(model, around, test, place)
         _check_logits(placed.network, test, place, classes)
         kind, resized = type(model).__name__, "" if around.resize is None else f", {around.resize}"
         about = About(
             name=name or kind,
             model=described(kind, around.normalisation, None, placed.output, around.resize_inside)
-            + f", structure {structure(model)}",
+            + f", structure {structure.digest()}",
             data=f"{len(test)} images in memory{resized}",
         )
         subject = Subject(placed.network, test, chosen[0], about, notes=placed.notes)

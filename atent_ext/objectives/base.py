@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -64,8 +64,9 @@ class SingleTerm(ABC):
     def scaled(self, factor: float) -> Self:
         """The same method with its fields eps and step_size, where it has them, multiplied by `factor` >= 0."""
         validate.number("factor", factor)
-        grown = [name for name in ("eps", "step_size") if hasattr(self, name)]
-        return replace(self, **{name: getattr(self, name) * factor for name in grown}) if grown else self
+        names = (field.name for field in fields(self) if field.init and field.name in ("eps", "step_size"))
+        grown = {name: value * factor for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **grown) if grown else self
 
     def __call__(
         self,

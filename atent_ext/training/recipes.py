@@ -198,7 +198,8 @@ class Recipe(Growing):
             message = f"objective {name!r} is {kind!r}; a dataclass is needed, whose fields a recipe can set"
             raise BadInput(message, code="bad-type", field="objective.name")
         known = inspect.signature(kind).parameters
-        lacking = sorted({"__call__", "terms", "scaled"} - set(dir(kind)) - set(known))
+        there = {*dir(kind), *(field.name for field in fields(kind))}
+        lacking = sorted(({"__call__", "terms", "scaled"} - there) | set(getattr(kind, "__abstractmethods__", ())))
         if lacking:
             message = f"objective {name!r} has no {' and no '.join(lacking)}; derive it from objectives.SingleTerm"
             raise BadInput(message, code="bad-type", field="objective.name")

@@ -29,7 +29,7 @@ from atent_ext.training.recipes import Recipe
 _log = logging.getLogger(__name__)
 # In the order of deletion. The state comes first: without the other files it would claim epochs that are gone.
 _RESULTS = ("state.pt", "metrics.jsonl", "weights.safetensors", "tracker.json")
-_MEASURED = ("eval-*.json", "union-*.json", "certify-*.json", "*.json.chunks", "*.json.parts")
+_MEASURED = ("eval-*.json", "union-*.json", "certify-*.json", "eval-*.json.chunks", "union-*.json.parts")
 
 
 @dataclass(frozen=True)

@@ -237,8 +237,9 @@ METHOD = """
     @dataclass(frozen=True, kw_only=True)
     class Best{base}:
         eps: float = 0.1
+        step_size: float | None = None
 
-        def loss(self, model, x, y, *, generator=None):
+        def {method}(self, model, x, y, *, generator=None):
             return model(x).square().mean()
 """
 
@@ -248,21 +249,26 @@ def trained_by_best(monkeypatch, tmp_path, **parts):
     write(tmp_path / "rival_parts.py", dedent(METHOD.format(**parts)))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "rival_parts", raising=False)
-    few = ["epochs=1", "validation.count=1300", "objective={name: best, eps: 0.2}"]
+    few = ["epochs=1", "eps_ramp=0.5", "validation.count=1300", "objective={name: best, eps: 0.2}"]
     return atent("train", "digits-linf-sgd", *(part for one in few for part in ("--set", one)), "--out", tmp_path / "r")
 
 
 def test_a_method_of_one_term_needs_a_loss_alone(monkeypatch, tmp_path):
     imported = "from atent_ext.objectives import SingleTerm"
-    done = trained_by_best(monkeypatch, tmp_path, imported=imported, base="(SingleTerm)")
+    done = trained_by_best(monkeypatch, tmp_path, imported=imported, base="(SingleTerm)", method="loss")
     assert done.returncode == 0, done.stderr
     (line,) = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["loss"] > 0
 
 
-def test_a_method_that_cannot_be_called_is_refused_before_anything_is_written(monkeypatch, tmp_path):
-    done = trained_by_best(monkeypatch, tmp_path, imported="", base="")
-    refused(done, "objective 'best' has no __call__ and no scaled and no terms", "SingleTerm")
+@pytest.mark.parametrize(
+    ("base", "method", "lacking"),
+    [("", "loss", "no __call__ and no scaled and no terms"), ("(SingleTerm)", "value", "no loss")],
+)
+def test_a_method_that_cannot_train_is_refused_before_anything_is_written(monkeypatch, tmp_path, base, method, lacking):
+    imported = "from atent_ext.objectives import SingleTerm"
+    done = trained_by_best(monkeypatch, tmp_path, imported=imported, base=base, method=method)
+    refused(done, f"objective 'best' has {lacking}; ", "SingleTerm")
     assert not (tmp_path / "r").exists()
 
 

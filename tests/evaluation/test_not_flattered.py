@@ -101,6 +101,16 @@ def test_the_corners_of_the_ball_count_in_wide_boxes(width):
     assert not bool(allowed(LINF, 0.0999 * width, x, corners, (0.0, width)).any())
 
 
+def test_coarse_values_are_no_licence_for_fine_ones():
+    box = (torch.zeros(2), torch.tensor([1.0, 65535.0]))
+    x = torch.tensor([[0.5, 60000.0], [0.5, 0.5]])
+    near, far = x + torch.tensor([0.0005, 0.0]), x + torch.tensor([0.03, 0.0])
+    assert allowed(LINF, 0.001, x, near, box).tolist() == [True, True]
+    assert allowed(LINF, 0.001, x, far, box).tolist() == [False, False]
+    outside = torch.tensor([[1.02, 60000.0]])
+    assert not bool(allowed(LINF, 1.0, x[:1], outside, box))
+
+
 # ---- a network that works in place
 
 
@@ -114,7 +124,7 @@ class Halving(nn.Module):
         return self.network(x * 2)
 
 
-@pytest.mark.parametrize("protocol", ["clean", "quick", "autoattack", own({"attack": "square", "queries": 30})])
+@pytest.mark.parametrize("protocol", ["clean", "quick", "fast", "autoattack", own({"attack": "square", "queries": 30})])
 def test_a_network_that_changes_its_input_is_scored_as_its_twin_and_the_images_stay(protocol):
     centres, x, y = prototypes(4)
     mine = x.clone()
@@ -144,13 +154,30 @@ def test_a_report_of_a_network_with_other_settings_is_not_returned(tmp_path):
     assert atent_ext.evaluate(Scaled(nearest(centres), 1.0, nn.Identity()), x, y, **how) == first
     hooked = Scaled(nearest(centres), 1.0, nn.Identity())
     hooked.register_forward_hook(lambda module, inputs, output: -output)
-    loose = Scaled(nearest(centres), 1.0, nn.Identity())
-    loose.table = torch.ones(2)
+    loose, listed = Scaled(nearest(centres), 1.0, nn.Identity()), Scaled(nearest(centres), 1.0, nn.Identity())
+    loose.table, listed.parts = torch.ones(2), {"a": [np.ones(2), torch.eye(2).to_sparse()]}
+    named, private = Scaled(nearest(centres), 1.0, nn.Identity()), Scaled(nearest(centres), 1.0, nn.Identity())
+    named.activation, private._strength = lambda x: -x, 2.0
     others = [Scaled(nearest(centres), -1.0, nn.Identity()), Scaled(nearest(centres), 1.0, nn.Softmin(1))]
-    for other in (*others, hooked, loose):
+    for other in (*others, hooked, loose, listed, named, private):
         with pytest.raises(BadInput) as error:
             atent_ext.evaluate(other, x, y, **how)
         assert (error.value.code, error.value.field) == ("other-content", "model")
+
+
+class Counting(Scaled):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_a_network_that_counts_its_calls_is_still_the_same(tmp_path):
+    centres, x, y = prototypes(4)
+    network = Counting(nearest(centres), 1.0, nn.Identity())
+    how = {"norm": "Linf", "eps": 0.1, "protocol": "clean", "out": tmp_path / "r.json"}
+    assert atent_ext.evaluate(network, x, y, **how) == atent_ext.evaluate(network, x, y, **how)
 
 
 # ---- draws of Python and NumPy
@@ -253,6 +280,18 @@ def changed_network(how):
     else:
         network[1].register_forward_hook(lambda module, inputs, output: -output)
     return network
+
+
+@pytest.mark.parametrize("way", ["compile", "module"])
+def test_bounds_see_through_compilation(way):
+    centres, x, y = prototypes(4, noise=0.05)
+    network = nearest(centres)
+    proven = certified_linf(network, x, y, 0.05)
+    assert int(proven.sum()) > 0
+    if way == "module":
+        network.compile(backend="eager")
+    compiled = torch.compile(network, backend="eager") if way == "compile" else network
+    assert torch.equal(certified_linf(compiled, x, y, 0.05), proven)
 
 
 @pytest.mark.parametrize("how", ["forward hook", "hook before a layer", "forward", "hook of a layer"])
