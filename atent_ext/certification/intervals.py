@@ -132,8 +132,11 @@ def certified_linf(
     """Which examples are certified: predicted correctly in the whole ℓ∞ ball of radius eps inside the box, (N,) bool.
 
     True means that all upper bounds of logit_k - logit_y, k != y, are negative. False does not mean that an adversary
-    exists. x (N, ...), y (N,). Raises BadInput as `worst_margins`.
+    exists. x (N, ...), y (N,). Raises BadInput as `worst_margins`, and for a network with hooks or a `forward` set on a
+    module: the bounds are those of its layers.
     """
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        _check_untouched(module)
     validate.labels(y, len(x))
     validate.steps("batch_size", batch_size)
     with torch.no_grad():
@@ -166,7 +169,6 @@ def _children(module: nn.Module) -> list[nn.Module]:
 
 def _leaves(module: nn.Module) -> Iterator[nn.Module]:
     children = _children(module)
-    _check_untouched(module)
     if type(module) in _RULES:
         yield module
     elif children or isinstance(module, nn.Sequential):
