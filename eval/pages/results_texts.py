@@ -35,7 +35,5 @@ Short trainings on few images, at the scale that a CPU allows. A tie is a differ
 few images only large differences are. [Each table](log/papers.md) has the paper's numbers beside ours.
 """
 README = """Accuracies are in % under AutoAttack; "alone" counts images that ATENT alone and PGD-AT alone gets
-right; p is McNemar's. Rows are single trainings of published models, and share some; the other comparisons are between
-models of a search or of an ablation. CIFAR-10 is JPEG copies and a short training, far from converged. [All
-results](docs/results.md), with their limits; [every comparison](docs/log/comparisons.md).
+right; p is McNemar's. One training each; CIFAR-10 is JPEG copies. [All results](docs/results.md), with their limits.
 """

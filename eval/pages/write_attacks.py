@@ -43,9 +43,9 @@ counted by hooks; the budget bounds the passes of one image. Backward passes per
 measured, are those of the largest budget. `n` is the number of images; a dash was not measured. "ATENT as printed" is
 `.paper()`; "PGD x R" and "split" divide the budget between R restarts and their steps.
 
-Six networks hide their gradients on purpose. A robust network for digits gets inputs rounded to 16 levels ("rounding"),
-a detached input ("detach"), noise of deviation 0.05 ("noise") or dropout of 0.1 ("dropout"); or it answers with 100,000
-times its logits ("scaled logits"), or with a softmax of 100 times them ("saturated softmax").
+Some networks hide their gradients on purpose (`MASKS` in `eval/benchmarks/attacks.py`). A robust network for digits
+gets inputs rounded to a few levels ("rounding"), a detached input ("detach"), noise or dropout; or it answers with
+large multiples of its logits ("scaled logits"), or with a softmax of such multiples ("saturated softmax").
 """
 
 BROKEN = """## Beside AutoAttack
