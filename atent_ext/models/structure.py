@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atent_ext.data.splits import digest
-
 _PLAIN = (bool, int, float, str, type(None))
 _OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
@@ -76,7 +74,8 @@ def _bytes(value: Tensor) -> str:
     plain = value.detach()
     if plain.is_meta or plain.layout is not torch.strided or plain.is_quantized:
         return ""
-    return digest(torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain)
+    real = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
+    return hashlib.sha256(real.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _name(thing: object) -> str:
