@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,17 @@ import state_guard
 import warm
 
 state_guard.watch_package()  # before the test modules import names from it
+
+
+_traces = []
+
+
+def pytest_runtest_setup():
+    """Coverage goes on where a package, such as AutoAttack by itself, has switched the trace function off."""
+    if not _traces:
+        _traces.append(sys.gettrace())
+    if sys.gettrace() is not _traces[0]:
+        sys.settrace(_traces[0])
 
 
 def pytest_collection_finish():
